@@ -1,0 +1,38 @@
+"""Owns the exceptions that cross a module's border; expected outcomes are enums, not exceptions.
+
+Its rule: every message says what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Any error this product raises on purpose."""
+
+
+class ConfigError(GatewayError):
+    """The configuration can't be used; the text names file, line, key and the nearest valid name."""
+
+
+class StoreError(GatewayError):
+    """The store can't be opened, read or trusted; the text names the path."""
+
+
+class StoreFullError(StoreError):
+    """A commit was rolled back for want of space; the store is unharmed and the commit may be tried again."""
+
+
+class StoreFailedError(StoreError):
+    """A write or fsync failed: nothing may be appended to this file again (ruling 2)."""
+
+
+class UnknownQueueError(GatewayError):
+    """No queue of that name."""
+
+
+class QueueMismatchError(GatewayError):
+    """A queue exists with another policy; the text names the one that differs."""
+
+
+class ListenError(GatewayError):
+    """A listener can't have its address; the text names transport, address and cause."""

@@ -1,0 +1,81 @@
+"""Owns Message, the one immutable value that every transport makes and every queue keeps.
+
+Its rule: a message says what its sender said, and never what a binding, a queue or a consumer added;
+that is `Options` (a binding's) and `Delivery` (a consumer's).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+TOPIC_EXCHANGE = "amq.topic"
+"""The shared topic space: MQTT, routes, HTTP and the AMQP exchange of that name."""
+DEFAULT_EXCHANGE = ""
+"""Reaches one queue by its name: `$queue/NAME` in MQTT, the default exchange in AMQP."""
+QUEUE_PREFIX = "$queue/"
+MAX_TOPIC_BYTES = 65_535
+
+
+class Properties(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """The union of what MQTT 5 and AMQP 0-9-1 can say about a message; None means "not said".
+
+    `headers` keeps order and repeats. A header's value is what msgpack can hold: str, bytes, int, float, bool,
+    None, and lists and dicts of them; AMQP's field types beyond these are the AMQP transport's to wrap.
+    `reply_to` is a topic name in MQTT form, `$queue/NAME` for a queue. `timestamp` is in seconds since 1970.
+    """
+
+    headers: tuple[tuple[str, Any], ...] = ()
+    content_type: str | None = None
+    correlation_id: bytes | None = None
+    reply_to: str | None = None
+    payload_format: int | None = None
+    content_encoding: str | None = None
+    priority: int | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
+
+
+NO_PROPERTIES = Properties()
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message as its sender made it.
+
+    topic: in MQTT form, whichever way it came; for the default exchange, the queue's name alone.
+    exchange: the exchange it was sent to; `amq.topic` is the shared topic space.
+    qos: 0, 1 or 2 as sent; AMQP's delivery_mode 2 is QoS 1, any other is QoS 0.
+    ttl: seconds from accept until the message expires, None for never; 0 expires unless delivered at once.
+    delay: seconds from accept until it may be delivered, bounded by the queue's `max_delay`.
+    source: name of the transport that accepted it; client_id: the sender's id there ("" if it has none).
+    """
+
+    topic: str
+    body: bytes
+    exchange: str = TOPIC_EXCHANGE
+    qos: int = 1
+    retain: bool = False
+    properties: Properties = NO_PROPERTIES
+    ttl: float | None = None
+    delay: float = 0.0
+    source: str = ""
+    client_id: str = ""
+
+    def header(self, name: str) -> Any:
+        """The first header of that name, or None."""
+        for key, value in self.properties.headers:
+            if key == name:
+                return value
+        return None
+
+
+def to_topic(topic: str, body: bytes, **fields: Any) -> Message:
+    """A message to `topic` as MQTT and HTTP name it: `$queue/NAME` goes to that queue alone (ruling 7)."""
+    if topic.startswith(QUEUE_PREFIX):
+        return Message(topic[len(QUEUE_PREFIX) :], body, DEFAULT_EXCHANGE, **fields)
+    return Message(topic, body, **fields)

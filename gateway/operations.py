@@ -1,0 +1,153 @@
+"""Owns what an operator can see and do: the views and the contract that admin API and CLI stand on.
+
+Its rule: looking changes nothing; doing goes through the same commits as everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from gateway.message import Message
+from gateway.transport import Death
+
+
+class QueueStats(msgspec.Struct, frozen=True):
+    """One queue now. oldest_age_seconds: of the oldest message that is still there; 0 when empty. Counters count
+    from the daemon's start."""
+
+    name: str
+    owner: str
+    durable: bool
+    depth: int
+    octets: int
+    in_flight: int
+    consumers: int
+    groups: int
+    parked_groups: int
+    oldest_age_seconds: float
+    accepted: int
+    duplicates: int
+    refused: int
+    delivered: int
+    settled: int
+    retried: int
+    returned: int
+    dead_lettered: int
+    expired: int
+    dropped: int
+    stale_settlements: int
+    removed: bool = False
+    """No longer in the configuration; kept until it is empty or deleted (ruling 24)."""
+
+
+class GroupView(msgspec.Struct, frozen=True):
+    """One group of a queue. state: `ready`, `in-flight`, `waiting` (for its retry, until `until`) or `parked`."""
+
+    queue: str
+    group: str
+    state: Literal["ready", "in-flight", "waiting", "parked"]
+    depth: int
+    in_flight: int
+    head_age_seconds: float
+    attempts: int
+    error: str = ""
+    until: float | None = None
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """One message in a queue. id: its place in the daemon's order, unique; accepted, expires: seconds since 1970."""
+
+    id: int
+    queue: str
+    message: Message
+    accepted: float
+    attempts: int
+    in_flight: bool
+    group: str | None = None
+    expires: float | None = None
+    deaths: tuple[Death, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One line of an explanation: a queue that would get the message, by which bindings, and what it would get."""
+
+    queue: str
+    bindings: tuple[str, ...]
+    group: str | None = None
+    dedup_key: str | None = None
+    invalid: str | None = None
+    """Why a template has no value; the message goes to the queue's dead letters as `invalid`."""
+    target: str | None = None
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which dead letters: all that meet every condition that is set. queue: which died there last.
+    topic: a filter in MQTT form."""
+
+    ids: tuple[int, ...] | None = None
+    queue: str | None = None
+    reason: str | None = None
+    topic: str | None = None
+    before: float | None = None
+    limit: int | None = None
+
+
+class RedriveProgress(msgspec.Struct, frozen=True):
+    """total: how many were selected. skipped: in flight. error: why it stopped early, "" if it did not."""
+
+    total: int
+    moved: int
+    skipped: int = 0
+    error: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """ready only if nothing stands in `reasons` (replaying, draining, store failed: ...)."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Operations(Protocol):
+    """All that the admin API may do. On the event loop's thread."""
+
+    def readiness(self) -> Readiness: ...
+
+    def stats(self) -> Sequence[QueueStats]:
+        """All queues, by name."""
+        ...
+
+    def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
+        """Raises UnknownQueueError."""
+        ...
+
+    async def release(self, queue: str, group: str, dead: bool = False) -> bool:
+        """Lets a parked group go on, attempts reset; `dead` dead-letters its head first. False if it is not
+        parked. Raises UnknownQueueError."""
+        ...
+
+    async def browse(self, queue: str, limit: int = 100, after: int = 0) -> Sequence[StoredMessage]:
+        """The oldest with an id above `after`, without touching them. Raises UnknownQueueError."""
+        ...
+
+    def redrive(
+        self, queue: str, selection: Selection, to: str | None = None, rate: float | None = None, dry_run: bool = False
+    ) -> AsyncIterator[RedriveProgress]:
+        """Moves dead letters out of `queue` back to the queue each died in (or `to`), in order of their ids, at most
+        `rate` messages a second; yields at least once, lastly the end. Raises UnknownQueueError."""
+        ...
+
+    async def purge_queue(self, name: str) -> int:
+        """Removes what waits; returns how many. Raises UnknownQueueError."""
+        ...
+
+    async def delete_queue(self, name: str) -> int:
+        """Deletes a queue that the configuration does not name. Raises UnknownQueueError, GatewayError if it does."""
+        ...
+
+    def explain(self, message: Message) -> Sequence[Step]:
+        """Empty if no binding matches (UNROUTED)."""
+        ...

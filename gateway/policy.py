@@ -1,0 +1,144 @@
+"""Owns QueuePolicy: what a queue promises, in the shape that users write in YAML; every default stands here.
+
+Its rule: a policy is data; what it does is the queue's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3, "k": 1024, "m": 1024**2, "g": 1024**3}
+# These run on the config alone, never on what a client sent.
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+class Seconds(float):
+    """A duration: a number of seconds, or text such as `500ms`, `30s`, `5m`, `1h30m`, `7d`. Never negative."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Seconds:
+        """Raises ValueError that says what a duration looks like."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        if isinstance(value, str):
+            text = value.strip()
+            parts = _DURATION.findall(text)
+            if parts and "".join(number + unit for number, unit in parts) == text:
+                return cls(sum(float(number) * _UNITS[unit] for number, unit in parts))
+        raise ValueError(f"{value!r} is no duration; write for example 500ms, 30s, 5m or 1h30m")
+
+
+class SecondsRange(tuple[float, float]):
+    """From..to, both durations: `1s..1m`; one duration alone stands for both ends."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: Any) -> SecondsRange:
+        """Raises ValueError that says what a range looks like."""
+        first, dots, last = value.partition("..") if isinstance(value, str) else (value, "", "")
+        low = Seconds.parse(first)
+        high = Seconds.parse(last) if dots else low
+        if low > high:
+            raise ValueError(f"{value!r} runs backwards; write the shorter duration first, as in 1s..1m")
+        return cls((low, high))
+
+
+class Octets(int):
+    """A size in bytes: a number, or text such as `64KB`, `10MB`, `2GB` (powers of 1024). Never negative."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Octets:
+        """Raises ValueError that says what a size looks like."""
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+            unit = _SIZES.get(found[2].lower())
+            if unit is not None:
+                return cls(float(found[1]) * unit)
+        raise ValueError(f"{value!r} is no size; write for example 65536, 64KB, 10MB or 2GB")
+
+
+def decode_custom(kind: type, value: Any) -> Any:
+    """msgspec's `dec_hook` for the types above."""
+    parse = getattr(kind, "parse", None)
+    if parse is None:
+        raise NotImplementedError(f"no way to decode {kind}")
+    return parse(value)
+
+
+def encode_custom(value: Any) -> Any:
+    """msgspec's `enc_hook` for the types above."""
+    if isinstance(value, SecondsRange):
+        return f"{value[0]}s..{value[1]}s"
+    if isinstance(value, Seconds):
+        return float(value)
+    if isinstance(value, Octets):
+        return int(value)
+    raise NotImplementedError(f"no way to encode {type(value)}")
+
+
+class DedupPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A second message with `key` in `window` (from the first one) is answered with success and not stored.
+
+    key: a template, or `sha256` for the hash of the body. scope: in the whole queue, or in the message's group.
+    """
+
+    key: str
+    window: Seconds = Seconds(300)
+    scope: Literal["queue", "group"] = "queue"
+
+
+class ExchangeTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an AMQP client's queue sends its dead letters (`x-dead-letter-exchange`, `-routing-key`).
+
+    topic is in MQTT form; None keeps the message's own.
+    """
+
+    exchange: str
+    topic: str | None = None
+
+
+class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one queue promises (design section 4).
+
+    durable: every message is journaled whatever its QoS; False keeps them in memory only.
+    group: a template; messages of one value are delivered strictly in commit order. None: competing consumers.
+    group_in_flight: how many of a group may be in flight, all to one consumer (1..1000).
+    ack_timeout: seconds from delivery until an unsettled message goes back and counts an attempt; None: never.
+    max_deliveries: attempts after which `on_exhausted` decides; None: no limit.
+    retry_delay: doubles from the first to the second value with each attempt, with jitter; None: at once.
+    dead_letter: queue that gets what can't be delivered, an exchange for AMQP queues, or `none` to discard.
+    ttl, delay, max_delay: seconds. max_messages, max_bytes: None for no limit.
+    overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight.
+    expires: seconds without a consumer after which the queue is deleted with what it holds; None: never.
+    """
+
+    durable: bool = True
+    group: str | None = None
+    group_in_flight: int = 1
+    dedup: DedupPolicy | None = None
+    ack_timeout: Seconds | None = None
+    max_deliveries: int | None = 10
+    retry_delay: SecondsRange | None = None
+    on_exhausted: Literal["skip", "park", "block"] = "skip"
+    dead_letter: str | ExchangeTarget = "dead-letters"
+    ttl: Seconds | None = None
+    delay: Seconds = Seconds(0)
+    max_delay: Seconds = Seconds(7 * 86400)
+    max_messages: int | None = None
+    max_bytes: Octets | None = None
+    overflow: Literal["refuse", "drop-oldest", "dead-letter"] = "refuse"
+    expires: Seconds | None = None
+
+
+DISCARD = "none"
+"""`dead_letter: none`: what can't be delivered is discarded and counted."""
+DEAD_LETTERS = "dead-letters"
+"""The built-in durable queue of dead letters."""
+DEAD_LETTER_POLICY = QueuePolicy(max_deliveries=None, dead_letter=DISCARD)

@@ -1,0 +1,85 @@
+"""Owns the Journal contract: one ordered log, message bodies apart from it, and a map of small states.
+
+Its rule: a commit is whole or it never was, and once `commit` has returned it survives a power cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+
+class StateChange(NamedTuple):
+    """A small value of a transport or of the core that must survive: last write wins, None removes it."""
+
+    owner: str
+    key: str
+    value: bytes | None
+
+
+class Commit(msgspec.Struct):
+    """What one commit makes durable, all or nothing.
+
+    record: appended to the log; opaque to the journal; b"" appends nothing.
+    bodies: rows of message bodies, (row id, data); ids are given by the caller, are positive and only grow.
+    dropped: body rows to remove. Rows that do not exist are ignored.
+    state: applied in order.
+    trim: removes the log records that precede this one by position, i.e. all with an id < `trim`; None keeps all.
+    """
+
+    record: bytes = b""
+    bodies: list[tuple[int, bytes]] = []
+    dropped: list[int] = []
+    state: list[StateChange] = []
+    trim: int | None = None
+
+
+class Journal(Protocol):
+    """A store. All calls block; `commit`, `rebuild` and `close` come from one writer thread, `read` from one
+    reader thread at the same time, the others before the first commit from either."""
+
+    durable: bool
+    """True if what was committed survives the process."""
+
+    def open(self) -> None:
+        """Open or make the store and check it. Raises StoreError with the path and what to do (a second process
+        that holds it, not writable, damaged, made by a newer version)."""
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """All log records with their ids, in the order of their commits."""
+
+    def states(self) -> Iterator[StateChange]:
+        """The present state, no None among the values."""
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """(id, size in bytes) of every body row, ascending, without reading the bodies."""
+
+    def commit(self, commit: Commit) -> int:
+        """Make it durable. Returns the id of its log record (ids grow; 0 if `record` was empty).
+
+        Raises StoreFullError when there was no room: rolled back, may be tried again, and StoreFailedError when
+        the file can't be trusted any more: every later commit raises it too, until `rebuild`."""
+        ...
+
+    def read(self, rows: Sequence[int]) -> dict[int, bytes]:
+        """The bodies of these rows; a row that does not exist is absent. Raises StoreError on an I/O error."""
+        ...
+
+    def rebuild(self, records: Iterable[bytes], rows: Iterable[int], state: Iterable[StateChange]) -> int:
+        """After StoreFailedError: write a new file with these log records and states and with these rows read
+        from the old file, fsync it and its directory, rename it over the old one and go on with it. Returns the
+        id of the last record. Raises StoreError and leaves the old file if that can't be done."""
+        ...
+
+    def room(self) -> int:
+        """Bytes that may still be written before the file system is full (a large number if unknown)."""
+        ...
+
+    def size(self) -> int:
+        """Bytes that the store takes on disk now, write-ahead log included."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release the store; a second call does nothing."""

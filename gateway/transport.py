@@ -1,0 +1,327 @@
+"""Owns the contract between the core and all transports (design section 3).
+
+Its rule: an answer to a sender can only be made from an Outcome, and an Outcome exists only after the commit.
+"""
+
+from __future__ import annotations
+
+import enum
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from gateway.flow import Credit, Pressure
+from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message, Properties
+from gateway.metrics import TransportCounters
+from gateway.policy import QueuePolicy
+from gateway.storage.journal import StateChange
+
+__all__ = [
+    "NO_PROPERTIES",
+    "Binding",
+    "Consumer",
+    "Credit",
+    "Death",
+    "Delivery",
+    "Gateway",
+    "HeadersMatch",
+    "Message",
+    "Options",
+    "Outcome",
+    "Pressure",
+    "Properties",
+    "QueuePolicy",
+    "QueueView",
+    "Sink",
+    "StateChange",
+    "Subscription",
+    "Transport",
+    "TransportCounters",
+    "User",
+    "Verdict",
+]
+
+
+class Outcome(enum.Enum):
+    """What became of an accepted message."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    UNROUTED = "unrouted"
+    REFUSED = "refused"
+
+
+class Verdict(enum.Enum):
+    """What a consumer decided. RETURNED gives back unused and counts no attempt."""
+
+    DONE = "done"
+    RETRY = "retry"
+    DEAD = "dead"
+    RETURNED = "returned"
+
+
+class Options(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What bindings add to a message in one queue (ruling 8); merged where several bindings of a queue match.
+
+    qos: the highest QoS granted. subscription_ids: of all matching MQTT subscriptions, ascending.
+    retain_as_published: the retain flag goes out as it came in. target: an outbox's rendered target.
+    """
+
+    qos: int = 2
+    subscription_ids: tuple[int, ...] = ()
+    retain_as_published: bool = False
+    target: str | None = None
+
+
+class HeadersMatch(msgspec.Struct, frozen=True):
+    """What a binding of a headers exchange asks of a message's headers: all of them or any (AMQP 3.1.3.4).
+
+    A value of None asks only that the header is there. Without headers, `all` matches everything, `any` nothing.
+    """
+
+    headers: tuple[tuple[str, Any], ...]
+    any: bool = False
+
+    def matches(self, message: Message) -> bool:
+        have = dict(message.properties.headers)
+        hits = (name in have and (value is None or have[name] == value) for name, value in self.headers)
+        return any(hits) if self.any else all(hits)
+
+
+class Binding(msgspec.Struct, frozen=True, kw_only=True):
+    """Leads from a filter of one exchange to a queue.
+
+    filter: in MQTT form (`+`, `#`); with `literal`, wildcards in it are plain text (a direct exchange).
+    match: asked of each message besides. source: only messages that this transport accepted.
+    not_from: not those of this client id (MQTT no local).
+    owner: who may take it away: `config`, or a transport's own name for the thing that made it.
+    Two bindings with equal (owner, queue, exchange, filter, match) are one: the later replaces the earlier.
+    """
+
+    queue: str
+    filter: str
+    exchange: str = TOPIC_EXCHANGE
+    literal: bool = False
+    match: HeadersMatch | None = None
+    source: str | None = None
+    not_from: str | None = None
+    owner: str = ""
+    options: Options = Options()
+
+
+class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One time that a queue gave a message up. Times are wall-clock seconds since 1970.
+
+    reason: rejected, exhausted, expired, overflow, unroutable or invalid. first: accepted by that queue.
+    """
+
+    queue: str
+    reason: str
+    attempts: int
+    error: str
+    first: float
+    last: float
+
+
+class Delivery:
+    """A message on its way to one consumer. `id` is new for each delivery, grows, and is never 0;
+    with id 0 (QoS 0 to a live subscriber) there is nothing to settle.
+
+    attempts: failed deliveries before this one. redelivered: it was delivered before.
+    deaths: why earlier queues gave it up, the latest first. remaining: seconds until it expires, or None.
+    """
+
+    __slots__ = ("attempts", "deaths", "expires", "id", "message", "options", "queue", "redelivered", "slot")
+
+    def __init__(
+        self,
+        id: int,
+        message: Message,
+        queue: str,
+        options: Options,
+        slot: int = 0,
+        attempts: int = 0,
+        redelivered: bool = False,
+        deaths: tuple[Death, ...] = (),
+        expires: float | None = None,
+    ) -> None:
+        self.id = id
+        self.message = message
+        self.queue = queue
+        self.options = options
+        self.slot = slot
+        self.attempts = attempts
+        self.redelivered = redelivered
+        self.deaths = deaths
+        self.expires = expires
+
+
+class Consumer(Protocol):
+    """Takes deliveries as its credit allows."""
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        """Never blocks, never gets more than the credit, must not raise and must not call back into the
+        gateway except `settle`, `grant` and `accept` (they are safe from here)."""
+
+    def closed(self, reason: str) -> None:
+        """The queue was deleted; the subscription is detached already and nothing more will come."""
+
+
+class Subscription(Protocol):
+    """One consumer's tie to one queue. Without any credit granted nothing is delivered (QoS 0 excepted)."""
+
+    queue: str
+
+    def grant(self, messages: int = 0, octets: int = 0) -> None:
+        """Adds to this subscription's own credit. It starts with 0 messages and unlimited octets."""
+
+    def revoke(self) -> int:
+        """Takes back all unused message credit of this subscription; returns how much it was."""
+        ...
+
+    def settle(self, ids: Iterable[int], verdict: Verdict, error: str = "") -> int:
+        """Decides these deliveries; takes effect in memory at once. Credit is not given back by it: `grant` it.
+        Ids this subscription does not hold (any more) are ignored and counted; returns how many it did hold.
+        `error` is kept for a dead letter's history (at most 1 KiB of it)."""
+        ...
+
+    def cancel(self) -> None:
+        """No more deliveries; what is in flight may still be settled (basic.cancel, UNSUBSCRIBE, drain)."""
+
+    def detach(self, lost: bool = False) -> None:
+        """The consumer is gone: what is unsettled goes back to its old place. `lost` counts one attempt for the
+        oldest unsettled delivery of it (ruling 14: a connection that broke); the rest are RETURNED."""
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries it holds."""
+        ...
+
+
+class QueueView(Protocol):
+    """What a transport may know of a queue."""
+
+    name: str
+    policy: QueuePolicy
+    owner: str
+    """`config` for a YAML queue, `core` for a built-in one, otherwise the name given at `declare`."""
+
+    @property
+    def depth(self) -> int:
+        """Messages that wait for delivery (committed, not in flight)."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def consumers(self) -> int: ...
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who a client has shown to be; name is "" for an anonymous one."""
+
+    name: str
+
+
+class Gateway(Protocol):
+    """All that a transport may do. Everything here is called on the event loop's thread."""
+
+    pressure: Pressure
+    drain_timeout: float
+    """Seconds that a transport has to drain once its `run` is cancelled."""
+    anonymous: bool
+    """No users are configured: every client is let in."""
+
+    def now(self) -> float:
+        """The one time of the daemon in seconds since 1970; never runs backwards (ruling 6)."""
+        ...
+
+    def accept(self, batch: Sequence[Message], changes: Sequence[StateChange] = ()) -> Future[Sequence[Outcome]]:
+        """Decides at once, in the order of calls; the Future resolves, in that same order over all callers, after
+        the commit, with an Outcome for each message. It never raises for what a message says. `changes` are in
+        the same commit; if all of the batch is REFUSED they are not made."""
+        ...
+
+    def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
+        """Makes state durable. Resolves after everything that was accepted, declared, bound or settled before it,
+        with False if the store refused; an empty `put` is a barrier and works for volatile things too."""
+        ...
+
+    def state(self, owner: str) -> dict[str, bytes]:
+        """What that owner has put, as committed before the start plus all that was put since."""
+        ...
+
+    def declare(self, name: str, policy: QueuePolicy, owner: str) -> QueueView:
+        """Makes the queue unless it exists (then its policy is left as it is). A durable queue's definition is
+        journaled with the next commit: answer the client after `put()`. Raises GatewayError for a bad policy."""
+        ...
+
+    def delete(self, name: str) -> int:
+        """Deletes the queue, its bindings and messages; its consumers are `closed`. Returns how many messages
+        waited or were in flight. Raises UnknownQueueError."""
+        ...
+
+    def purge(self, name: str) -> int:
+        """Removes what waits (not what is in flight); returns how many. Raises UnknownQueueError."""
+        ...
+
+    def queue(self, name: str) -> QueueView | None: ...
+
+    def queues(self) -> Iterable[QueueView]: ...
+
+    def bind(self, binding: Binding) -> None:
+        """From now on. Journaled (with the next commit) if its queue is durable. Raises UnknownQueueError, and
+        ValueError for a filter the tree can't hold."""
+
+    def unbind(self, binding: Binding) -> bool:
+        """False if there was none."""
+        ...
+
+    def bindings(self, queue: str) -> Sequence[Binding]:
+        """All bindings of that queue."""
+        ...
+
+    def attach(self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False) -> Subscription:
+        """`pools` are shared credit: a delivery takes from the subscription's own and from each of these.
+        live: besides, entries of QoS 0 go straight to `deliver`, with id 0 and without credit, and entries of
+        QoS 0 are never queued there (an MQTT session's queue). Raises UnknownQueueError."""
+        ...
+
+    def retained(self, filter: str) -> Sequence[Message]:
+        """Retained messages that match, in the order in which they were set; read after `put()` resolved."""
+        ...
+
+    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
+        """None if refused. Takes its time in a thread; never raises for what a client sent."""
+        ...
+
+    def counters(self, transport: str) -> TransportCounters: ...
+
+    def started(self, transport: str, addresses: Sequence[str]) -> None:
+        """Called once by `run` when it takes clients: `mqtt://127.0.0.1:1883`."""
+
+
+class Transport(Protocol):
+    """A way in or out. Found by the entry point group `gateway.transports`; the entry point names the class,
+    which is made with (name, settings), the settings decoded from the YAML into `Settings`."""
+
+    Settings: ClassVar[type[msgspec.Struct]]
+    """Has at least `type: str`; `listen: str`, if it has one, is held to the rule for access (users)."""
+
+    async def run(self, gateway: Gateway) -> None:
+        """Until cancelled; cancelling = drain within `gateway.drain_timeout`, then return. Raises ListenError
+        before `started` if its address can't be had: the daemon's start fails. Any other exception is reported
+        by name, and `run` is called again with backoff."""
+
+
+class Sink(Protocol):
+    """All that most outgoing plugins need to write; `gateway.sink.drive` does the rest."""
+
+    async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict]:
+        """One verdict for each delivery, in order. Raising = RETRY all."""
+        ...
+
+
+Resume = Callable[[], None]

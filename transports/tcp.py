@@ -1,0 +1,142 @@
+"""Owns the socket side of a connection: receive buffer, coalesced writes, flow control.
+
+Its rule: one `data_received` handles every whole packet in the buffer, one turn of the loop makes one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from gateway.transport import Gateway, TransportCounters
+
+HIGH_WATER = 1 << 20
+LOW_WATER = 1 << 18
+
+
+class TcpConnection(asyncio.Protocol):
+    """A connection of a listener. A protocol's class overrides `received`, `lost` and, if it wants,
+    `writable_changed`; it never touches the transport itself."""
+
+    def __init__(self, gateway: Gateway, counters: TransportCounters) -> None:
+        self.gateway = gateway
+        self.counters = counters
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""
+        self.closing = False
+        self.writable = True
+        """False from the moment the write buffer passes HIGH_WATER until it is below LOW_WATER."""
+        self._buffer = bytearray()
+        self._out: list[bytes] = []
+        self._flushing = False
+        self._pauses: set[str] = set()
+
+    # what a protocol overrides
+
+    def received(self, buffer: bytearray) -> int:
+        """Handle every whole packet in `buffer`; returns how many bytes of it are used up. Must not raise."""
+        raise NotImplementedError
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection is gone, whoever ended it. Called once."""
+
+    def writable_changed(self) -> None:
+        """`writable` has changed."""
+
+    # what a protocol uses
+
+    def send(self, data: bytes) -> None:
+        """Queue for the one write of this turn of the loop."""
+        self._out.append(data)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def send_all(self, parts: list[bytes]) -> None:
+        """As `send`, for many parts."""
+        self._out += parts
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def buffered(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        waiting = sum(map(len, self._out))
+        return waiting + (self.transport.get_write_buffer_size() if self.transport else 0)
+
+    def close(self) -> None:
+        """Write what is queued, then close. What arrives afterwards is not handled."""
+        if not self.closing:
+            self.closing = True
+            self._flush()
+            if self.transport:
+                self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is queued."""
+        self.closing = True
+        if self.transport:
+            self.transport.abort()
+
+    def pause(self, reason: str) -> None:
+        """Stop reading until `resume` was called for each reason."""
+        if not self._pauses and self.transport and not self.closing:
+            self.transport.pause_reading()
+        self._pauses.add(reason)
+
+    def resume(self, reason: str) -> None:
+        if reason not in self._pauses:
+            return
+        self._pauses.discard(reason)
+        if not self._pauses and self.transport and not self.closing:
+            self.transport.resume_reading()
+            if self._buffer:
+                self.loop.call_soon(self._handle)
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._pauses)
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        peer: Any = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
+        self.counters.connections += 1
+        self.counters.connections_total += 1
+
+    def data_received(self, data: bytes) -> None:
+        self.counters.octets_in += len(data)
+        self._buffer += data
+        self._handle()
+
+    def _handle(self) -> None:
+        if self.closing or self._pauses or not self._buffer:
+            return
+        used = self.received(self._buffer)
+        if used:
+            del self._buffer[:used]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        self.counters.connections -= 1
+        self._out = []
+        self.lost(exc)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        self.writable_changed()
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.writable_changed()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        parts, self._out = self._out, []
+        if parts and self.transport and not self.transport.is_closing():
+            self.counters.octets_out += sum(map(len, parts))
+            self.transport.writelines(parts)
