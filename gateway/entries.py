@@ -1,0 +1,131 @@
+"""Owns the packed arrays in which a queue keeps its entries, 64 bytes each, and their order of arrival.
+
+Its rule: a slot is one entry from `add` to `remove`; slot 0 is none, and an ident is never used twice.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+_COLUMNS = {
+    "ident": "q",
+    "row": "q",
+    "offset": "I",
+    "length": "I",
+    "expires": "d",
+    "accepted": "d",
+    "group": "I",
+    "extra": "I",
+    "next": "i",
+    "previous": "i",
+    "group_next": "i",
+    "group_previous": "i",
+}
+
+
+class Entries:
+    """ident: place in the daemon's order. row, offset, length: where the body is; row 0: nowhere on disk.
+    expires: 0 for never. group, extra: numbers whose meaning the queue knows. next, previous: by arrival."""
+
+    __slots__ = (*_COLUMNS, "_free", "_top", "count", "first", "last", "octets")
+
+    def __init__(self) -> None:
+        self.ident = array("q", [0])
+        self.row = array("q", [0])
+        self.offset = array("I", [0])
+        self.length = array("I", [0])
+        self.expires = array("d", [0])
+        self.accepted = array("d", [0])
+        self.group = array("I", [0])
+        self.extra = array("I", [0])
+        self.next = array("i", [0])
+        self.previous = array("i", [0])
+        self.group_next = array("i", [0])
+        self.group_previous = array("i", [0])
+        self._free = 0
+        self._top = 1
+        self.first = 0
+        self.last = 0
+        self.count = 0
+        self.octets = 0
+
+    def add(
+        self,
+        ident: int,
+        row: int,
+        offset: int,
+        length: int,
+        expires: float,
+        accepted: float,
+        group: int,
+        extra: int,
+    ) -> int:
+        """Returns the new slot, last by arrival. Idents must grow."""
+        slot = self._free
+        if slot:
+            self._free = self.next[slot]
+        else:
+            slot = self._top
+            if slot == len(self.ident):
+                self._grow(max(64, slot >> 3))
+            self._top = slot + 1
+        self.ident[slot] = ident
+        self.row[slot] = row
+        self.offset[slot] = offset
+        self.length[slot] = length
+        self.expires[slot] = expires
+        self.accepted[slot] = accepted
+        self.group[slot] = group
+        self.extra[slot] = extra
+        last = self.last
+        self.previous[slot] = last
+        self.next[slot] = 0
+        if last:
+            self.next[last] = slot
+        else:
+            self.first = slot
+        self.last = slot
+        self.count += 1
+        self.octets += length
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Frees the slot; its ident becomes 0."""
+        before, after = self.previous[slot], self.next[slot]
+        if before:
+            self.next[before] = after
+        else:
+            self.first = after
+        if after:
+            self.previous[after] = before
+        else:
+            self.last = before
+        self.count -= 1
+        self.octets -= self.length[slot]
+        self.ident[slot] = 0
+        self.next[slot] = self._free
+        self._free = slot
+        if not self.count:
+            self._reset()
+
+    def _grow(self, slots: int) -> None:
+        for name in _COLUMNS:
+            column: array[int] | array[float] = getattr(self, name)
+            column.frombytes(bytes(column.itemsize * slots))
+
+    def _reset(self) -> None:
+        """An empty queue gives its memory back."""
+        self._free, self._top = 0, 1
+        if len(self.ident) > 8192:
+            for name in _COLUMNS:
+                column: array[int] | array[float] = getattr(self, name)
+                del column[64:]
+
+    def slots(self, start: int = 0) -> Iterator[int]:
+        """By arrival, from `start` or the first. The present one may be removed meanwhile, no other."""
+        slot = start or self.first
+        while slot:
+            following = self.next[slot]
+            yield slot
+            slot = following

@@ -1,0 +1,328 @@
+"""Owns which entry of a queue goes out next: competing consumers, or groups (FIFO).
+
+Its rule: the next one is found in O(1), and what goes back goes back to its old place (ruling 18).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+from gateway.entries import Entries
+
+
+class Order(Protocol):
+    """An entry is waiting from `add` or `back`, and in flight from `take`; `leave` ends it either way."""
+
+    def add(self, slot: int, due: float) -> None:
+        """A new entry, the last of all; not before `due` (0: at once)."""
+
+    def peek(self, holder: object, now: float) -> int:
+        """The slot that this consumer may have next, 0 for none. Changes nothing that can be seen."""
+        ...
+
+    def take(self, slot: int, holder: object) -> None:
+        """What `peek` just said is in flight now."""
+
+    def back(self, slot: int, due: float) -> None:
+        """From in flight to its old place; not before `due` (0: at once)."""
+
+    def leave(self, slot: int, flying: bool) -> None:
+        """The entry is about to be removed; `flying`: it was in flight."""
+
+    def forget(self, holder: object) -> None:
+        """This consumer takes nothing more; nothing of it is in flight, or what is may still `leave` or go `back`."""
+
+    def tick(self, now: float) -> bool:
+        """Lets go what is due; True if anything was."""
+        ...
+
+    def next_due(self) -> float:
+        """When `tick` has something to do, or infinity."""
+        ...
+
+
+NEVER = float("inf")
+
+
+class Competing:
+    """No groups: any waiting entry, the oldest first."""
+
+    __slots__ = ("_cursor", "_entries", "_returned", "_timers", "_waiting")
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._cursor = 0
+        """The oldest entry that was not yet passed; whatever went back is older."""
+        self._returned: list[tuple[int, int]] = []
+        self._waiting: dict[int, float] = {}
+        self._timers: list[tuple[float, int]] = []
+
+    def add(self, slot: int, due: float) -> None:
+        if due:
+            self._wait(slot, due)
+        if not self._cursor:
+            self._cursor = slot
+
+    def peek(self, holder: object, now: float) -> int:
+        ident = self._entries.ident
+        returned = self._returned
+        while returned:
+            number, slot = returned[0]
+            if ident[slot] == number:
+                return slot
+            heappop(returned)
+        cursor = self._cursor
+        if self._waiting:
+            while cursor and cursor in self._waiting:
+                cursor = self._entries.next[cursor]
+            self._cursor = cursor
+        return cursor
+
+    def take(self, slot: int, holder: object) -> None:
+        if slot == self._cursor:
+            self._cursor = self._entries.next[slot]
+        else:
+            heappop(self._returned)
+
+    def back(self, slot: int, due: float) -> None:
+        if due:
+            self._wait(slot, due)
+        else:
+            heappush(self._returned, (self._entries.ident[slot], slot))
+
+    def leave(self, slot: int, flying: bool) -> None:
+        if slot == self._cursor:
+            self._cursor = self._entries.next[slot]
+        if self._waiting:
+            self._waiting.pop(slot, None)
+        if len(self._returned) > 64 and len(self._returned) > 2 * self._entries.count:
+            ident = self._entries.ident
+            self._returned = [item for item in self._returned if ident[item[1]] == item[0] and item[1] != slot]
+            heapify(self._returned)
+
+    def forget(self, holder: object) -> None:
+        pass
+
+    def _wait(self, slot: int, due: float) -> None:
+        self._waiting[slot] = due
+        heappush(self._timers, (due, slot))
+
+    def tick(self, now: float) -> bool:
+        woken = False
+        ident = self._entries.ident
+        while self._timers and self._timers[0][0] <= now:
+            due, slot = heappop(self._timers)
+            if self._waiting.get(slot) == due:
+                del self._waiting[slot]
+                woken = True
+                if not self._cursor or ident[slot] < ident[self._cursor]:
+                    heappush(self._returned, (ident[slot], slot))
+        return woken
+
+    def next_due(self) -> float:
+        return self._timers[0][0] if self._timers else NEVER
+
+
+class _Flight:
+    """What of one group is in flight, and with whom. next: the slot that may follow it, 0 for none.
+    draining: something went back, so nothing more goes out until the rest is settled."""
+
+    __slots__ = ("count", "draining", "holder", "next")
+
+    def __init__(self, holder: object) -> None:
+        self.holder = holder
+        self.count = 0
+        self.next = 0
+        self.draining = False
+
+
+class Grouped:
+    """Entries of one group strictly in their order, at most `limit` of it in flight, all with one consumer.
+
+    A group is a ring of slots in the entries' arrays, known by its head alone, whose predecessor is the tail.
+    A token in `ready` is only a hint: `peek` throws away those that no longer hold.
+    """
+
+    __slots__ = (
+        "_due",
+        "_entries",
+        "_flights",
+        "_held",
+        "_ready",
+        "_timers",
+        "blocked",
+        "emptied",
+        "heads",
+        "limit",
+        "parked",
+    )
+
+    def __init__(self, entries: Entries, limit: int) -> None:
+        self._entries = entries
+        self.limit = limit
+        self.heads: dict[int, int] = {}
+        self.blocked: dict[int, float] = {}
+        """Groups that wait for a time: a retry or a delay at their head."""
+        self.parked: set[int] = set()
+        self.emptied: deque[int] = deque()
+        """Groups that ran out of entries; the queue takes them from here and frees their numbers."""
+        self._flights: dict[int, _Flight] = {}
+        self._ready: deque[int] = deque()
+        self._held: dict[object, deque[int]] = {}
+        self._due: dict[int, float] = {}
+        self._timers: list[tuple[float, int]] = []
+
+    def add(self, slot: int, due: float) -> None:
+        entries = self._entries
+        number = entries.group[slot]
+        if due:
+            self._due[slot] = due
+        head = self.heads.get(number)
+        if head is None:
+            self.heads[number] = slot
+            entries.group_next[slot] = entries.group_previous[slot] = slot
+            self._ready.append(number)
+            return
+        tail = entries.group_previous[head]
+        entries.group_next[tail] = slot
+        entries.group_previous[slot] = tail
+        entries.group_next[slot] = head
+        entries.group_previous[head] = slot
+        flight = self._flights.get(number)
+        if flight is not None and not flight.next and not flight.draining:
+            flight.next = slot
+            self._offer(number)
+
+    def peek(self, holder: object, now: float) -> int:
+        held = self._held.get(holder) if self._held else None
+        while held:
+            number = held[0]
+            flight = self._flights.get(number)
+            if flight is not None and flight.holder is holder and self._may_follow(number, flight):
+                if self._due and self._due.get(flight.next, 0) > now:
+                    # A delayed one holds up its group: it is looked at again when the group is free.
+                    held.popleft()
+                    flight.draining = True
+                    continue
+                return flight.next
+            held.popleft()
+        if held is not None:
+            del self._held[holder]
+        ready = self._ready
+        while ready:
+            number = ready[0]
+            slot = self.heads.get(number, 0)
+            if slot and number not in self._flights and number not in self.blocked and number not in self.parked:
+                due = self._due.get(slot, 0) if self._due else 0
+                if due <= now:
+                    return slot
+                self._block(number, due)
+            ready.popleft()
+        return 0
+
+    def take(self, slot: int, holder: object) -> None:
+        entries = self._entries
+        number = entries.group[slot]
+        flight = self._flights.get(number)
+        if flight is None:
+            self._ready.popleft()
+            flight = self._flights[number] = _Flight(holder)
+        else:
+            self._held[holder].popleft()
+        flight.count += 1
+        following = entries.group_next[slot]
+        flight.next = following if following != self.heads[number] else 0
+        if self.limit > 1:
+            self._offer(number)
+
+    def back(self, slot: int, due: float) -> None:
+        number = self._entries.group[slot]
+        if due:
+            self._block(number, due)
+        flight = self._flights[number]
+        flight.count -= 1
+        flight.draining = True
+        if not flight.count:
+            del self._flights[number]
+            self._ready.appendleft(number)
+
+    def leave(self, slot: int, flying: bool) -> None:
+        entries = self._entries
+        number = entries.group[slot]
+        flight = self._flights.get(number)
+        following = entries.group_next[slot]
+        if following == slot:
+            del self.heads[number]
+            self.blocked.pop(number, None)
+            self.parked.discard(number)
+            self.emptied.append(number)
+            following = 0
+        else:
+            before = entries.group_previous[slot]
+            entries.group_next[before] = following
+            entries.group_previous[following] = before
+            if self.heads[number] == slot:
+                self.heads[number] = following
+            elif self.heads[number] == following:
+                following = 0  # it was the tail
+        if self._due:
+            self._due.pop(slot, None)
+        if flight is None:
+            return
+        if flight.next == slot:
+            flight.next = following
+        if flying:
+            flight.count -= 1
+            if not flight.count:
+                del self._flights[number]
+                if number in self.heads:
+                    self._ready.append(number)
+            else:
+                self._offer(number)
+
+    def forget(self, holder: object) -> None:
+        self._held.pop(holder, None)
+
+    def park(self, slot: int) -> None:
+        """Holds the whole group of this waiting entry until `release`."""
+        self.parked.add(self._entries.group[slot])
+
+    def release(self, number: int) -> None:
+        self.parked.discard(number)
+        if number in self.heads:
+            self._ready.appendleft(number)
+
+    def tick(self, now: float) -> bool:
+        woken = False
+        while self._timers and self._timers[0][0] <= now:
+            due, number = heappop(self._timers)
+            if self.blocked.get(number) == due:
+                del self.blocked[number]
+                self._ready.append(number)
+                woken = True
+        return woken
+
+    def next_due(self) -> float:
+        return self._timers[0][0] if self._timers else NEVER
+
+    def is_head(self, slot: int) -> bool:
+        return self.heads.get(self._entries.group[slot]) == slot
+
+    def in_flight(self, number: int) -> int:
+        flight = self._flights.get(number)
+        return flight.count if flight is not None else 0
+
+    def _block(self, number: int, due: float) -> None:
+        if self.blocked.get(number, 0.0) < due:
+            self.blocked[number] = due
+            heappush(self._timers, (due, number))
+
+    def _may_follow(self, number: int, flight: _Flight) -> bool:
+        return bool(flight.next) and not flight.draining and flight.count < self.limit and number not in self.parked
+
+    def _offer(self, number: int) -> None:
+        flight = self._flights.get(number)
+        if flight is not None and self._may_follow(number, flight):
+            self._held.setdefault(flight.holder, deque()).append(number)

@@ -1,0 +1,202 @@
+"""Owns the bindings: which queues a message goes to, and with which options (rulings 7 and 8).
+
+Its rule: what has not changed is not matched again; an edit of bindings forgets only the answers it affects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
+
+from gateway.message import DEFAULT_EXCHANGE, Message
+from gateway.topics import FilterTree, NameTree, check_filter
+from gateway.transport import Binding, Options
+
+CACHE_OCTETS = 32 << 20
+_ENTRY_OCTETS = 400  # a cached answer with its places in dictionary and tree, roughly
+
+Q = TypeVar("Q")
+
+
+class _Answer(Generic[Q]):
+    """What one (exchange, topic) leads to. `plain` is merged already; where a binding asks something of the message
+    itself, `all` is asked each time."""
+
+    __slots__ = ("all", "conditional", "plain")
+
+    def __init__(self, found: Sequence[tuple[Binding, Q]]) -> None:
+        self.all = found
+        self.conditional = any(is_conditional(binding) for binding, _ in found)
+        self.plain = () if self.conditional else merge(found)
+
+
+class _Exchange(Generic[Q]):
+    __slots__ = ("answers", "cached", "literal", "tree")
+
+    def __init__(self) -> None:
+        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree()
+        self.literal: dict[str, dict[object, tuple[Binding, Q]]] = {}
+        self.answers: dict[str, _Answer[Q]] = {}
+        self.cached: NameTree[str] = NameTree()
+
+
+class Router(Generic[Q]):
+    """Leads messages to whatever stands for a queue (`Q`)."""
+
+    def __init__(self, cache_octets: int = CACHE_OCTETS) -> None:
+        self._exchanges: dict[str, _Exchange[Q]] = {}
+        self._queues: dict[str, tuple[Q, dict[tuple[object, ...], Binding]]] = {}
+        self._limit = cache_octets
+        self._cached = 0
+
+    def add_queue(self, name: str, queue: Q) -> None:
+        """From now on the default exchange reaches it by name."""
+        self._queues[name] = (queue, {})
+        self._forget(DEFAULT_EXCHANGE, name)
+
+    def remove_queue(self, name: str) -> None:
+        """Takes its bindings away too."""
+        _, bindings = self._queues[name]
+        for binding in list(bindings.values()):
+            self.unbind(binding)
+        del self._queues[name]
+        self._forget(DEFAULT_EXCHANGE, name)
+
+    def bind(self, binding: Binding) -> None:
+        """Raises ValueError for a filter that can't be held, KeyError for an unknown queue."""
+        if not binding.literal and binding.filter and (why := check_filter(binding.filter)):
+            raise ValueError(f"the filter {binding.filter!r} {why}")
+        queue, bindings = self._queues[binding.queue]
+        identity = _identity(binding)
+        if identity in bindings:
+            self.unbind(binding)
+        bindings[identity] = binding
+        exchange = self._exchanges.setdefault(binding.exchange, _Exchange())
+        if binding.literal:
+            exchange.literal.setdefault(binding.filter, {})[identity] = (binding, queue)
+        else:
+            exchange.tree.put(binding.filter, identity, (binding, queue))
+        self._forget_matching(binding)
+
+    def unbind(self, binding: Binding) -> bool:
+        """False if there was none."""
+        if binding.queue not in self._queues:
+            return False
+        identity = _identity(binding)
+        old = self._queues[binding.queue][1].pop(identity, None)
+        if old is None:
+            return False
+        exchange = self._exchanges[old.exchange]
+        if old.literal:
+            del exchange.literal[old.filter][identity]
+            if not exchange.literal[old.filter]:
+                del exchange.literal[old.filter]
+        else:
+            exchange.tree.remove(old.filter, identity)
+        self._forget_matching(old)
+        return True
+
+    def bindings(self, queue: str) -> list[Binding]:
+        found = self._queues.get(queue)
+        return list(found[1].values()) if found else []
+
+    def route(self, message: Message) -> Sequence[tuple[Q, Options]]:
+        """Each queue at most once, but an outbox once for each target."""
+        answer = self._answer(message.exchange, message.topic)
+        if not answer.conditional:
+            return answer.plain
+        return merge([item for item in answer.all if applies(item[0], message)])
+
+    def find(self, message: Message) -> Iterator[Binding]:
+        """The bindings by which `route` leads there."""
+        for binding, _ in self._answer(message.exchange, message.topic).all:
+            if applies(binding, message):
+                yield binding
+
+    def _answer(self, exchange: str, topic: str) -> _Answer[Q]:
+        found = self._exchanges.get(exchange)
+        if found is None:
+            found = self._exchanges[exchange] = _Exchange()
+        answer = found.answers.get(topic)
+        if answer is None:
+            answer = found.answers[topic] = self._match(exchange, found, topic)
+            found.cached.put(topic, topic)
+            self._cached += _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
+            if self._cached > self._limit:
+                self._forget_all()
+        return answer
+
+    def _match(self, name: str, exchange: _Exchange[Q], topic: str) -> _Answer[Q]:
+        found = list(exchange.tree.match(topic))
+        if topic in exchange.literal:
+            found += exchange.literal[topic].values()
+        if name == DEFAULT_EXCHANGE and topic in self._queues:
+            found.append((Binding(queue=topic, filter=topic, exchange=name, literal=True), self._queues[topic][0]))
+        return _Answer(found)
+
+    def _forget_matching(self, binding: Binding) -> None:
+        exchange = self._exchanges[binding.exchange]
+        if binding.literal:
+            self._forget(binding.exchange, binding.filter)
+        else:
+            for topic in list(exchange.cached.match(binding.filter)):
+                self._forget(binding.exchange, topic)
+
+    def _forget(self, exchange: str, topic: str) -> None:
+        found = self._exchanges.get(exchange)
+        if found is not None and (answer := found.answers.pop(topic, None)) is not None:
+            found.cached.remove(topic)
+            self._cached -= _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
+
+    def _forget_all(self) -> None:
+        for exchange in self._exchanges.values():
+            exchange.answers = {}
+            exchange.cached = NameTree()
+        self._cached = 0
+
+
+def _identity(binding: Binding) -> tuple[object, ...]:
+    match = None if binding.match is None else repr(binding.match)
+    return (
+        binding.owner,
+        binding.queue,
+        binding.exchange,
+        binding.filter,
+        binding.literal,
+        match,
+        binding.source,
+        binding.options.target,
+    )
+
+
+def is_conditional(binding: Binding) -> bool:
+    return binding.match is not None or binding.source is not None or binding.not_from is not None
+
+
+def applies(binding: Binding, message: Message) -> bool:
+    """Whether a binding whose filter matches wants this message, too."""
+    if binding.source is not None and binding.source != message.source:
+        return False
+    if binding.not_from is not None and binding.not_from == message.client_id:
+        return False
+    return binding.match is None or binding.match.matches(message)
+
+
+def merge(found: Sequence[tuple[Binding, Q]]) -> tuple[tuple[Q, Options], ...]:
+    """One entry for each queue and target: the highest QoS, all subscription ids (ruling 8)."""
+    if len(found) == 1:
+        return ((found[0][1], found[0][0].options),)
+    merged: dict[tuple[str, str | None], tuple[Q, Options]] = {}
+    for binding, queue in found:
+        options = binding.options
+        known = merged.get((binding.queue, options.target))
+        if known is not None and known[1] != options:
+            old = known[1]
+            options = Options(
+                max(old.qos, options.qos),
+                tuple(sorted({*old.subscription_ids, *options.subscription_ids})),
+                old.retain_as_published or options.retain_as_published,
+                options.target,
+            )
+        merged[binding.queue, options.target] = (queue, options)
+    return tuple(merged.values())

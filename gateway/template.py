@@ -1,0 +1,170 @@
+"""Owns templates: how a text such as `{topic[1]}` gets its value from a message (ruling 10).
+
+Its rule: a template has a text of at most 1 KiB for a message, or it says why not; it never raises for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gateway.message import DEFAULT_EXCHANGE, Message
+
+MAX_VALUE_BYTES = 1024
+_UNREAD: Any = object()
+_decode = msgspec.json.Decoder().decode
+
+
+class MissingValueError(Exception):
+    """A template has no value for this message; the text says which part and why."""
+
+
+class Fields:
+    """One message, as templates look at it; topic and body are taken apart at most once."""
+
+    __slots__ = ("_body", "_levels", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self._levels: list[str] | None = None
+        self._body: Any = _UNREAD
+
+    @property
+    def levels(self) -> list[str]:
+        if self._levels is None:
+            # What was sent straight to a queue has no topic (ruling 10).
+            self._levels = [] if self.message.exchange == DEFAULT_EXCHANGE else self.message.topic.split("/")
+        return self._levels
+
+    @property
+    def body(self) -> Any:
+        """The body as JSON; None if it is none."""
+        if self._body is _UNREAD:
+            try:
+                self._body = _decode(self.message.body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._body = None
+        return self._body
+
+
+def _text(value: Any) -> str | None:
+    """A scalar as the text by which values are compared; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, int):
+        # Python refuses to print huge integers; 1 KiB is the limit anyway.
+        return str(value) if value.bit_length() < 3000 else None
+    if isinstance(value, float):
+        return repr(value)
+    return None
+
+
+def _variable(name: str) -> Callable[[Fields], Any]:
+    """How to get a variable's raw value; raises ValueError for a name that is none."""
+    if name == "topic":
+        return lambda fields: fields.message.topic if fields.message.exchange != DEFAULT_EXCHANGE else None
+    if name == "client_id":
+        return lambda fields: fields.message.client_id or None
+    if name.startswith("topic[") and name.endswith("]"):
+        number = name[6:-1]
+        if not number.isascii() or not number.isdigit():
+            raise ValueError(f"{{{name}}}: a topic level is a number from 0, as in {{topic[1]}}")
+        place = int(number)
+        return lambda fields: fields.levels[place] if place < len(fields.levels) else None
+    if name.startswith("header[") and name.endswith("]") and len(name) > 8:
+        header = name[7:-1]
+        return lambda fields: fields.message.header(header)
+    if name.startswith("body."):
+        path = name[5:].split(".")
+        if not all(path):
+            raise ValueError(f"{{{name}}}: an empty name in the path, write for example {{body.order.id}}")
+        if len(path) == 1:
+            key = path[0]
+
+            def first(fields: Fields) -> Any:
+                body = fields.body
+                return body.get(key) if isinstance(body, dict) else None
+
+            return first
+
+        def deep(fields: Fields) -> Any:
+            value = fields.body
+            for step in path:
+                if isinstance(value, dict):
+                    value = value.get(step)
+                elif isinstance(value, list) and step.isascii() and step.isdigit() and int(step) < len(value):
+                    value = value[int(step)]
+                else:
+                    return None
+            return value
+
+        return deep
+    raise ValueError(
+        f"{{{name}}} is unknown; there are {{topic}}, {{topic[n]}}, {{client_id}}, {{header[name]}} and {{body.path}}"
+    )
+
+
+class Template:
+    """Text with `{variables}`; `{x|literal}` gives a default. `{{` and `}}` stand for braces.
+
+    Raises ValueError, for a text that is no template, saying what is wrong.
+    """
+
+    __slots__ = ("_parts", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._parts: list[str | tuple[str, Callable[[Fields], Any], str | None]] = []
+        literal = ""
+        place = 0
+        while place < len(text):
+            char = text[place]
+            if text[place : place + 2] in ("{{", "}}"):
+                literal += char
+                place += 2
+            elif char == "{":
+                end = text.find("}", place)
+                if end < 0:
+                    raise ValueError(f"{text!r}: a {{ without its }}")
+                if literal:
+                    self._parts.append(literal)
+                    literal = ""
+                name, bar, default = text[place + 1 : end].partition("|")
+                self._parts.append((name, _variable(name.strip()), default if bar else None))
+                place = end + 1
+            elif char == "}":
+                raise ValueError(f"{text!r}: a }} without its {{; write }}}} for a brace")
+            else:
+                literal += char
+                place += 1
+        if literal or not self._parts:
+            self._parts.append(literal)
+
+    def render(self, fields: Fields) -> str:
+        """Raises MissingValueError where a variable has no value and no default, or the text is above 1 KiB."""
+        if len(self._parts) == 1:
+            text = self._render_part(self._parts[0], fields)
+        else:
+            text = "".join([self._render_part(part, fields) for part in self._parts])
+        if len(text) > 256 and len(text.encode("utf-8", "surrogatepass")) > MAX_VALUE_BYTES:
+            raise MissingValueError(f"{self.text} is longer than {MAX_VALUE_BYTES} bytes")
+        return text
+
+    def _render_part(self, part: str | tuple[str, Callable[[Fields], Any], str | None], fields: Fields) -> str:
+        if isinstance(part, str):
+            return part
+        name, get, default = part
+        value = get(fields)
+        text = value if type(value) is str else _text(value)
+        if text is not None:
+            return text
+        if default is not None:
+            return default
+        missing = "is missing" if value is None else "is no text, number or boolean"
+        raise MissingValueError(f"{{{name}}} {missing}")

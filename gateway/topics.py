@@ -1,0 +1,196 @@
+"""Owns topic names and filters: what is valid, what matches, and the two trees.
+
+Its rule: matching walks a tree level by level; no regular expression runs on what a client sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+MAX_LEVELS = 128
+MAX_HASHES = 4
+"""`#` may stand at any level of a filter (AMQP needs it), but at most this often (ruling 9)."""
+
+T = TypeVar("T")
+
+
+def check_name(topic: str) -> str | None:
+    """Why this is no topic name to publish to, or None if it is one [MQTT-4.7.1-1, MQTT-4.7.3-1..3]."""
+    if not topic:
+        return "is empty"
+    if "+" in topic or "#" in topic:
+        return "has a wildcard"
+    return _check_text(topic)
+
+
+def check_filter(filter: str, mqtt: bool = False) -> str | None:
+    """Why this is no topic filter, or None if it is one. `mqtt`: `#` only as the last level [MQTT-4.7.1-1]."""
+    if not filter:
+        return "is empty"
+    levels = filter.split("/")
+    for place, level in enumerate(levels):
+        if ("+" in level or "#" in level) and len(level) > 1:
+            return f"has a wildcard beside other characters in level {level!r}"  # [MQTT-4.7.1-2, MQTT-4.7.1-3]
+        if mqtt and level == "#" and place != len(levels) - 1:
+            return "has # before its last level"
+    if levels.count("#") > MAX_HASHES:
+        return f"has more than {MAX_HASHES} times #"
+    return _check_text(filter)
+
+
+def _check_text(text: str) -> str | None:
+    if "\0" in text:
+        return "has a NUL character"  # [MQTT-4.7.3-2]
+    if text.count("/") >= MAX_LEVELS:
+        return f"has more than {MAX_LEVELS} levels"
+    if len(text) > 65_535 or len(text.encode("utf-8", "surrogatepass")) > 65_535:
+        return "is longer than 65,535 bytes"  # [MQTT-4.7.3-3]
+    return None
+
+
+class _Node(Generic[T]):
+    __slots__ = ("children", "is_hash", "values")
+
+    def __init__(self, is_hash: bool = False) -> None:
+        self.children: dict[str, _Node[T]] = {}
+        self.values: dict[object, T] | None = None
+        self.is_hash = is_hash
+
+
+class FilterTree(Generic[T]):
+    """Filters with values; answers which values' filters match a name. The time of a match depends on the levels of
+    the name and the branches it meets, not on the number of filters."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self) -> None:
+        self._root: _Node[T] = _Node()
+
+    def put(self, filter: str, key: object, value: T) -> None:
+        """Replaces the value that `key` had under this filter."""
+        node = self._root
+        for level in filter.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node(level == "#")
+            node = child
+        if node.values is None:
+            node.values = {}
+        node.values[key] = value
+
+    def remove(self, filter: str, key: object) -> None:
+        """Does nothing if it is not there."""
+        path = [self._root]
+        levels = filter.split("/")
+        for level in levels:
+            child = path[-1].children.get(level)
+            if child is None:
+                return
+            path.append(child)
+        if path[-1].values is not None:
+            path[-1].values.pop(key, None)
+            if not path[-1].values:
+                path[-1].values = None
+        for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
+            child = parent.children[level]
+            if child.values is None and not child.children:
+                del parent.children[level]
+
+    def match(self, topic: str) -> Iterator[T]:
+        """The values whose filter matches; `#` stands for any number of levels, none included."""
+        root = self._root
+        levels = topic.split("/")
+        active: dict[_Node[T], None] = {root: None}
+        hidden = topic.startswith("$")
+        if not hidden and (node := root.children.get("#")) is not None:
+            active[node] = None
+        for place, level in enumerate(levels):
+            following: dict[_Node[T], None] = {}
+            # A wildcard in the first level does not match `$...` [MQTT-4.7.2-1].
+            plus_allowed = place > 0 or not hidden
+            for node in active:
+                if node.is_hash:
+                    following[node] = None
+                children = node.children
+                for name in (level, "+") if plus_allowed else (level,):
+                    child = children.get(name)
+                    if child is not None and not child.is_hash:
+                        following[child] = None
+                        hash_child = child.children.get("#")
+                        while hash_child is not None:
+                            following[hash_child] = None
+                            hash_child = hash_child.children.get("#")
+            active = following
+            if not active:
+                return
+        for node in active:
+            if node.values is not None:
+                yield from node.values.values()
+
+
+class NameTree(Generic[T]):
+    """Topic names with one value each; answers which names a filter matches (retained messages, cached routes)."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self) -> None:
+        self._root: _Node[T] = _Node()
+
+    def put(self, topic: str, value: T) -> None:
+        node = self._root
+        for level in topic.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
+        node.values = {None: value}
+
+    def remove(self, topic: str) -> None:
+        path = [self._root]
+        levels = topic.split("/")
+        for level in levels:
+            child = path[-1].children.get(level)
+            if child is None:
+                return
+            path.append(child)
+        path[-1].values = None
+        for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
+            child = parent.children[level]
+            if child.values is None and not child.children:
+                del parent.children[level]
+
+    def match(self, filter: str) -> Iterator[T]:
+        """The values of all names that the filter matches, in no stated order, each once."""
+        levels = filter.split("/")
+        active: dict[_Node[T], None] = {self._root: None}
+        for place, level in enumerate(levels):
+            following: dict[_Node[T], None] = {}
+            for node in active:
+                if level == "#":
+                    self._add_below(node, following, place == 0)
+                elif level == "+":
+                    for name, child in node.children.items():
+                        if place or not name.startswith("$"):
+                            following[child] = None
+                elif (found := node.children.get(level)) is not None:
+                    following[found] = None
+            active = following
+        for node in active:
+            if node.values is not None:
+                yield from node.values.values()
+
+    def _add_below(self, node: _Node[T], into: dict[_Node[T], None], first: bool) -> None:
+        into[node] = None
+        stack = [child for name, child in node.children.items() if not (first and name.startswith("$"))]
+        while stack:
+            found = stack.pop()
+            into[found] = None
+            stack += found.children.values()
+
+
+def matches(filter: str, topic: str) -> bool:
+    """Whether one filter matches one name."""
+    tree: FilterTree[bool] = FilterTree()
+    tree.put(filter, None, True)
+    return any(tree.match(topic))
