@@ -41,9 +41,13 @@ class SecondsRange(tuple[float, float]):
     @classmethod
     def parse(cls, value: Any) -> SecondsRange:
         """Raises ValueError that says what a range looks like."""
-        first, dots, last = value.partition("..") if isinstance(value, str) else (value, "", "")
-        low = Seconds.parse(first)
-        high = Seconds.parse(last) if dots else low
+        if isinstance(value, list) and len(value) == 2:
+            first, last = value
+        elif isinstance(value, str) and ".." in value:
+            first, last = value.split("..", 1)
+        else:
+            first = last = value
+        low, high = Seconds.parse(first), Seconds.parse(last)
         if low > high:
             raise ValueError(f"{value!r} runs backwards; write the shorter duration first, as in 1s..1m")
         return cls((low, high))
@@ -75,7 +79,7 @@ def decode_custom(kind: type, value: Any) -> Any:
 def encode_custom(value: Any) -> Any:
     """msgspec's `enc_hook` for the types above."""
     if isinstance(value, SecondsRange):
-        return f"{value[0]}s..{value[1]}s"
+        return [float(value[0]), float(value[1])]
     if isinstance(value, Seconds):
         return float(value)
     if isinstance(value, Octets):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-from gateway.message import DEFAULT_EXCHANGE, Message
+from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
 from gateway.topics import FilterTree, NameTree, check_filter
 from gateway.transport import Binding, Options
 
@@ -33,11 +33,12 @@ class _Answer(Generic[Q]):
 class _Exchange(Generic[Q]):
     __slots__ = ("answers", "cached", "literal", "tree")
 
-    def __init__(self) -> None:
-        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree()
+    def __init__(self, name: str) -> None:
+        hide = name == TOPIC_EXCHANGE
+        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree(hide)
         self.literal: dict[str, dict[object, tuple[Binding, Q]]] = {}
         self.answers: dict[str, _Answer[Q]] = {}
-        self.cached: NameTree[str] = NameTree()
+        self.cached: NameTree[str] = NameTree(hide)
 
 
 class Router(Generic[Q]):
@@ -71,7 +72,7 @@ class Router(Generic[Q]):
         if identity in bindings:
             self.unbind(binding)
         bindings[identity] = binding
-        exchange = self._exchanges.setdefault(binding.exchange, _Exchange())
+        exchange = self._exchanges.setdefault(binding.exchange, _Exchange(binding.exchange))
         if binding.literal:
             exchange.literal.setdefault(binding.filter, {})[identity] = (binding, queue)
         else:
@@ -116,7 +117,7 @@ class Router(Generic[Q]):
     def _answer(self, exchange: str, topic: str) -> _Answer[Q]:
         found = self._exchanges.get(exchange)
         if found is None:
-            found = self._exchanges[exchange] = _Exchange()
+            found = self._exchanges[exchange] = _Exchange(exchange)
         answer = found.answers.get(topic)
         if answer is None:
             answer = found.answers[topic] = self._match(exchange, found, topic)
@@ -149,9 +150,9 @@ class Router(Generic[Q]):
             self._cached -= _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
 
     def _forget_all(self) -> None:
-        for exchange in self._exchanges.values():
+        for name, exchange in self._exchanges.items():
             exchange.answers = {}
-            exchange.cached = NameTree()
+            exchange.cached = NameTree(name == TOPIC_EXCHANGE)
         self._cached = 0
 
 

@@ -60,12 +60,16 @@ class _Node(Generic[T]):
 
 class FilterTree(Generic[T]):
     """Filters with values; answers which values' filters match a name. The time of a match depends on the levels of
-    the name and the branches it meets, not on the number of filters."""
+    the name and the branches it meets, not on the number of filters.
 
-    __slots__ = ("_root",)
+    hide: a wildcard in the first level does not match `$...` [MQTT-4.7.2-1], as in the shared topic space.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_hide", "_root")
+
+    def __init__(self, hide: bool = True) -> None:
         self._root: _Node[T] = _Node()
+        self._hide = hide
 
     def put(self, filter: str, key: object, value: T) -> None:
         """Replaces the value that `key` had under this filter."""
@@ -102,12 +106,11 @@ class FilterTree(Generic[T]):
         root = self._root
         levels = topic.split("/")
         active: dict[_Node[T], None] = {root: None}
-        hidden = topic.startswith("$")
+        hidden = self._hide and topic.startswith("$")
         if not hidden and (node := root.children.get("#")) is not None:
             active[node] = None
         for place, level in enumerate(levels):
             following: dict[_Node[T], None] = {}
-            # A wildcard in the first level does not match `$...` [MQTT-4.7.2-1].
             plus_allowed = place > 0 or not hidden
             for node in active:
                 if node.is_hash:
@@ -130,12 +133,14 @@ class FilterTree(Generic[T]):
 
 
 class NameTree(Generic[T]):
-    """Topic names with one value each; answers which names a filter matches (retained messages, cached routes)."""
+    """Topic names with one value each; answers which names a filter matches (retained messages, cached routes).
+    hide: as in FilterTree."""
 
-    __slots__ = ("_root",)
+    __slots__ = ("_hide", "_root")
 
-    def __init__(self) -> None:
+    def __init__(self, hide: bool = True) -> None:
         self._root: _Node[T] = _Node()
+        self._hide = hide
 
     def put(self, topic: str, value: T) -> None:
         node = self._root
@@ -168,10 +173,10 @@ class NameTree(Generic[T]):
             following: dict[_Node[T], None] = {}
             for node in active:
                 if level == "#":
-                    self._add_below(node, following, place == 0)
+                    self._add_below(node, following, self._hide and place == 0)
                 elif level == "+":
                     for name, child in node.children.items():
-                        if place or not name.startswith("$"):
+                        if place or not (self._hide and name.startswith("$")):
                             following[child] = None
                 elif (found := node.children.get(level)) is not None:
                     following[found] = None
