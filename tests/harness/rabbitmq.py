@@ -67,14 +67,18 @@ class RabbitMq:
         return self._server.pid
 
     def start(self) -> RabbitMq:
+        self.launch().wait_for_line("Server startup complete", START_SECONDS)
+        return self
+
+    def launch(self) -> ServerProcess:
+        """Starts the processes and waits for nothing of the node."""
         if self._epmd is None:
             # Erlang would start one as a background service of the machine, which nobody ends.
             epmd = executable("epmd")
             self._epmd = ServerProcess([epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)], env=self._env)
             wait_for_port(Address("127.0.0.1", self._epmd_port), self._epmd, 10)
         self._server = ServerProcess([executable(str(SCRIPTS / "rabbitmq-server"))], env=self._env, cwd=self.folder)
-        self._server.wait_for_line("Server startup complete", START_SECONDS)
-        return self
+        return self._server
 
     def stop(self) -> int:
         """An orderly stop; it may be started again on the same ports and data."""

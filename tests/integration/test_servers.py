@@ -74,7 +74,7 @@ def test_rabbitmq_carries_a_message_from_mqtt_to_amqp(rabbitmq: RabbitMq) -> Non
 def test_nothing_of_rabbitmq_is_left_behind(tmp_path: Path) -> None:
     node = RabbitMq(tmp_path)
     try:
-        node.start()
+        node.launch().wait_for_line("Starting broker", 60)
         mine = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("HOME") == str(tmp_path)]
         assert {p.name().split(".")[0] for p in mine} >= {"beam", "epmd"}
     finally:

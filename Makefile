@@ -1,0 +1,84 @@
+# make run     start the gateway with config/gateway.yaml (CONFIG=FILE for another)
+# make test    everything that must pass: gates, tests, the wheel
+# make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
+# make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
+# make image   build the container image                    make lock   renew constraints.txt
+# PYTHON=python3.11 chooses the interpreter that makes .venv.
+
+PYTHON  ?= python3
+CONFIG  ?= config/gateway.yaml
+PROFILE ?= pipeline
+IMAGE   ?= mqtt-amqp-gateway
+TESTS   ?= tests
+BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
+VENV    := .venv
+BIN     := $(VENV)/bin
+CHECKED := gateway transports plugins benchmarks tests
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test gates unit wheel format bench image lock clean servers
+.NOTPARALLEL:
+
+run: $(VENV)/installed
+	@exec $(BIN)/gateway run $(CONFIG)
+
+test: gates unit wheel
+
+# What stands here costs nothing when it is done already: each stamp is as new as what it was made from.
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}" \
+	    if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/install-packages python3-venv
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-tests: $(VENV)/made pyproject.toml constraints.txt
+	$(PIP) --editable '.[test]'
+	@touch $(VENV)/installed $@
+
+servers:
+	@.ci/install-packages mosquitto mosquitto-clients rabbitmq-server
+
+gates: $(VENV)/installed-tests
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+unit: $(VENV)/installed-tests servers
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+# The wheel as a user gets it: in an empty environment, away from the sources.
+wheel: $(VENV)/installed-tests
+	@rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	@$(BIN)/python -m venv build/empty
+	@build/empty/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl
+	cd / && $(CURDIR)/build/empty/bin/gateway check $(CURDIR)/config/gateway.yaml
+
+format: $(VENV)/installed-tests
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+bench: $(VENV)/installed-tests servers
+	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)
+
+image:
+	$(BUILDER) build --tag $(IMAGE) .
+
+# The newest versions that pyproject.toml allows; run `make test` before you commit them.
+lock:
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	@{ sed -n '/^#/p' constraints.txt; \
+	   build/lock/bin/python -m pip freeze --exclude mqtt-amqp-gateway; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
