@@ -27,6 +27,7 @@ class Commit(msgspec.Struct):
     dropped: body rows to remove. Rows that do not exist are ignored.
     state: applied in order.
     trim: removes the log records that precede this one by position, i.e. all with an id < `trim`; None keeps all.
+    It is done before `record` is appended, so a commit never removes its own record.
     """
 
     record: bytes = b""
@@ -73,8 +74,16 @@ class Journal(Protocol):
         id of the last record. Raises StoreError and leaves the old file if that can't be done."""
         ...
 
+    def tidy(self) -> bool:
+        """One slice of housekeeping (giving free pages back, a checkpoint), for the writer thread when it has
+        nothing to commit. True if there is more to do. Never needed for correctness: `commit` does what can't
+        wait. Raises StoreFailedError as `commit` does."""
+        ...
+
     def room(self) -> int:
-        """Bytes that may still be written before the file system is full (a large number if unknown)."""
+        """Bytes that may still be written before the file system is full (a large number if unknown). Space that
+        the store holds in reserve is part of it: refuse new messages while room() is below the reserve, and
+        settlements still have theirs."""
         ...
 
     def size(self) -> int:
