@@ -6,7 +6,7 @@ Its rule: a policy is data; what it does is the queue's.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -125,17 +125,17 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     durable: bool = True
     group: str | None = None
-    group_in_flight: int = 1
+    group_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     dedup: DedupPolicy | None = None
     ack_timeout: Seconds | None = None
-    max_deliveries: int | None = 10
+    max_deliveries: Annotated[int, msgspec.Meta(ge=1)] | None = 10
     retry_delay: SecondsRange | None = None
     on_exhausted: Literal["skip", "park", "block"] = "skip"
     dead_letter: str | ExchangeTarget = "dead-letters"
     ttl: Seconds | None = None
     delay: Seconds = Seconds(0)
     max_delay: Seconds = Seconds(7 * 86400)
-    max_messages: int | None = None
+    max_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_bytes: Octets | None = None
     overflow: Literal["refuse", "drop-oldest", "dead-letter"] = "refuse"
     expires: Seconds | None = None
