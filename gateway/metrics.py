@@ -5,7 +5,15 @@ Its rule: counting is a plain integer addition; everything else happens when som
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from gateway.operations import Operations, QueueStats
 
 
 class TransportCounters:
@@ -36,3 +44,161 @@ class TransportCounters:
         """Connections and requests refused, by reason (e.g. `bad-credentials`, `queue-full`)."""
         self.protocol_errors: Counter[str] = Counter()
         """Connections closed because of what the peer sent, by reason."""
+
+
+class Histogram:
+    """How often a value fell into each of some fixed buckets; `bounds` are their upper ends, inclusive."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> Iterator[tuple[str, int]]:
+        """(upper end, how many were at most that), as Prometheus wants it; the last one is `+Inf`."""
+        seen = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            seen += count
+            yield ("+Inf" if bound == float("inf") else format(bound, "g")), seen
+
+
+class CommitStats:
+    """What the committer counts: once for each commit, never for a message."""
+
+    __slots__ = ("failures", "messages", "octets", "seconds")
+
+    def __init__(self) -> None:
+        self.messages = Histogram((0, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000))
+        self.octets = Histogram([4**power for power in range(4, 14)])
+        self.seconds = Histogram((0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5))
+        self.failures = 0
+
+    def observe(self, messages: int, octets: int, seconds: float) -> None:
+        """A commit of so many messages and bytes that took so long, fsync included."""
+        self.messages.observe(messages)
+        self.octets.observe(octets)
+        self.seconds.observe(seconds)
+
+
+_QUEUE_GAUGES = {
+    "depth": ("messages", "Messages that wait for delivery"),
+    "octets": ("bytes", "Bytes of the messages that are there"),
+    "in_flight": ("in_flight_messages", "Messages delivered and not yet settled"),
+    "consumers": ("consumers", "Consumers attached"),
+    "groups": ("groups", "Groups with messages"),
+    "parked_groups": ("parked_groups", "Groups held until an operator releases them"),
+    "oldest_age_seconds": ("oldest_age_seconds", "Age of the oldest message that is there"),
+}
+_QUEUE_COUNTERS = {
+    "accepted": "Messages stored in the queue",
+    "duplicates": "Messages answered with success and not stored, by their dedup key",
+    "refused": "Messages refused at a limit",
+    "delivered": "Deliveries to consumers",
+    "settled": "Messages settled as done",
+    "retried": "Deliveries that failed and counted an attempt",
+    "returned": "Deliveries given back unused",
+    "dead_lettered": "Messages that went to the dead letters",
+    "expired": "Messages whose ttl ran out",
+    "dropped": "Messages dropped by a stated policy",
+    "stale_settlements": "Settlements of deliveries that the consumer no longer held",
+}
+_TRANSPORT_COUNTERS = {
+    "connections_total": ("connections_opened", "Connections ever made"),
+    "messages_in": ("messages_in", "Messages taken in"),
+    "messages_out": ("messages_out", "Messages sent out"),
+    "octets_in": ("bytes_in", "Bytes received"),
+    "octets_out": ("bytes_out", "Bytes sent"),
+}
+_TRANSPORT_REASONS = {
+    "dropped": ("dropped_messages", "Messages dropped by a stated policy"),
+    "refusals": ("refusals", "Connections and requests refused"),
+    "protocol_errors": ("protocol_errors", "Connections closed because of what the peer sent"),
+}
+
+
+class GatewayCollector:
+    """Reads everything at the moment of a scrape (a `prometheus_client` collector)."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: so registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        ready = GaugeMetricFamily("gateway_ready", "1 if the gateway is ready, as /readyz says")
+        ready.add_metric([], float(self.operations.readiness().ready))
+        yield ready
+        yield from _queue_metrics(self.operations.stats())
+        yield from _transport_metrics(self.operations.transports())
+        yield from _commit_metrics(self.operations.commits)
+
+
+def _queue_metrics(queues: Sequence[QueueStats]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for field, (name, text) in _QUEUE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"gateway_queue_{name}", text, labels=["queue"])
+        for queue in queues:
+            gauge.add_metric([queue.name], getattr(queue, field))
+        yield gauge
+    for field, text in _QUEUE_COUNTERS.items():
+        counter = CounterMetricFamily(f"gateway_queue_{field}", text, labels=["queue"])
+        for queue in queues:
+            counter.add_metric([queue.name], getattr(queue, field))
+        yield counter
+
+
+def _transport_metrics(transports: Mapping[str, TransportCounters]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    gauge = GaugeMetricFamily("gateway_transport_connections", "Open connections", labels=["transport"])
+    for name, counters in transports.items():
+        gauge.add_metric([name], counters.connections)
+    yield gauge
+    for field, (metric, text) in _TRANSPORT_COUNTERS.items():
+        counter = CounterMetricFamily(f"gateway_transport_{metric}", text, labels=["transport"])
+        for name, counters in transports.items():
+            counter.add_metric([name], getattr(counters, field))
+        yield counter
+    for field, (metric, text) in _TRANSPORT_REASONS.items():
+        counter = CounterMetricFamily(f"gateway_transport_{metric}", text, labels=["transport", "reason"])
+        for name, counters in transports.items():
+            for reason, count in getattr(counters, field).items():
+                counter.add_metric([name, reason], count)
+        yield counter
+
+
+def _commit_metrics(commits: CommitStats) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    for name, text, histogram in (
+        ("messages", "Messages in one commit", commits.messages),
+        ("bytes", "Bytes written by one commit", commits.octets),
+        ("seconds", "How long one commit took, fsync included", commits.seconds),
+    ):
+        family = HistogramMetricFamily(f"gateway_commit_{name}", text)
+        family.add_metric([], list(histogram.cumulative()), histogram.total)
+        yield family
+    failures = CounterMetricFamily("gateway_commit_failures", "Commits that failed")
+    failures.add_metric([], commits.failures)
+    yield failures
+
+
+def exposition(operations: Operations) -> tuple[bytes, str]:
+    """Everything as Prometheus reads it, with its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(GatewayCollector(operations))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -5,12 +5,13 @@ Its rule: looking changes nothing; doing goes through the same commits as everyt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from gateway.message import Message
+from gateway.metrics import CommitStats, TransportCounters
 from gateway.transport import Death
 
 
@@ -114,7 +115,13 @@ class Readiness(msgspec.Struct, frozen=True):
 class Operations(Protocol):
     """All that the admin API may do. On the event loop's thread."""
 
+    commits: CommitStats
+
     def readiness(self) -> Readiness: ...
+
+    def transports(self) -> Mapping[str, TransportCounters]:
+        """The counters of all transports, by name."""
+        ...
 
     def stats(self) -> Sequence[QueueStats]:
         """All queues, by name."""
