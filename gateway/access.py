@@ -42,6 +42,7 @@ class Access:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="access")
         self._users: dict[str, str] = {}
         self._decoy: str | None = None
+        self._closed = False
         self.replace(users)
 
     @property
@@ -59,6 +60,7 @@ class Access:
                 raise ValueError(f"the password hash of user {name!r} is no argon2 hash") from error
         self._users = dict(users)
         self._decoy = None
+        self._parameters = next(map(argon2.extract_parameters, users.values()), None)
 
     async def authenticate(self, name: str | None, password: bytes | None) -> User | None:
         """The user, or None if refused. Never raises for what a client sent."""
@@ -76,15 +78,23 @@ class Access:
             if len(self._running) >= MAX_WAITING:
                 log.warning("too many password checks at once", waiting=len(self._running))
                 return None
+            if self._closed:
+                return None
             loop = asyncio.get_running_loop()
             check = loop.run_in_executor(self._pool, self._verify, password_hash, password)
             self._running[key] = check
             check.add_done_callback(lambda done: self._finish(key, done))
         # Many devices of one user share the one check; one that leaves does not end it for the others.
-        return User(name) if await asyncio.shield(check) else None
+        try:
+            return User(name) if await asyncio.shield(check) else None
+        except asyncio.CancelledError:
+            if check.cancelled():  # by `close`, not by who asks
+                return None
+            raise
 
     def close(self) -> None:
         """Starts no more checks. Those that wait are refused."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _key(self, name: str, password: bytes, password_hash: str) -> bytes:
@@ -111,10 +121,11 @@ class Access:
 
     def _decoy_hash(self) -> str:
         """A hash that nothing matches, as dear as the users' own."""
-        if self._decoy is None:
-            parameters = argon2.extract_parameters(next(iter(self._users.values())))
-            self._decoy = argon2.PasswordHasher.from_parameters(parameters).hash(os.urandom(32))
-        return self._decoy
+        decoy = self._decoy
+        if decoy is None:
+            parameters = self._parameters or argon2.profiles.RFC_9106_LOW_MEMORY
+            decoy = self._decoy = argon2.PasswordHasher.from_parameters(parameters).hash(os.urandom(32))
+        return decoy
 
 
 def argon2_check(password_hash: str, password: bytes) -> bool:

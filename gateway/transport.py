@@ -319,8 +319,8 @@ class Transport(Protocol):
 class Sink(Protocol):
     """All that most outgoing plugins need to write; `gateway.sink.drive` does the rest."""
 
-    async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict]:
-        """One verdict for each delivery, in order. Raising = RETRY all."""
+    async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict | tuple[Verdict, str]]:
+        """One verdict for each delivery, in order, or (verdict, reason). Raising = RETRY all."""
         ...
 
 

@@ -1,0 +1,145 @@
+"""Owns the way from a queue to a Sink: what most outgoing plugins need and should not write again.
+
+Its rule: every delivery that a sink was given is settled by its verdict, and messages of one group reach the sink in
+order. (With `group_in_flight` of 1 the core has one of a group in flight, so sends may overlap; above 1 they do not.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+
+import anyio
+
+from gateway.errors import UnknownQueueError
+from gateway.logs import log
+from gateway.transport import Delivery, Gateway, Sink, Subscription, Verdict
+
+FIRST_PAUSE = 0.1
+LAST_PAUSE = 30.0
+"""Seconds without a send after one that raised, doubled from the first to the last, with jitter: a peer that is away
+should not burn the attempts of a whole queue."""
+_MAX_REASON = 1024
+
+
+async def drive(gateway: Gateway, queue: str, sink: Sink, batch: int = 100, in_flight: int = 1000) -> None:
+    """Sends what the queue holds to `sink` until cancelled, at most `batch` in one send and `in_flight` unsettled.
+
+    Cancelling takes no more deliveries, lets running sends end within `gateway.drain_timeout`, gives back the rest
+    and returns. Raises UnknownQueueError if the queue does not exist or was deleted."""
+    driver = _Driver(gateway, queue, sink, batch, in_flight)
+    try:
+        await driver.run()
+    finally:
+        # The drain must have its time although the caller's scope is cancelled.
+        with anyio.CancelScope(shield=True):
+            await driver.drain()
+
+
+class _Driver:
+    """The consumer; it holds at most its credit, so its waiting list needs no other limit."""
+
+    def __init__(self, gateway: Gateway, queue: str, sink: Sink, batch: int, in_flight: int) -> None:
+        self.gateway = gateway
+        self.queue = queue
+        self.sink = sink
+        self.batch = batch
+        self.waiting: deque[Delivery] = deque()
+        self.sends: set[asyncio.Task[None]] = set()
+        self.wake = asyncio.Event()
+        self.draining = False
+        self.deleted: str | None = None
+        self.pause = 0.0
+        self.paused_until = 0.0
+        self.loop = asyncio.get_running_loop()
+        view = gateway.queue(queue)
+        if view is None:
+            raise UnknownQueueError(f'no queue is named "{queue}"')
+        ordered = view.policy.group is not None and view.policy.group_in_flight > 1
+        self.max_sends = 1 if ordered else max(1, in_flight // batch)
+        self.subscription: Subscription = gateway.attach(queue, self)
+        self.subscription.grant(in_flight)
+
+    # what the core calls
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        self.waiting.extend(batch)
+        self.wake.set()
+
+    def closed(self, reason: str) -> None:
+        self.deleted = reason
+        self.waiting.clear()
+        self.wake.set()
+
+    # the sends
+
+    async def run(self) -> None:
+        while self.deleted is None:
+            self.wake.clear()
+            rest = self.paused_until - self.loop.time()
+            if rest > 0:
+                await asyncio.sleep(rest)
+            while self.waiting and len(self.sends) < self.max_sends:
+                taken = [self.waiting.popleft() for _ in range(min(self.batch, len(self.waiting)))]
+                task = self.loop.create_task(self._send(taken))
+                self.sends.add(task)
+                task.add_done_callback(self._sent)
+            await self.wake.wait()
+        raise UnknownQueueError(f'queue "{self.queue}" is gone: {self.deleted}')
+
+    async def _send(self, batch: list[Delivery]) -> None:
+        try:
+            verdicts = await self.sink.send(batch)
+            if len(verdicts) != len(batch):
+                raise ValueError(f"{len(verdicts)} verdicts for {len(batch)} deliveries")
+        except asyncio.CancelledError:
+            self._settle([(delivery.id, Verdict.RETURNED, "") for delivery in batch])
+            raise
+        except Exception as error:  # the border: whatever a sink raises means RETRY all
+            reason = f"{type(error).__name__}: {error}"[:_MAX_REASON]
+            self.pause = min(max(self.pause * 2, FIRST_PAUSE), LAST_PAUSE)
+            self.paused_until = self.loop.time() + self.pause * random.uniform(0.75, 1.25)
+            log.warning("send failed", queue=self.queue, error=reason, messages=len(batch))
+            self._settle([(delivery.id, Verdict.RETRY, reason) for delivery in batch])
+            return
+        self.pause = 0.0
+        self._settle(
+            [
+                (delivery.id, verdict, "") if isinstance(verdict, Verdict) else (delivery.id, *verdict)
+                for delivery, verdict in zip(batch, verdicts, strict=True)
+            ]
+        )
+
+    def _settle(self, settled: list[tuple[int, Verdict, str]]) -> None:
+        if self.deleted is not None:
+            return
+        groups: dict[tuple[Verdict, str], list[int]] = {}
+        for id, verdict, reason in settled:
+            groups.setdefault((verdict, reason[:_MAX_REASON]), []).append(id)
+        for (verdict, reason), ids in groups.items():
+            self.subscription.settle(ids, verdict, reason)
+        if not self.draining:
+            self.subscription.grant(len(settled))
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self.sends.discard(task)
+        self.wake.set()
+
+    async def drain(self) -> None:
+        """What the sink has may end; what it never got goes back at once."""
+        self.draining = True
+        if self.deleted is None:
+            self.subscription.cancel()
+            self._settle([(delivery.id, Verdict.RETURNED, "") for delivery in self.waiting])
+        self.waiting.clear()
+        if self.sends:
+            _, late = await asyncio.wait(self.sends, timeout=self.gateway.drain_timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("sends cut short", queue=self.queue, sends=len(late))
+                await asyncio.wait(late)
+        if self.deleted is None:
+            self.subscription.detach()
