@@ -1,0 +1,248 @@
+"""Owns the bytes of AMQP 0-9-1 frames: how a buffer is cut into frames, and how methods and contents are written.
+
+Its rule: pamqp's classes are the grammar of all methods; the bytes are read here, by offset and with every length
+checked, and the three methods of the hot path (publish, deliver, ack) have code of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from pamqp.base import Frame
+from pamqp.commands import INDEX_MAPPING, Basic
+
+from transports.amqp.errors import COMMAND_INVALID, FRAME_ERROR, AmqpError
+from transports.amqp.fields import decode_table, encode_table, syntax_error
+
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+FRAME_END = 0xCE
+OVERHEAD = 8
+"""Bytes of a frame besides its payload."""
+MIN_FRAME = 4096
+"""The smallest frame_max a peer may ask for [AMQP 1.2, frame-min-size]."""
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+PUBLISH: int = Basic.Publish.index
+ACK: int = Basic.Ack.index
+
+_FRAME = struct.Struct(">BHI")
+_METHOD = struct.Struct(">BHII")
+_HEADER = struct.Struct(">BHIHHQ")
+_CONTENT = struct.Struct(">HHQ")
+_ACK = struct.Struct(">BHIIQBB")
+_TAG = struct.Struct(">QB")
+_UINT = struct.Struct(">I")
+_NUMBERS = {
+    "octet": struct.Struct(">B"),
+    "short": struct.Struct(">H"),
+    "long": struct.Struct(">I"),
+    "longlong": struct.Struct(">Q"),
+}
+_END = b"\xce"
+_CLASS_BASIC = 60
+
+RawFrame = tuple[int, int, int, int]
+"""(type, channel, begin, end) of one frame's payload."""
+
+
+def split(data: bytes, limit: int) -> tuple[list[RawFrame], int]:
+    """All whole frames at the front of `data` and how many bytes they take. Raises AmqpError for a frame that is
+    larger than `limit` or does not end as it should [AMQP 4.2.3]; those before it are lost with the connection."""
+    frames: list[RawFrame] = []
+    at, end = 0, len(data)
+    unpack = _FRAME.unpack_from
+    while at + 7 < end:
+        kind, channel, size = unpack(data, at)
+        if size + OVERHEAD > limit:
+            raise AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above the limit of {limit}")
+        begin = at + 7
+        stop = begin + size
+        if stop >= end:
+            break
+        if data[stop] != FRAME_END:
+            raise AmqpError(FRAME_ERROR, "a frame does not end with 0xCE")
+        frames.append((kind, channel, begin, stop))
+        at = stop + 1
+    return frames, at
+
+
+def method_index(data: bytes, begin: int, end: int) -> int:
+    """Class and method id of a method frame."""
+    if begin + 4 > end:
+        raise syntax_error("a method frame is cut short")
+    return int(_UINT.unpack_from(data, begin)[0])
+
+
+def decode_method(data: bytes, begin: int, end: int) -> Frame:
+    """The method in a frame, as pamqp's class of it; tables as canonical dicts, long strings as bytes. Raises
+    AmqpError."""
+    index = method_index(data, begin, end)
+    kind: type[Frame] | None = INDEX_MAPPING.get(index)
+    if kind is None:
+        raise AmqpError(COMMAND_INVALID, f"unknown method {index >> 16}.{index & 0xFFFF}", index)
+    method = kind.__new__(kind)  # its __init__ would run regular expressions on what the client sent
+    at = begin + 4
+    bits, shift = 0, 8
+    for name in kind.attributes():
+        type_ = kind.amqp_type(name)
+        if type_ == "bit":
+            if shift == 8:
+                bits, at = _number("octet", data, at, end)
+                shift = 0
+            setattr(method, name, bool(bits >> shift & 1))
+            shift += 1
+            continue
+        shift = 8
+        value: Any
+        if type_ == "shortstr":
+            value, at = _short_string(data, at, end)
+        elif type_ == "table":
+            value, _, at = decode_table(data, at, end)
+        elif type_ == "longstr":
+            size, at = _number("long", data, at, end)
+            if at + size > end:
+                raise syntax_error("a long string is cut short")
+            value = data[at : at + size]
+            at += size
+        else:
+            value, at = _number(type_, data, at, end)
+        setattr(method, name, value)
+    return method
+
+
+def _number(type_: str, data: bytes, at: int, end: int) -> tuple[int, int]:
+    form = _NUMBERS[type_]
+    if at + form.size > end:
+        raise syntax_error("a method's argument is cut short")
+    return int(form.unpack_from(data, at)[0]), at + form.size
+
+
+def _short_string(data: bytes, at: int, end: int) -> tuple[str, int]:
+    if at >= end or (stop := at + 1 + data[at]) > end:
+        raise syntax_error("a short string is cut short")
+    try:
+        return data[at + 1 : stop].decode(), stop
+    except UnicodeDecodeError:
+        raise syntax_error("a name is no UTF-8") from None
+
+
+def short(raw: bytes) -> bytes:
+    """A short string; the caller keeps it within 255 bytes."""
+    return bytes((len(raw),)) + raw
+
+
+def encode_method(channel: int, kind: type[Frame], **arguments: Any) -> bytes:
+    """A method frame; arguments that are not given are 0, "" and empty."""
+    parts: list[bytes] = []
+    bits, shift = 0, -1
+    for name in kind.attributes():
+        type_ = kind.amqp_type(name)
+        value = arguments.pop(name, None)
+        if type_ == "bit":
+            shift = (shift + 1) % 8
+            if shift == 0:
+                bits = 0
+                parts.append(b"")
+            bits |= bool(value) << shift
+            parts[-1] = bytes((bits,))
+            continue
+        shift = -1
+        if type_ == "shortstr":
+            parts.append(short((value or "").encode()))
+        elif type_ == "table":
+            parts.append(encode_table((value or {}).items()))
+        elif type_ == "longstr":
+            raw = value.encode() if isinstance(value, str) else value or b""
+            parts.append(_UINT.pack(len(raw)) + raw)
+        else:
+            parts.append(_NUMBERS[type_].pack(value or 0))
+    if arguments:
+        raise TypeError(f"{kind.name} has no {', '.join(arguments)}")
+    payload = b"".join(parts)
+    return _METHOD.pack(METHOD, channel, len(payload) + 4, kind.index) + payload + _END
+
+
+# the hot path in
+
+
+class Publish(NamedTuple):
+    """Where a basic.publish goes; equal frames give equal values, so it can be kept by its bytes."""
+
+    exchange: str
+    routing_key: str
+    mandatory: bool
+    immediate: bool
+
+
+def decode_publish(data: bytes, begin: int, end: int) -> Publish:
+    """The payload of a basic.publish frame."""
+    exchange, at = _short_string(data, begin + 6, end)
+    key, at = _short_string(data, at, end)
+    if at >= end:
+        raise syntax_error("basic.publish is cut short")
+    return Publish(exchange, key, bool(data[at] & 1), bool(data[at] & 2))
+
+
+def decode_ack(data: bytes, begin: int, end: int) -> tuple[int, bool]:
+    """(delivery tag, multiple) of a basic.ack frame."""
+    if begin + 13 > end:
+        raise syntax_error("basic.ack is cut short")
+    tag, bits = _TAG.unpack_from(data, begin + 4)
+    return tag, bool(bits & 1)
+
+
+def decode_content_header(data: bytes, begin: int, end: int) -> tuple[int, int]:
+    """(body size, offset of the property flags) of a content header."""
+    if begin + 12 > end:
+        raise syntax_error("a content header is cut short")
+    class_id, _, size = _CONTENT.unpack_from(data, begin)
+    if class_id != _CLASS_BASIC:
+        raise syntax_error(f"a content header of class {class_id}")
+    return size, begin + 12
+
+
+# the hot path out
+
+
+def encode_ack(channel: int, tag: int, multiple: bool) -> bytes:
+    """A basic.ack frame: a publisher confirm."""
+    return _ACK.pack(METHOD, channel, 13, ACK, tag, multiple, FRAME_END)
+
+
+def encode_deliver(channel: int, consumer_tag: bytes, tag: int, redelivered: bool, address: bytes) -> bytes:
+    """A basic.deliver frame. consumer_tag, and exchange with routing key in `address`, are short strings ready to
+    be sent."""
+    return b"%b%b%b%b\xce" % (
+        _METHOD.pack(METHOD, channel, 13 + len(consumer_tag) + len(address), _DELIVER),
+        consumer_tag,
+        _TAG.pack(tag, redelivered),
+        address,
+    )
+
+
+_DELIVER: int = Basic.Deliver.index
+
+
+def append_content(parts: list[bytes], channel: int, properties: bytes, body: bytes, frame_max: int) -> None:
+    """A content header with these properties and as many body frames as `frame_max` asks for."""
+    size = len(body)
+    parts.append(_HEADER.pack(HEADER, channel, 12 + len(properties), _CLASS_BASIC, 0, size))
+    parts.append(properties)
+    room = frame_max - OVERHEAD
+    if 0 < size <= room:
+        parts.append(b"\xce" + _FRAME.pack(BODY, channel, size))
+        parts.append(body)
+    elif size:
+        head = b"\xce"
+        for start in range(0, size, room):
+            chunk = body[start : start + room]
+            parts.append(head + _FRAME.pack(BODY, channel, len(chunk)))
+            parts.append(chunk)
+    parts.append(_END)
+
+
+def content_fits(properties: bytes, frame_max: int) -> bool:
+    """A content header is one frame, whatever it holds [AMQP 4.2.6.1]."""
+    return 12 + len(properties) + OVERHEAD <= frame_max

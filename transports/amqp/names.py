@@ -1,0 +1,55 @@
+"""Owns how names change between AMQP and the canonical form, which is MQTT's (design section 5, ruling 9).
+
+Its rule: the swap is its own inverse, so no topic and no routing key is damaged on the way there and back.
+
+In names `/` and `.` change places. In patterns `+` and `*` do too where they are a whole level; `#` means the same
+on both sides. A message to the default exchange carries a queue's name, which is not swapped.
+
+`reply_to`: AMQP's `q` is the queue `q`, in canonical form `$queue/q`. A topic `dev/7/reply` is written
+`$topic/dev.7.reply` in AMQP. A publish to the default exchange whose key begins with `$topic/` and names no queue
+goes to `amq.topic` with the rest of the key. So a worker that does what every AMQP worker does (publish the answer
+to the default exchange with `routing_key=reply_to`) answers a device, and need not know that it is one.
+"""
+
+from __future__ import annotations
+
+from gateway.message import QUEUE_PREFIX
+
+TOPIC_PREFIX = "$topic/"
+MAX_SHORT = 255
+"""Bytes in a short string [AMQP 4.2.5.3]."""
+
+_SWAP = str.maketrans("/.", "./")
+
+
+def swap(name: str) -> str:
+    """Topic to routing key, and routing key to topic."""
+    return name.translate(_SWAP)
+
+
+def to_filter(pattern: str) -> str:
+    """An AMQP binding key to a filter in MQTT form."""
+    return "/".join("+" if w == "*" else "*" if w == "+" else w.replace("/", ".") for w in pattern.split("."))
+
+
+def to_pattern(filter: str) -> str:
+    """A filter in MQTT form to an AMQP binding key; the inverse of `to_filter`."""
+    return ".".join("*" if w == "+" else "+" if w == "*" else w.replace(".", "/") for w in filter.split("/"))
+
+
+def reply_to_topic(reply_to: str) -> str:
+    """The canonical form of an AMQP `reply_to`."""
+    if reply_to.startswith(TOPIC_PREFIX):
+        topic = swap(reply_to[len(TOPIC_PREFIX) :])
+        # `$topic/$queue.q` would come back as `q`: as a topic it can't be written, so it names a queue.
+        if not topic.startswith(QUEUE_PREFIX):
+            return topic
+    return QUEUE_PREFIX + reply_to
+
+
+def reply_to_key(topic: str) -> str | None:
+    """The AMQP `reply_to` of a canonical one; None if it would not come back as it was or is too long."""
+    key = topic[len(QUEUE_PREFIX) :] if topic.startswith(QUEUE_PREFIX) else TOPIC_PREFIX + swap(topic)
+    if len(key.encode()) > MAX_SHORT or reply_to_topic(key) != topic:
+        return None
+    return key

@@ -1,0 +1,347 @@
+"""Owns how the canonical Properties, and what else a Message says of itself, become AMQP's basic properties and back.
+
+Its rule: both ways are the identity. What AMQP has no field for travels in a header that the way back restores, and
+such a header is believed only where the field itself could not have carried the value (ruling 9).
+
+| canonical                                           | AMQP                                                       |
+|-----------------------------------------------------|------------------------------------------------------------|
+| qos 0, 1                                            | delivery_mode 1, 2 (none or another one is qos 0)          |
+| qos 2                                               | delivery_mode 2, header `x-mqtt-qos` 2                     |
+| retain                                              | header `x-mqtt-retain` true                                |
+| payload_format                                      | header `x-mqtt-payload-format`                             |
+| ttl                                                 | expiration, in milliseconds                                |
+| correlation_id, no UTF-8 or above 255 bytes         | header `x-mqtt-correlation-data`, bytes                    |
+| reply_to                                            | reply_to as in `names`; else header `x-mqtt-reply-to`      |
+| another text above 255 bytes                        | header `x-mqtt-content-type` and so on                     |
+| priority or timestamp out of the field's range      | header `x-mqtt-priority`, `x-mqtt-timestamp`               |
+| topic whose routing key is above 255 bytes          | routing key "", header `x-mqtt-topic`                      |
+| headers that repeat, are not sorted by name, have a | header `x-mqtt-user-properties`: all of them in order, an  |
+| name above 128 bytes or one of those above          | array of [name, value]                                     |
+| types that only AMQP knows (see `fields`)           | the wire's own; the hints are in the canonical headers as  |
+|                                                     | the last one, `x-amqp-types`                               |
+
+Clients of AMQP keep headers in dictionaries and write them sorted by name, hence the list. It is merged with what
+the table says now: a header that was changed, added or taken away since then stays so. Headers that an AMQP client
+sent go out as they came in, without a list. An empty table counts as none.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
+from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
+from transports.amqp.fields import decode_table, encode_table, syntax_error
+from transports.amqp.names import MAX_SHORT, reply_to_key, reply_to_topic, swap
+
+TYPES = "x-amqp-types"
+ORDERED = "x-mqtt-user-properties"
+QOS = "x-mqtt-qos"
+RETAIN = "x-mqtt-retain"
+PAYLOAD_FORMAT = "x-mqtt-payload-format"
+CORRELATION = "x-mqtt-correlation-data"
+REPLY_TO = "x-mqtt-reply-to"
+TOPIC = "x-mqtt-topic"
+MAX_NAME = 128
+"""Bytes of a header's name that all clients can write [AMQP 4.2.5.5]."""
+MAX_EXPIRATION = ((1 << 32) - 1) * 1000
+"""Milliseconds: what MQTT can say in seconds [MQTT-3.3.2.3.3]."""
+
+_TEXTS = (
+    ("content_type", 0x8000),
+    ("content_encoding", 0x4000),
+    ("message_id", 0x0080),
+    ("type", 0x0020),
+    ("user_id", 0x0010),
+    ("app_id", 0x0008),
+    ("cluster_id", 0x0004),
+)
+_NUMBERS = (("priority", 0x0800, 0xFF), ("timestamp", 0x0040, (1 << 64) - 1))
+_HEADER_OF = {name: "x-mqtt-" + name.replace("_", "-") for name, *_ in (*_TEXTS, *_NUMBERS)}
+_RESTORING = frozenset({ORDERED, QOS, RETAIN, PAYLOAD_FORMAT, CORRELATION, REPLY_TO, TOPIC, *_HEADER_OF.values()})
+
+_HEADERS = 0x2000
+_MODE = 0x1000
+_CORRELATION = 0x0400
+_REPLY_TO = 0x0200
+_EXPIRATION = 0x0100
+_UNUSED = 0x0003
+_SHORT = struct.Struct(">H")
+_LONGLONG = struct.Struct(">Q")
+
+TRANSIENT = b"\x10\x00\x01"
+PERSISTENT = b"\x10\x00\x02"
+"""Properties that say nothing but the delivery mode: what most messages need."""
+
+
+class Content(NamedTuple):
+    """What a content header says. topic: what `x-mqtt-topic` says in place of the routing key."""
+
+    properties: Properties
+    qos: int
+    retain: bool
+    ttl: float | None
+    topic: str | None
+
+
+def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
+    """Flags and property list of a content header. `empty_key`: the routing key is "", so a topic header is
+    believed. Raises AmqpError: SYNTAX_ERROR, or PRECONDITION_FAILED for an expiration that is no number."""
+    if at + 2 > end:
+        raise syntax_error("the property flags are cut short")
+    flags = _SHORT.unpack_from(data, at)[0]
+    if flags & _UNUSED:
+        raise syntax_error("unknown property flags")
+    at += 2
+    fields: dict[str, Any] = {}
+    headers: dict[str, Any] = {}
+    hints: dict[str, Any] | None = None
+    mode = 0
+    ttl: float | None = None
+    for name, bit in _TEXTS[:2]:
+        if flags & bit:
+            fields[name], at = _text(data, at, end)
+    if flags & _HEADERS:
+        headers, hints, at = decode_table(data, at, end)
+    if flags & _MODE:
+        mode, at = _octet(data, at, end)
+    if flags & 0x0800:
+        fields["priority"], at = _octet(data, at, end)
+    if flags & _CORRELATION:
+        fields["correlation_id"], at = _short(data, at, end)
+    if flags & _REPLY_TO:
+        text, at = _text(data, at, end)
+        fields["reply_to"] = reply_to_topic(text)
+    if flags & _EXPIRATION:
+        text, at = _text(data, at, end)
+        ttl = _ttl(text)
+    if flags & 0x0080:
+        fields["message_id"], at = _text(data, at, end)
+    if flags & 0x0040:
+        if at + 8 > end:
+            raise syntax_error("a timestamp is cut short")
+        fields["timestamp"] = _LONGLONG.unpack_from(data, at)[0]
+        at += 8
+    for name, bit in _TEXTS[3:]:
+        if flags & bit:
+            fields[name], at = _text(data, at, end)
+    if at != end:
+        raise syntax_error("bytes behind the last property")
+    qos, retain, topic = int(mode == 2), False, None
+    if headers:
+        qos, retain, topic = _restore(headers, fields, qos, empty_key)
+        ordered = headers.pop(ORDERED) if _is_list(headers.get(ORDERED)) else None
+        items = tuple(headers.items()) if ordered is None else tuple(_merge(ordered, headers))
+        if hints is not None:
+            hints = {name: hint for name, hint in hints.items() if name in headers}
+        if hints or TYPES in headers:
+            items = (*items, (TYPES, hints or {}))
+        fields["headers"] = items
+    return Content(Properties(**fields) if fields else NO_PROPERTIES, qos, retain, ttl, topic)
+
+
+def _restore(
+    headers: dict[str, Any], fields: dict[str, Any], qos: int, empty_key: bool
+) -> tuple[int, bool, str | None]:
+    """Takes the headers that stand for something else out of `headers`."""
+    retain, topic = False, None
+    if qos and _is_number(headers.get(QOS)) and headers[QOS] == 2:
+        qos = headers.pop(QOS)
+    if headers.get(RETAIN) is True:
+        retain = headers.pop(RETAIN)
+    if _is_number(headers.get(PAYLOAD_FORMAT)):
+        fields["payload_format"] = headers.pop(PAYLOAD_FORMAT)
+    if "correlation_id" not in fields and _is_overlong(headers.get(CORRELATION)):
+        fields["correlation_id"] = headers.pop(CORRELATION)
+    if "reply_to" not in fields and isinstance(headers.get(REPLY_TO), str) and reply_to_key(headers[REPLY_TO]) is None:
+        fields["reply_to"] = headers.pop(REPLY_TO)
+    if empty_key and isinstance(headers.get(TOPIC), str) and _is_overlong(headers[TOPIC].encode()):
+        topic = headers.pop(TOPIC)
+    for name, _ in _TEXTS:
+        header = _HEADER_OF[name]
+        if name not in fields and isinstance(headers.get(header), str) and _is_overlong(headers[header].encode()):
+            fields[name] = headers.pop(header)
+    for name, _, limit in _NUMBERS:
+        header = _HEADER_OF[name]
+        if name not in fields and _is_number(headers.get(header)) and not 0 <= headers[header] <= limit:
+            fields[name] = headers.pop(header)
+    return qos, retain, topic
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_overlong(value: Any) -> bool:
+    """Bytes that no short string can carry: too long or no UTF-8."""
+    return isinstance(value, bytes) and not _fits(value)
+
+
+def _fits(raw: bytes) -> bool:
+    if len(raw) > MAX_SHORT:
+        return False
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+    )
+
+
+def _merge(ordered: list[list[Any]], headers: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The list, corrected by what the table says now."""
+    first: dict[str, Any] = {}
+    for name, value in ordered:
+        first.setdefault(name, value)
+    changed: set[str] = set()
+    for name, value in ordered:
+        if not _in_table(name):
+            yield name, value
+        elif name in headers and name not in changed:
+            now = headers[name]
+            if type(now) is type(first[name]) and now == first[name]:
+                yield name, value
+            else:
+                changed.add(name)
+                yield name, now
+    for name, value in headers.items():
+        if name not in first:
+            yield name, value
+
+
+def _in_table(name: str) -> bool:
+    return name not in _RESTORING and len(name.encode()) <= MAX_NAME
+
+
+def _short(data: bytes, at: int, end: int) -> tuple[bytes, int]:
+    if at >= end or (stop := at + 1 + data[at]) > end:
+        raise syntax_error("a short string is cut short")
+    return data[at + 1 : stop], stop
+
+
+def _text(data: bytes, at: int, end: int) -> tuple[str, int]:
+    raw, at = _short(data, at, end)
+    try:
+        return raw.decode(), at
+    except UnicodeDecodeError:
+        raise syntax_error("a property is no UTF-8") from None
+
+
+def _octet(data: bytes, at: int, end: int) -> tuple[int, int]:
+    if at >= end:
+        raise syntax_error("a property is cut short")
+    return data[at], at + 1
+
+
+def _ttl(text: str) -> float:
+    # The length is checked first: a number of 255 digits is no reason to convert one.
+    if not (text.isascii() and text.isdigit() and len(text) <= 13 and int(text) <= MAX_EXPIRATION):
+        raise AmqpError(PRECONDITION_FAILED, f"invalid expiration {text[:32]!r}: milliseconds as a number are needed")
+    return int(text) / 1000
+
+
+def encode(
+    message: Message, native: bool, remaining: float | None = None, added: Iterable[tuple[str, Any]] = ()
+) -> bytes:
+    """Flags and property list of a message. `native`: it came by AMQP, so its headers are an AMQP table.
+    `remaining`: seconds until it expires. `added`: headers of the delivery, in place of the message's own of that
+    name. Raises ValueError for headers that AMQP can't hold."""
+    properties = message.properties
+    if properties == NO_PROPERTIES and message.qos < 2 and not message.retain and remaining is None and not added:
+        if _key_fits(message):
+            return PERSISTENT if message.qos else TRANSIENT
+    flags = _MODE
+    parts: dict[int, bytes] = {_MODE: b"\x02" if message.qos else b"\x01"}
+    extra: dict[str, Any] = {}
+    for name, bit in _TEXTS:
+        text = getattr(properties, name)
+        if text is not None and not _put_short(parts, bit, text.encode()):
+            extra[_HEADER_OF[name]] = text
+    for name, bit, limit in _NUMBERS:
+        number = getattr(properties, name)
+        if number is not None:
+            if 0 <= number <= limit:
+                parts[bit] = bytes((number,)) if limit == 0xFF else _LONGLONG.pack(number)
+            else:
+                extra[_HEADER_OF[name]] = number
+    if (correlation := properties.correlation_id) is not None:
+        if not (_fits(correlation) and _put_short(parts, _CORRELATION, correlation)):
+            extra[CORRELATION] = correlation
+    if properties.reply_to is not None:
+        key = reply_to_key(properties.reply_to)
+        if key is None:
+            extra[REPLY_TO] = properties.reply_to
+        else:
+            _put_short(parts, _REPLY_TO, key.encode())
+    if remaining is not None:
+        milliseconds = min(max(round(remaining * 1000), 0), MAX_EXPIRATION)
+        _put_short(parts, _EXPIRATION, str(milliseconds).encode())
+    if message.qos == 2:
+        extra[QOS] = 2
+    if message.retain:
+        extra[RETAIN] = True
+    if properties.payload_format is not None:
+        extra[PAYLOAD_FORMAT] = properties.payload_format
+    if not _key_fits(message):
+        extra[TOPIC] = message.topic
+    headers = _headers(properties.headers, native, extra, dict(added))
+    if headers is not None:
+        parts[_HEADERS] = headers
+    for bit in parts:
+        flags |= bit
+    return _SHORT.pack(flags) + b"".join(parts[bit] for bit in sorted(parts, reverse=True))
+
+
+def _put_short(parts: dict[int, bytes], bit: int, raw: bytes) -> bool:
+    """False if it is too long for a short string."""
+    if len(raw) > MAX_SHORT:
+        return False
+    parts[bit] = bytes((len(raw),)) + raw
+    return True
+
+
+def _headers(
+    items: tuple[tuple[str, Any], ...], native: bool, extra: dict[str, Any], added: dict[str, Any]
+) -> bytes | None:
+    hints: dict[str, Any] | None = None
+    if items and items[-1][0] == TYPES and isinstance(items[-1][1], dict):
+        hints = items[-1][1]
+        items = items[:-1]
+    table: dict[str, Any] = {}
+    if native:
+        table.update(items)
+    else:
+        for name, value in items:
+            if _in_table(name):
+                table.setdefault(name, value)
+        names = list(table)
+        if len(names) != len(items) or names != sorted(names):
+            extra[ORDERED] = [list(item) for item in items]
+    table.update(extra)
+    if added:
+        table.update(added)
+        hints = {name: hint for name, hint in (hints or {}).items() if name not in added} | {"x-death": _DEATH_HINTS}
+    return encode_table(table.items(), hints) if table else None
+
+
+_DEATH_HINTS = {str(place): {"time": "T", "count": "l"} for place in range(64)}
+"""Deaths beyond the 64 latest are written with a number for the time."""
+
+
+def _key_fits(message: Message) -> bool:
+    # A character is at most 4 bytes, so most need no encoding here.
+    return len(message.topic) <= MAX_SHORT // 4 or len(message.topic.encode()) <= MAX_SHORT
+
+
+def routing_key(message: Message) -> bytes:
+    """The routing key it is delivered with; "" if it would be above 255 bytes (then the header has the topic)."""
+    if not _key_fits(message):
+        return b""
+    return (message.topic if message.exchange == DEFAULT_EXCHANGE else swap(message.topic)).encode()
