@@ -194,10 +194,11 @@ class Decoder:
             packet, at = _read_connect(data, at, stop)
             self.version = packet.version
             return packet
-        packet, at = read(data, at, stop, self.version)
+        other: Packet
+        other, at = read(data, at, stop, self.version)
         if at != stop:
             raise malformed(f"{stop - at} bytes behind the packet's last field")
-        return packet
+        return other
 
 
 class _UnsupportedVersion(Exception):
@@ -374,7 +375,7 @@ def _read_closing(make: type[Disconnect] | type[Auth], type: Type) -> _Read:
     return read
 
 
-_FLAGS = {Type.PUBREL: 2, Type.SUBSCRIBE: 2, Type.UNSUBSCRIBE: 2}
+_FLAGS: dict[int, int] = {Type.PUBREL: 2, Type.SUBSCRIBE: 2, Type.UNSUBSCRIBE: 2}
 _READ: dict[int, _Read] = {
     Type.CONNECT: _second_connect,
     Type.CONNACK: _read_connack,
