@@ -29,6 +29,11 @@ class Dedup:
         text = f"{scope}\0{key}".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, digest_size=KEY_BYTES, key=self._secret).digest()
 
+    @staticmethod
+    def body_key(body: bytes) -> str:
+        """The key of `sha256`: the hash of the body alone."""
+        return hashlib.sha256(body).hexdigest()
+
     def seen(self, digest: bytes, now: float) -> bool:
         until = self._keys.get(digest)
         return until is not None and now < until

@@ -28,7 +28,7 @@ class Entries:
     """ident: place in the daemon's order. row, offset, length: where the body is; row 0: nowhere on disk.
     expires: 0 for never. group, extra: numbers whose meaning the queue knows. next, previous: by arrival."""
 
-    __slots__ = (*_COLUMNS, "_free", "_top", "count", "first", "last", "octets")
+    __slots__ = (*_COLUMNS, "_free", "_top", "count", "cursor", "first", "last", "octets")
 
     def __init__(self) -> None:
         self.ident = array("q", [0])
@@ -49,6 +49,8 @@ class Entries:
         self.last = 0
         self.count = 0
         self.octets = 0
+        self.cursor = 0
+        """Of one walk that pauses: moves on by itself when its entry is removed."""
 
     def add(
         self,
@@ -93,6 +95,8 @@ class Entries:
     def remove(self, slot: int) -> None:
         """Frees the slot; its ident becomes 0."""
         before, after = self.previous[slot], self.next[slot]
+        if slot == self.cursor:
+            self.cursor = after
         if before:
             self.next[before] = after
         else:

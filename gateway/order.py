@@ -34,6 +34,10 @@ class Order(Protocol):
     def forget(self, holder: object) -> None:
         """This consumer takes nothing more; nothing of it is in flight, or what is may still `leave` or go `back`."""
 
+    def due(self, slot: int) -> float:
+        """When a delayed entry may go out, 0 if it is not delayed."""
+        ...
+
     def tick(self, now: float) -> bool:
         """Lets go what is due; True if anything was."""
         ...
@@ -104,6 +108,9 @@ class Competing:
 
     def forget(self, holder: object) -> None:
         pass
+
+    def due(self, slot: int) -> float:
+        return self._waiting.get(slot, 0.0)
 
     def _wait(self, slot: int, due: float) -> None:
         self._waiting[slot] = due
@@ -284,6 +291,9 @@ class Grouped:
 
     def forget(self, holder: object) -> None:
         self._held.pop(holder, None)
+
+    def due(self, slot: int) -> float:
+        return self._due.get(slot, 0.0)
 
     def park(self, slot: int) -> None:
         """Holds the whole group of this waiting entry until `release`."""

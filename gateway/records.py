@@ -33,7 +33,8 @@ class Record(msgspec.Struct, array_like=True):
 
     refresh: not 0 for entries copied forward from older records, whose number it is; `refreshed` tells that it is
     complete, and is committed with the trim of what it replaces. groups_named: (queue, group number, value),
-    extras_named: (extra number, value); a later one replaces an earlier one.
+    extras_named: (extra number, value); a later one replaces an earlier one. attempts: (ident, count, error).
+    dues: (ident, when it may be delivered) of delayed entries.
     """
 
     time: float
@@ -54,6 +55,7 @@ class Record(msgspec.Struct, array_like=True):
     extras_named: list[tuple[int, Extra]] = []
     refresh: int = 0
     refreshed: bool = False
+    dues: list[tuple[int, float]] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

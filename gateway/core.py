@@ -1,0 +1,687 @@
+"""Owns the core: what becomes of each message, from accept to its last settlement.
+
+Its rule: it is a pure state machine. Time is passed in, it opens nothing, and nothing is deliverable before the commit
+that holds it; what was decided and not committed can be undone and decided again (rulings 1 to 3).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import heappop, heappush
+
+import msgspec
+
+from gateway.dead_letter import Reason
+from gateway.dead_letter import bury as record_death
+from gateway.dedup import Dedup
+from gateway.errors import GatewayError, UnknownQueueError
+from gateway.flow import Credit
+from gateway.gather import Accept, Gather, Pending
+from gateway.groups import Extras
+from gateway.message import TOPIC_EXCHANGE, Message
+from gateway.order import NEVER, Grouped
+from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, DISCARD, ExchangeTarget, QueuePolicy, encode_custom
+from gateway.queue import Queue, QueueSubscription
+from gateway.records import NO_EXTRA, Extra
+from gateway.retained import Retained
+from gateway.router import Router
+from gateway.storage.journal import Commit, StateChange
+from gateway.template import Fields, MissingValueError
+from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
+
+OWNER = "core"
+CONFIG = "config"
+ROW_CACHE_OCTETS = 32 << 20
+UNSTORED_OCTETS = 160
+"""What a message that is kept in memory only counts beside its body."""
+_NO_OPTIONS = Options()
+
+
+class QueueDefinition(msgspec.Struct, frozen=True, array_like=True):
+    """How a queue stands in the journal's state."""
+
+    number: int
+    policy: QueuePolicy
+    owner: str
+    live: bool = False
+
+
+class Core:
+    """Router, queues, dedup, dead letters and what waits for the next commit. A Ledger to its queues.
+
+    clock: the daemon's one time. effects: `wanted` rows of bodies, and what `begin_commit` returns.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        secret: bytes,
+        max_memory: int = 256 << 20,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.now = clock
+        self.max_memory = max_memory
+        self.router: Router[Queue] = Router()
+        self.queues: dict[str, Queue] = {}
+        self.by_number: dict[int, Queue] = {}
+        self.dedup = Dedup(secret)
+        self.retained = Retained()
+        self.extras = Extras()
+        self.gather = Gather()
+        self.committing: Gather | None = None
+        self.refusing = ""
+        """Why everything durable is refused at present, or ""."""
+        self.next_ident = 1
+        self.committed_ident = 0
+        self.next_row = 1
+        self.next_queue = 1
+        self.rows: dict[int, int] = {}
+        """How many entries refer to each row of bodies."""
+        self.resident_octets = 0
+        self.wanted: set[int] = set()
+        self.unreadable: set[int] = set()
+        self._rng = rng or random.Random()
+        self._next_delivery = 1
+        self._dirty: dict[Queue, None] = {}
+        self._fresh: list[tuple[Queue, int, int]] = []
+        self._timers: list[tuple[float, int, Queue]] = []
+        self._scheduled: dict[Queue, float] = {}
+        self._row_cache: OrderedDict[int, bytes] = OrderedDict()
+        self._row_cache_octets = 0
+        self._waiting_for_rows: dict[Queue, None] = {}
+
+    # accept
+
+    def accept(self, accept: Accept) -> None:
+        """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
+        now = self.now()
+        accept.outcomes = outcomes = [self._decide(message, now) for message in accept.messages]
+        gather = self.gather
+        gather.accepts.append(accept)
+        if accept.changes and (not outcomes or any(outcome is not Outcome.REFUSED for outcome in outcomes)):
+            gather.states += accept.changes
+
+    def _decide(self, message: Message, now: float) -> Outcome:
+        targets = self.router.route(message)
+        gather = self.gather
+        if not targets:
+            if message.retain and message.exchange == TOPIC_EXCHANGE:
+                if self.refusing:
+                    return Outcome.REFUSED
+                self._retain(message, now)
+            return Outcome.UNROUTED
+        fields: Fields | None = None
+        plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
+        live: list[tuple[Queue, Options]] = []
+        invalid: list[tuple[Queue, str]] = []
+        duplicates: list[Queue] = []
+        octets = len(message.body) + UNSTORED_OCTETS
+        for queue, options in targets:
+            if queue.live and (message.qos == 0 or options.qos == 0):
+                live.append((queue, options))
+                continue
+            if self.refusing and queue.policy.durable:
+                queue.counters.refused += 1
+                return Outcome.REFUSED
+            group: str | None = None
+            digest: bytes | None = None
+            if queue.group_template is not None or queue.policy.dedup is not None:
+                if fields is None:
+                    fields = Fields(message)
+                try:
+                    group = queue.group_template.render(fields) if queue.group_template is not None else None
+                    digest = self._digest(queue, group, fields)
+                except MissingValueError as error:
+                    invalid.append((queue, str(error)))
+                    continue
+                if digest is not None and self.dedup.seen(digest, now):
+                    duplicates.append(queue)
+                    continue
+            if queue.is_full(octets) and queue.may_refuse():
+                queue.counters.refused += 1
+                return Outcome.REFUSED
+            plan.append((queue, options, group, digest))
+        for queue in duplicates:
+            queue.counters.duplicates += 1
+        if plan:
+            self._plan(message, plan, octets, now)
+        for queue, options in live:
+            gather.live.append((queue, message, options))
+        for queue, why in invalid:
+            self._bury_unstored(queue, message, why, now)
+        if message.retain and message.exchange == TOPIC_EXCHANGE:
+            self._retain(message, now)
+        return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
+
+    def _plan(
+        self,
+        message: Message,
+        plan: list[tuple[Queue, Options, str | None, bytes | None]],
+        octets: int,
+        now: float,
+    ) -> None:
+        gather = self.gather
+        row = offset = length = 0
+        for queue, options, group, digest in plan:
+            policy = queue.policy
+            ident = self.next_ident
+            self.next_ident = ident + 1
+            if policy.durable:
+                if not row:
+                    row, offset, length = gather.bodies.add(message, self._new_row)
+                    gather.octets += length
+                self.rows[row] = self.rows.get(row, 0) + 1
+                place = (row, offset, length)
+            else:
+                gather.octets += octets
+                place = (0, 0, octets)
+            number = self._group_number(queue, group, ident) if group is not None else 0
+            extra = self._extra_number(Extra(options)) if options != _NO_OPTIONS else 0
+            if digest is not None and policy.dedup is not None:
+                until = now + policy.dedup.window
+                self.dedup.add(digest, until)
+                gather.keys.append((digest, until))
+            ttl = message.ttl
+            if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
+                ttl = policy.ttl
+            delay = min(message.delay or policy.delay, policy.max_delay)
+            due = now + delay if delay else 0.0
+            if due and policy.durable:
+                gather.dues.append((ident, due))
+            queue.pending_count += 1
+            queue.pending_octets += place[2]
+            gather.pending.append(
+                Pending(queue, ident, message, *place, 0.0 if ttl is None else now + ttl, now, number, extra, due)
+            )
+
+    def _digest(self, queue: Queue, group: str | None, fields: Fields) -> bytes | None:
+        dedup = queue.policy.dedup
+        if dedup is None:
+            return None
+        if queue.dedup_template is not None:
+            key = queue.dedup_template.render(fields)
+        else:
+            key = Dedup.body_key(fields.message.body)
+        return self.dedup.digest(queue.name, group if dedup.scope == "group" else None, key)
+
+    def _group_number(self, queue: Queue, group: str, ident: int) -> int:
+        number, is_new = queue.groups.number(group, ident)
+        if is_new and queue.policy.durable:
+            self.gather.groups.append((queue.number, number, group))
+        return number
+
+    def _extra_number(self, extra: Extra) -> int:
+        number, is_new = self.extras.use(extra)
+        if is_new:
+            self.gather.extras.append((number, extra))
+        return number
+
+    def _retain(self, message: Message, now: float) -> None:
+        self.gather.states.append(self.retained.change(message, now))
+        self.gather.retained.append((message, now))
+
+    def _new_row(self) -> int:
+        row = self.next_row
+        self.next_row = row + 1
+        return row
+
+    # commit
+
+    def begin_commit(self) -> Commit | None:
+        """What must be made durable now; None if nothing waits. One commit at a time; end it with `committed` or
+        `failed`."""
+        if self.committing is not None or self.gather.is_empty():
+            return None
+        self.committing, self.gather = self.gather, Gather()
+        return self.committing.commit(self.now())
+
+    def committed(self) -> list[Accept]:
+        """The commit is durable: its entries are deliverable, its calls may be answered, in order."""
+        gather, self.committing = self.committing, None
+        assert gather is not None
+        now = self.now()
+        for entry in gather.entries():
+            queue = entry.queue
+            queue.pending_count -= 1
+            queue.pending_octets -= entry.length
+            if entry.ident > self.committed_ident:
+                self.committed_ident = entry.ident
+            if queue.deleted:
+                self._release(entry)
+                if entry.row and queue.policy.durable:
+                    self.gather.settled.append(entry.ident)
+                continue
+            expires = entry.expires
+            if expires and expires == entry.accepted:
+                expires = now  # a ttl of 0 is for whoever is ready at the moment it could be delivered
+            slot = queue.store(entry.ident, *entry[2:6], expires, *entry[7:])
+            queue.counters.accepted += 1
+            self._dirty[queue] = None
+            if entry.row:
+                self._fresh.append((queue, slot, entry.ident))
+            if queue.policy.overflow != "refuse":
+                queue.evict()
+        for message, at in gather.retained:
+            self.retained.apply(message, at)
+        if gather.live:
+            self._deliver_live(gather.live)
+        self.dedup.sweep(now)
+        return gather.accepts
+
+    def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
+        batches: dict[Queue, list[Delivery]] = {}
+        for queue, message, options in live:
+            batches.setdefault(queue, []).append(Delivery(0, message, queue.name, options))
+        for queue, batch in batches.items():
+            queue.deliver_live(batch)
+
+    def failed(self) -> list[Accept]:
+        """The commit was rolled back: its calls are REFUSED; what came after it is decided again, in order."""
+        gather, self.committing = self.committing, None
+        assert gather is not None
+        later, self.gather = self.gather, Gather()
+        for undone in (gather, later):
+            self._undo(undone)
+        self.gather.carry(later)
+        self.gather.carry(gather)
+        for accept in gather.accepts:
+            accept.outcomes = [Outcome.REFUSED] * len(accept.messages)
+        for accept in later.accepts:
+            self.accept(accept)
+        return gather.accepts
+
+    def _undo(self, gather: Gather) -> None:
+        for entry in gather.pending:
+            entry.queue.pending_count -= 1
+            entry.queue.pending_octets -= entry.length
+            self.extras.drop(entry.extra)
+            if entry.row:
+                left = self.rows[entry.row] - 1
+                if left:
+                    self.rows[entry.row] = left
+                else:
+                    del self.rows[entry.row]
+        for digest, _ in gather.keys:
+            self.dedup.forget(digest)
+        undone = {entry.ident for entry in gather.pending}
+        gather.dues = [(ident, due) for ident, due in gather.dues if ident not in undone]
+
+    # what queues ask of their ledger
+
+    def removed(self, queue: Queue, slot: int) -> None:
+        entries = queue.entries
+        row = entries.row[slot]
+        if row:
+            if queue.policy.durable:
+                self.gather.settled.append(entries.ident[slot])
+            self._release_row(row)
+        extra = entries.extra[slot]
+        if extra:
+            self.extras.drop(extra)
+
+    def _release(self, entry: Pending) -> None:
+        self.extras.drop(entry.extra)
+        if entry.row:
+            self._release_row(entry.row)
+
+    def _release_row(self, row: int) -> None:
+        left = self.rows[row] - 1
+        if left:
+            self.rows[row] = left
+            return
+        del self.rows[row]
+        self.gather.dropped.append(row)
+        data = self._row_cache.pop(row, None)
+        if data is not None:
+            self._row_cache_octets -= len(data)
+
+    def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
+        if queue.policy.durable:
+            self.gather.attempts.append((queue.entries.ident[slot], attempts, error))
+
+    def extra(self, number: int) -> Extra:
+        return self.extras[number]
+
+    def keep(self, octets: int) -> None:
+        self.resident_octets += octets
+
+    def wake(self, queue: Queue) -> None:
+        self._dirty[queue] = None
+
+    def next_delivery(self) -> int:
+        delivery = self._next_delivery
+        self._next_delivery = delivery + 1
+        return delivery
+
+    def jitter(self) -> float:
+        return self._rng.random()
+
+    def body(self, row: int) -> bytes | None:
+        data = self._row_cache.get(row)
+        if data is not None:
+            self._row_cache.move_to_end(row)
+        else:
+            self.wanted.add(row)
+        return data
+
+    # bodies from the disk
+
+    def take_wanted(self) -> list[int]:
+        """Rows to be read now; answer with `loaded`."""
+        rows = sorted(self.wanted)
+        self.wanted.clear()
+        return rows
+
+    def loaded(self, rows: Mapping[int, bytes]) -> None:
+        """What was read; queues that waited may go on."""
+        for row, data in rows.items():
+            if row in self.rows and row not in self._row_cache:
+                self._row_cache[row] = data
+                self._row_cache_octets += len(data)
+        for queue in self.queues.values():
+            if queue.subscriptions and queue.depth:
+                self._dirty[queue] = None
+
+    def _trim_row_cache(self) -> None:
+        while self._row_cache_octets > ROW_CACHE_OCTETS and len(self._row_cache) > 1:
+            _, data = self._row_cache.popitem(last=False)
+            self._row_cache_octets -= len(data)
+
+    # delivery and time
+
+    def dispatch(self) -> None:
+        """Delivers all that credit allows, then lets go of the bodies that memory has no room for."""
+        now = self.now()
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for queue in dirty:
+                if queue.deleted:
+                    continue
+                queue.dispatch(now)
+                order = queue.order
+                if isinstance(order, Grouped) and order.emptied:
+                    queue.groups.empty(order.emptied)
+                    order.emptied.clear()
+                    queue.groups.free_idle(order.heads, self.committed_ident)
+                self._schedule(queue)
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            if self.resident_octets > self.max_memory:
+                for queue, slot, ident in fresh:
+                    queue.spill(slot, ident)
+        self._trim_row_cache()
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._dirty)
+
+    def _schedule(self, queue: Queue) -> None:
+        due = queue.next_due()
+        if due < self._scheduled.get(queue, NEVER):
+            self._scheduled[queue] = due
+            heappush(self._timers, (due, queue.number, queue))
+
+    def next_due(self) -> float:
+        """When `tick` has something to do, or infinity."""
+        return self._timers[0][0] if self._timers else NEVER
+
+    def tick(self) -> None:
+        """Whatever time has brought. Follow it with `dispatch`."""
+        now = self.now()
+        while self._timers and self._timers[0][0] <= now:
+            due, _, queue = heappop(self._timers)
+            if self._scheduled.get(queue) == due:
+                del self._scheduled[queue]
+            if queue.deleted:
+                continue
+            if queue.is_abandoned(now):
+                self.delete(queue.name)
+                continue
+            queue.tick(now)
+
+    # dead letters
+
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        entries = queue.entries
+        target = queue.policy.dead_letter
+        message: Message | None = None
+        if isinstance(target, ExchangeTarget):
+            # Its routing needs the message itself, which may have to be read first.
+            message = queue.message(slot)
+            if message is None:
+                return False
+            message = msgspec.structs.replace(
+                message, exchange=target.exchange, topic=message.topic if target.topic is None else target.topic
+            )
+            targets = [found for found, _ in self.router.route(message)]
+            if reason is not Reason.REJECTED:
+                # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
+                been = {queue.name, *(death.queue for death in self.extras[entries.extra[slot]].deaths)}
+                targets = [found for found in targets if found.name not in been]
+        else:
+            targets = self._dead_letter_queues(queue, target)
+        if any(found.is_full(entries.length[slot]) and found.may_refuse() for found in targets):
+            return False
+        if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
+            return False
+        if not targets:
+            queue.counters.dropped += 1
+            return True
+        queue.counters.dead_lettered += 1
+        old = self.extras[entries.extra[slot]]
+        group = queue.groups.name(entries.group[slot])
+        extra = record_death(old, queue.name, reason, attempts, error, entries.accepted[slot], self.now(), group)
+        for found in targets:
+            self.move(queue, slot, found, extra, message)
+        return True
+
+    def _dead_letter_queues(self, queue: Queue, name: str) -> list[Queue]:
+        if name == DISCARD:
+            return []
+        found = self.queues.get(name) or self.queues.get(DEAD_LETTERS)
+        return [found] if found is not None and found is not queue else []
+
+    def _has_place(self, queue: Queue, slot: int, message: Message | None) -> bool:
+        return bool(queue.entries.row[slot]) or message is not None or queue.message(slot) is not None
+
+    def _bury_unstored(self, queue: Queue, message: Message, error: str, now: float) -> None:
+        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
+        target = queue.policy.dead_letter
+        if isinstance(target, ExchangeTarget):
+            message = msgspec.structs.replace(
+                message, exchange=target.exchange, topic=message.topic if target.topic is None else target.topic
+            )
+            targets = [found for found, _ in self.router.route(message)]
+        else:
+            targets = self._dead_letter_queues(queue, target)
+        if not targets:
+            queue.counters.dropped += 1
+            return
+        queue.counters.dead_lettered += 1
+        extra = record_death(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
+        for found in targets:
+            row = offset = 0
+            length = len(message.body) + UNSTORED_OCTETS
+            if found.policy.durable:
+                row, offset, length = self.gather.bodies.add(message, self._new_row)
+                self.rows[row] = self.rows.get(row, 0) + 1
+            self._pend(self.gather.pending, found, message, (row, offset, length), now, extra, None)
+
+    def move(
+        self,
+        queue: Queue,
+        slot: int,
+        target: Queue,
+        extra: Extra,
+        message: Message | None = None,
+        group: str | None = None,
+    ) -> None:
+        """Stores the same body in another queue; the caller removes it here, which is the same record. `message`:
+        it is stored anew, as it must differ. Call only with `_has_place`."""
+        entries = queue.entries
+        place = (entries.row[slot], entries.offset[slot], entries.length[slot])
+        if message is not None or (target.policy.durable and not place[0]):
+            message = message or queue.message(slot)
+            assert message is not None
+            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
+            if target.policy.durable:
+                place = self.gather.moved_bodies.add(message, self._new_row)
+        if place[0]:
+            self.rows[place[0]] = self.rows.get(place[0], 0) + 1
+        if message is None:
+            message = queue.resident.get(slot) or (queue.flying[slot].message if slot in queue.flying else None)
+        if group is None:
+            group = extra.group or ""
+        self._pend(self.gather.moved, target, message, place, self.now(), extra, group)
+
+    def _pend(
+        self,
+        pending: list[Pending],
+        target: Queue,
+        message: Message | None,
+        place: tuple[int, int, int],
+        now: float,
+        extra: Extra,
+        group: str | None,
+    ) -> None:
+        ident = self.next_ident
+        self.next_ident = ident + 1
+        number = self._group_number(target, group or "", ident) if target.group_template is not None else 0
+        expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
+        target.pending_count += 1
+        target.pending_octets += place[2]
+        pending.append(Pending(target, ident, message, *place, expires, now, number, self._extra_number(extra), 0.0))
+
+    # queues and bindings
+
+    def declare(self, name: str, policy: QueuePolicy, owner: str) -> Queue:
+        """The queue of that name, made if there is none; then its policy stays. Raises GatewayError for a policy
+        whose templates are none."""
+        queue = self.queues.get(name)
+        if queue is None:
+            try:
+                queue = Queue(name, self.next_queue, policy, owner, self)
+            except ValueError as error:
+                raise GatewayError(f"queue {name}: {error}") from error
+            self.next_queue += 1
+            self.add(queue)
+            self.journal_queue(queue)
+        return queue
+
+    def add(self, queue: Queue) -> None:
+        self.queues[queue.name] = queue
+        self.by_number[queue.number] = queue
+        self.router.add_queue(queue.name, queue)
+        self._dirty[queue] = None
+
+    def journal_queue(self, queue: Queue) -> None:
+        """Puts its present definition in the next commit."""
+        if queue.policy.durable:
+            definition = QueueDefinition(queue.number, queue.policy, queue.owner, queue.live)
+            value = msgspec.msgpack.encode(definition, enc_hook=encode_custom)
+            self.gather.forced_states.append(StateChange(OWNER, f"queue/{queue.name}", value))
+
+    def get(self, name: str) -> Queue:
+        """Raises UnknownQueueError."""
+        queue = self.queues.get(name)
+        if queue is None:
+            raise UnknownQueueError(f"there is no queue {name!r}")
+        return queue
+
+    def delete(self, name: str) -> int:
+        queue = self.get(name)
+        count = queue.entries.count
+        for binding in self.router.bindings(name):
+            self._journal_binding(binding, None)
+        self.router.remove_queue(name)
+        subscriptions = list(queue.subscriptions)
+        for subscription in subscriptions:
+            subscription.detach()
+        queue.take_back_all()
+        queue.purge()
+        queue.deleted = True
+        del self.queues[name]
+        del self.by_number[queue.number]
+        self._scheduled.pop(queue, None)
+        self._dirty.pop(queue, None)
+        if queue.policy.durable:
+            self.gather.forced_states.append(StateChange(OWNER, f"queue/{name}", None))
+        for subscription in subscriptions:
+            subscription.consumer.closed(f"queue {name} was deleted")
+        return count
+
+    def bind(self, binding: Binding) -> None:
+        self.get(binding.queue)
+        self.router.bind(binding)
+        self._journal_binding(binding, msgspec.msgpack.encode(binding))
+
+    def unbind(self, binding: Binding) -> bool:
+        if not self.router.unbind(binding):
+            return False
+        self._journal_binding(binding, None)
+        return True
+
+    def _journal_binding(self, binding: Binding, value: bytes | None) -> None:
+        if binding.owner != CONFIG and self.queues[binding.queue].policy.durable:
+            self.gather.forced_states.append(StateChange(OWNER, binding_key(binding), value))
+
+    def attach(self, name: str, consumer: Consumer, pools: Sequence[Credit], live: bool) -> QueueSubscription:
+        queue = self.get(name)
+        if live and not queue.live:
+            queue.live = True
+            self.journal_queue(queue)
+        return queue.attach(consumer, pools, live)
+
+    def configure(self, policies: Mapping[str, QueuePolicy], bindings: Iterable[Binding]) -> list[str]:
+        """Makes the configured queues and bindings what they are from now on (ruling 24); returns what an operator
+        should know. Raises GatewayError before anything is changed."""
+        wanted = {DEAD_LETTERS: DEAD_LETTER_POLICY, **policies}
+        for name, policy in wanted.items():
+            queue = self.queues.get(name)
+            if queue is not None and queue.policy.durable and not policy.durable and queue.entries.count:
+                raise GatewayError(f"queue {name}: it holds {queue.entries.count} messages and can't become transient")
+        notes: list[str] = []
+        for name, policy in wanted.items():
+            owner = CONFIG if name in policies else OWNER
+            queue = self.queues.get(name)
+            if queue is None:
+                self.declare(name, policy, owner)
+                continue
+            if queue.policy != policy or queue.owner != owner or queue.removed:
+                if queue.policy.group != policy.group and queue.entries.count:
+                    notes.append(f"queue {name}: order between {queue.entries.count} messages and later ones is open")
+                queue.apply(policy)
+                queue.owner, queue.removed = owner, False
+                self.journal_queue(queue)
+                self._dirty[queue] = None
+        keep = list(bindings)
+        for queue in list(self.queues.values()):
+            for binding in self.router.bindings(queue.name):
+                if binding.owner == CONFIG and binding not in keep:
+                    self.router.unbind(binding)
+            if queue.owner in (CONFIG, OWNER) and queue.name not in wanted:
+                if queue.entries.count or queue.pending_count:
+                    queue.removed = True
+                    notes.append(f"queue {queue.name}: removed, kept until its {queue.entries.count} messages are gone")
+                else:
+                    self.delete(queue.name)
+        for binding in keep:
+            self.router.bind(binding)
+        return notes
+
+
+def binding_key(binding: Binding) -> str:
+    """Where a binding stands in the state: one place for all that `Router.bind` takes as the same binding."""
+    parts = (
+        binding.owner,
+        binding.queue,
+        binding.exchange,
+        binding.filter,
+        binding.literal,
+        binding.source,
+        repr(binding.match) if binding.match is not None else None,
+        binding.options.target,
+    )
+    return "bind/" + msgspec.json.encode(parts).decode()

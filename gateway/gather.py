@@ -1,0 +1,202 @@
+"""Owns Gather: all that the next commit will hold, and how it becomes a Commit.
+
+Its rule: what can be undone (accepts) and what can't (settlements, moves, names) are kept apart, so a failed commit
+undoes the one and carries the other over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from gateway.message import Message
+from gateway.records import Extra, Record, encode, pack
+from gateway.storage.journal import Commit, StateChange
+from gateway.transport import Options, Outcome
+
+if TYPE_CHECKING:
+    from gateway.queue import Queue
+
+ROW_OCTETS = 256 * 1024
+_encode_message = msgspec.msgpack.Encoder().encode_into
+
+
+class Pending(NamedTuple):
+    """An entry on its way to the disk; the columns of `Queue.store`."""
+
+    queue: Queue
+    ident: int
+    message: Message | None
+    row: int
+    offset: int
+    length: int
+    expires: float
+    accepted: float
+    group: int
+    extra: int
+    due: float
+
+
+class Accept:
+    """One call of `accept` or `put`. outcomes are what will be true once the commit is done."""
+
+    __slots__ = ("changes", "messages", "outcomes", "resolve")
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        changes: Sequence[StateChange],
+        resolve: Callable[[Sequence[Outcome], bool], None],
+    ) -> None:
+        self.messages = messages
+        self.changes = changes
+        self.resolve = resolve
+        self.outcomes: Sequence[Outcome] = ()
+
+
+class Bodies:
+    """Rows being filled. A row is closed at 256 KB; a larger body has a row of its own."""
+
+    __slots__ = ("_row", "full", "number")
+
+    def __init__(self) -> None:
+        self.full: list[tuple[int, bytes]] = []
+        self._row = bytearray()
+        self.number = 0
+
+    def add(self, message: Message, next_row: Callable[[], int]) -> tuple[int, int, int]:
+        """Row, offset and length."""
+        row = self._row
+        if not self.number:
+            self.number = next_row()
+        offset = len(row)
+        _encode_message(message, row, -1)
+        place = (self.number, offset, len(row) - offset)
+        if len(row) >= ROW_OCTETS:
+            self.close()
+        return place
+
+    def close(self) -> list[tuple[int, bytes]]:
+        """All rows so far."""
+        if self.number:
+            self.full.append((self.number, bytes(self._row)))
+            self._row = bytearray()
+            self.number = 0
+        return self.full
+
+
+class Gather:
+    """Everything since the last commit began."""
+
+    __slots__ = (
+        "accepts",
+        "attempts",
+        "bodies",
+        "dropped",
+        "dues",
+        "extras",
+        "forced_states",
+        "groups",
+        "keys",
+        "live",
+        "moved",
+        "moved_bodies",
+        "octets",
+        "pending",
+        "retained",
+        "settled",
+        "states",
+    )
+
+    def __init__(self) -> None:
+        self.octets = 0
+        # Undone when the commit fails:
+        self.accepts: list[Accept] = []
+        self.pending: list[Pending] = []
+        self.bodies = Bodies()
+        self.keys: list[tuple[bytes, float]] = []
+        self.states: list[StateChange] = []
+        self.retained: list[tuple[Message, float]] = []
+        self.live: list[tuple[Queue, Message, Options]] = []
+        # Carried over:
+        self.settled: list[int] = []
+        self.attempts: list[tuple[int, int, str]] = []
+        self.moved: list[Pending] = []
+        self.moved_bodies = Bodies()
+        self.dropped: list[int] = []
+        self.dues: list[tuple[int, float]] = []
+        self.groups: list[tuple[int, int, str]] = []
+        self.extras: list[tuple[int, Extra]] = []
+        self.forced_states: list[StateChange] = []
+
+    def is_empty(self) -> bool:
+        return not (self.accepts or self.must_commit())
+
+    def must_commit(self) -> bool:
+        """Something stands here that no caller waits for."""
+        return bool(
+            self.settled
+            or self.attempts
+            or self.moved
+            or self.dropped
+            or self.groups
+            or self.extras
+            or self.forced_states
+        )
+
+    def carry(self, other: Gather) -> None:
+        """Puts in front what `other`, whose commit failed, must not lose."""
+        self.settled[:0] = other.settled
+        self.attempts[:0] = other.attempts
+        self.moved[:0] = other.moved
+        self.moved_bodies.full[:0] = other.moved_bodies.close()
+        self.dropped[:0] = other.dropped
+        self.dues[:0] = other.dues
+        self.groups[:0] = other.groups
+        self.extras[:0] = other.extras
+        self.forced_states[:0] = other.forced_states
+
+    def entries(self) -> list[Pending]:
+        """All that becomes deliverable, by ident."""
+        if not self.moved:
+            return self.pending
+        return sorted([*self.moved, *self.pending], key=lambda entry: entry.ident)
+
+    def commit(self, now: float) -> Commit:
+        """What the journal gets; an empty Commit if nothing here is durable."""
+        durable = [entry for entry in self.entries() if entry.row]
+        record = Record(now)
+        if durable:
+            fill(record, list(zip(*durable, strict=True)))
+        if self.settled:
+            record.settled = pack("q", self.settled)
+        if self.keys:
+            record.keys = b"".join([digest for digest, _ in self.keys])
+            record.key_expires = pack("d", [until for _, until in self.keys])
+        record.attempts = self.attempts
+        record.dues = self.dues
+        record.groups_named = self.groups
+        record.extras_named = self.extras
+        useful = durable or self.settled or self.keys or self.attempts or self.groups or self.extras
+        return Commit(
+            record=encode(record) if useful else b"",
+            bodies=[*self.moved_bodies.close(), *self.bodies.close()],
+            dropped=self.dropped,
+            state=[*self.forced_states, *self.states],
+        )
+
+
+def fill(record: Record, columns: list[tuple[Any, ...]]) -> None:
+    """Pending's columns into the record's."""
+    queues, idents, _, rows, offsets, lengths, expires, accepted, groups, extras, _ = columns
+    record.idents = pack("q", idents)
+    record.queues = pack("I", [queue.number for queue in queues])
+    record.rows = pack("q", rows)
+    record.offsets = pack("I", offsets)
+    record.lengths = pack("I", lengths)
+    record.expires = pack("d", expires)
+    record.accepted = pack("d", accepted)
+    record.groups = pack("I", groups)
+    record.extras = pack("I", extras)

@@ -1,0 +1,161 @@
+"""Owns the numbers that stand for long values in entries: a queue's group names, and what entries carry (extras).
+
+Its rule: a number is used again only when nothing, committed or not, can still mean its old value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gateway.records import NO_EXTRA, Extra
+
+
+class GroupNames:
+    """Of one queue. Number 0 is no group."""
+
+    __slots__ = ("_free", "_idle", "_last", "_names", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = [""]
+        self._last: list[int] = [0]
+        self._free: list[int] = []
+        self._idle: list[int] = []
+
+    def number(self, name: str, ident: int) -> tuple[int, bool]:
+        """The group's number, for an entry with this ident, and whether it is new and must be journaled."""
+        number = self._numbers.get(name)
+        if number is not None:
+            self._last[number] = ident
+            return number, False
+        if self._free:
+            number = self._free.pop()
+            self._names[number] = name
+            self._last[number] = ident
+        else:
+            number = len(self._names)
+            self._names.append(name)
+            self._last.append(ident)
+        self._numbers[name] = number
+        return number, True
+
+    def restore(self, number: int, name: str) -> None:
+        """As the log says; a later name replaces an earlier one."""
+        while number >= len(self._names):
+            self._names.append("")
+            self._last.append(0)
+        if self._numbers.get(self._names[number]) == number:
+            del self._numbers[self._names[number]]
+        self._names[number] = name
+        self._numbers[name] = number
+
+    def restored(self, live: Iterable[int]) -> None:
+        """Frees all numbers but these."""
+        keep = set(live)
+        for name, number in list(self._numbers.items()):
+            if number not in keep:
+                self._release(name, number)
+        self._free = [number for number in range(1, len(self._names)) if number not in keep]
+
+    def name(self, number: int) -> str | None:
+        return self._names[number] if number else None
+
+    def find(self, name: str) -> int:
+        """0 if no such group is known."""
+        return self._numbers.get(name, 0)
+
+    def empty(self, numbers: Iterable[int]) -> None:
+        """These groups have no entries now."""
+        self._idle += numbers
+
+    def free_idle(self, live: Iterable[int] | dict[int, int], committed: int) -> None:
+        """Frees those that are empty still, and for which nothing is on its way to the disk."""
+        later: list[int] = []
+        for number in self._idle:
+            if number in live:
+                continue
+            name = self._names[number]
+            if self._numbers.get(name) != number:
+                continue
+            if self._last[number] <= committed:
+                self._release(name, number)
+                self._free.append(number)
+            else:
+                later.append(number)
+        self._idle = later
+
+    def items(self) -> Iterator[tuple[int, str]]:
+        return ((number, name) for name, number in self._numbers.items())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def _release(self, name: str, number: int) -> None:
+        del self._numbers[name]
+        self._names[number] = ""
+        self._last[number] = 0
+
+
+class Extras:
+    """Of the whole daemon, counted by use. Number 0 is NO_EXTRA."""
+
+    __slots__ = ("_free", "_numbers", "_uses", "_values")
+
+    def __init__(self) -> None:
+        self._values: list[Extra] = [NO_EXTRA]
+        self._uses: list[int] = [0]
+        self._numbers: dict[Extra, int] = {}
+        self._free: list[int] = []
+
+    def __getitem__(self, number: int) -> Extra:
+        return self._values[number]
+
+    def use(self, value: Extra) -> tuple[int, bool]:
+        """The value's number, used once more, and whether it is new and must be journaled."""
+        if value == NO_EXTRA:
+            return 0, False
+        number = self._numbers.get(value)
+        if number is not None:
+            self._uses[number] += 1
+            return number, False
+        if self._free:
+            number = self._free.pop()
+            self._values[number] = value
+            self._uses[number] = 1
+        else:
+            number = len(self._values)
+            self._values.append(value)
+            self._uses.append(1)
+        self._numbers[value] = number
+        return number, True
+
+    def drop(self, number: int) -> None:
+        """One use less."""
+        if not number:
+            return
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            value = self._values[number]
+            del self._numbers[value]
+            self._values[number] = NO_EXTRA
+            self._free.append(number)
+
+    def restore(self, number: int, value: Extra) -> None:
+        while number >= len(self._values):
+            self._values.append(NO_EXTRA)
+            self._uses.append(0)
+        self._values[number] = value
+
+    def restored(self, uses: dict[int, int]) -> None:
+        """How often each is used; frees the others."""
+        self._free = []
+        for number in range(1, len(self._values)):
+            self._uses[number] = uses.get(number, 0)
+            if self._uses[number]:
+                self._numbers[self._values[number]] = number
+            else:
+                self._values[number] = NO_EXTRA
+                self._free.append(number)
+
+    def items(self) -> Iterator[tuple[int, Extra]]:
+        return ((number, value) for value, number in self._numbers.items())

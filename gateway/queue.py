@@ -1,0 +1,612 @@
+"""Owns Queue and its Subscriptions: what waits, what is in flight, and what settling does (design section 4).
+
+Its rule: an entry leaves by settlement, expiry or a stated overflow policy, and by nothing else; a delivery is
+registered before its consumer hears of it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Protocol
+
+import msgspec
+
+from gateway.dead_letter import Reason
+from gateway.entries import Entries
+from gateway.flow import UNLIMITED, Credit
+from gateway.groups import GroupNames
+from gateway.message import Message
+from gateway.order import Competing, Grouped, Order
+from gateway.policy import DISCARD, QueuePolicy
+from gateway.records import Extra
+from gateway.template import Template
+from gateway.transport import Consumer, Delivery, Verdict
+
+RETRY_DEAD_LETTER_SECONDS = 1.0
+"""After this a dead letter that was refused by its queue is tried again."""
+MAX_ERROR_CHARS = 1024
+READ_AHEAD_OCTETS = 1 << 20
+
+decode_message = msgspec.msgpack.Decoder(Message).decode
+
+
+class Ledger(Protocol):
+    """What a queue needs of the core."""
+
+    def now(self) -> float: ...
+    def removed(self, queue: Queue, slot: int) -> None:
+        """The entry leaves for good; called before its slot is freed."""
+
+    def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now."""
+        ...
+
+    def body(self, row: int) -> bytes | None:
+        """A row of bodies that is in memory; None: asked for, `wake` follows."""
+        ...
+
+    def extra(self, number: int) -> Extra: ...
+    def keep(self, octets: int) -> None:
+        """That many octets of bodies more (or less) are in memory."""
+
+    def wake(self, queue: Queue) -> None:
+        """Something may be delivered now."""
+
+    def next_delivery(self) -> int: ...
+    def jitter(self) -> float:
+        """From 0 to 1, at random."""
+        ...
+
+
+class Counters:
+    """Of one queue, since the daemon's start."""
+
+    __slots__ = (
+        "accepted",
+        "dead_lettered",
+        "delivered",
+        "dropped",
+        "duplicates",
+        "expired",
+        "refused",
+        "retried",
+        "returned",
+        "settled",
+        "stale",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    accepted: int
+    dead_lettered: int
+    delivered: int
+    dropped: int
+    duplicates: int
+    expired: int
+    refused: int
+    retried: int
+    returned: int
+    settled: int
+    stale: int
+
+
+class Queue:
+    """Keeps entries until they are settled. Also a QueueView."""
+
+    def __init__(self, name: str, number: int, policy: QueuePolicy, owner: str, ledger: Ledger) -> None:
+        self.name = name
+        self.number = number
+        self.owner = owner
+        self.ledger = ledger
+        self.live = False
+        """A session's: entries of QoS 0 go straight to a connected consumer and are never kept (ruling 12)."""
+        self.removed = False
+        self.deleted = False
+        self.entries = Entries()
+        self.groups = GroupNames()
+        self.resident: dict[int, Message] = {}
+        self.flying: dict[int, Delivery] = {}
+        self.attempts: dict[int, int] = {}
+        """Of entries that were delivered before; 0: only given back."""
+        self.errors: dict[int, str] = {}
+        self.doomed: dict[int, tuple[Reason, str]] = {}
+        """Dead letters that their queue refused; they wait here for room there."""
+        self.subscriptions: list[QueueSubscription] = []
+        self.pending_count = 0
+        self.pending_octets = 0
+        self.counters = Counters()
+        self.idle_since = ledger.now()
+        self._turn = 0
+        self._timeouts: deque[tuple[float, Delivery, QueueSubscription]] = deque()
+        self._expiries: dict[int, array[int]] = {}
+        self._expiry_seconds: list[int] = []
+        self.order: Order = Competing(self.entries)
+        self.apply(policy)
+
+    # policy
+
+    def apply(self, policy: QueuePolicy) -> None:
+        """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
+        self.policy = policy
+        self.group_template = Template(policy.group) if policy.group is not None else None
+        dedup = policy.dedup
+        self.dedup_template = Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
+        if isinstance(self.order, Grouped) and self.group_template is not None:
+            self.order.limit = policy.group_in_flight
+        elif isinstance(self.order, Grouped) or self.group_template is not None:
+            self._reorder()
+
+    def _reorder(self) -> None:
+        for subscription in self.subscriptions:
+            subscription.settle(list(subscription.held), Verdict.RETURNED)
+        grouped = self.group_template is not None
+        self.order = Grouped(self.entries, self.policy.group_in_flight) if grouped else Competing(self.entries)
+        for slot in self.entries.slots():
+            self.order.add(slot, 0)
+
+    # what a QueueView shows
+
+    @property
+    def depth(self) -> int:
+        return self.entries.count - len(self.flying)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.flying)
+
+    @property
+    def consumers(self) -> int:
+        return len(self.subscriptions)
+
+    # entries in
+
+    def is_full(self, octets: int) -> bool:
+        """Whether one message more would pass a limit, what waits for its commit included."""
+        policy = self.policy
+        if policy.max_messages is not None and self.entries.count + self.pending_count >= policy.max_messages:
+            return True
+        held = self.entries.octets + self.pending_octets
+        return policy.max_bytes is not None and held + octets > policy.max_bytes
+
+    def may_refuse(self) -> bool:
+        """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
+        return self.policy.overflow == "refuse" or self.depth + self.pending_count == 0
+
+    def store(
+        self,
+        ident: int,
+        message: Message | None,
+        row: int,
+        offset: int,
+        length: int,
+        expires: float,
+        accepted: float,
+        group: int,
+        extra: int,
+        due: float,
+    ) -> int:
+        """A committed entry, the last by arrival. Without `message` its body is on disk only."""
+        slot = self.entries.add(ident, row, offset, length, expires, accepted, group, extra)
+        if message is not None:
+            self.resident[slot] = message
+            self.ledger.keep(length)
+        if expires:
+            self.watch_expiry(slot)
+        self.order.add(slot, due)
+        return slot
+
+    def watch_expiry(self, slot: int) -> None:
+        """Sees to it that the entry expires even if nobody asks for it."""
+        self._watch(slot, int(self.entries.expires[slot]) + 1)
+
+    def _watch(self, slot: int, second: int) -> None:
+        bucket = self._expiries.get(second)
+        if bucket is None:
+            bucket = self._expiries[second] = array("i")
+            heappush(self._expiry_seconds, second)
+        bucket.append(slot)
+
+    def evict(self) -> None:
+        """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
+        policy = self.policy
+        for slot in self.entries.slots():
+            over = policy.max_messages is not None and self.entries.count > policy.max_messages
+            if not over and not (policy.max_bytes is not None and self.entries.octets > policy.max_bytes):
+                return
+            if slot in self.flying or self.is_parked_head(slot):
+                continue
+            if policy.overflow == "dead-letter" and policy.dead_letter != DISCARD:
+                self._bury(slot, Reason.OVERFLOW, "")
+            else:
+                self.counters.dropped += 1
+                self.remove(slot)
+
+    def spill(self, slot: int, ident: int) -> None:
+        """Forgets the body in memory if the entry still waits and its body is on disk."""
+        if self.entries.ident[slot] == ident and self.entries.row[slot] and self.resident.pop(slot, None) is not None:
+            self.ledger.keep(-self.entries.length[slot])
+
+    # entries out
+
+    def remove(self, slot: int) -> None:
+        """The entry leaves for good, waiting or in flight."""
+        self.order.leave(slot, self.flying.pop(slot, None) is not None)
+        if self.resident.pop(slot, None) is not None:
+            self.ledger.keep(-self.entries.length[slot])
+        if self.attempts:
+            self.attempts.pop(slot, None)
+            if self.errors:
+                self.errors.pop(slot, None)
+        if self.doomed:
+            self.doomed.pop(slot, None)
+        self.ledger.removed(self, slot)
+        self.entries.remove(slot)
+
+    def purge(self) -> int:
+        """Removes all that waits."""
+        waiting = [slot for slot in self.entries.slots() if slot not in self.flying]
+        for slot in waiting:
+            self.remove(slot)
+        return len(waiting)
+
+    def take_back_all(self) -> None:
+        """Whatever is in flight still, with consumers that were cancelled and not yet detached, is theirs no more."""
+        for slot in list(self.flying):
+            self._land(slot, 0)
+
+    def is_parked_head(self, slot: int) -> bool:
+        order = self.order
+        return isinstance(order, Grouped) and self.entries.group[slot] in order.parked and order.is_head(slot)
+
+    # delivery
+
+    def message(self, slot: int) -> Message | None:
+        """The message in this slot; None: its body is being read, `wake` follows."""
+        message = self.resident.get(slot)
+        if message is not None:
+            return message
+        if slot in self.flying:
+            return self.flying[slot].message
+        entries = self.entries
+        data = self.ledger.body(entries.row[slot])
+        if data is None:
+            self._read_ahead(slot)
+            return None
+        offset = entries.offset[slot]
+        return decode_message(memoryview(data)[offset : offset + entries.length[slot]])
+
+    def _read_ahead(self, slot: int) -> None:
+        entries = self.entries
+        octets, last = 0, entries.row[slot]
+        for following in entries.slots(slot):
+            octets += entries.length[following]
+            if octets > READ_AHEAD_OCTETS:
+                return
+            row = entries.row[following]
+            if row != last and row:
+                last = row
+                self.ledger.body(row)
+
+    def dispatch(self, now: float) -> None:
+        """Hands out what is ready, one message a consumer in turn, as far as credit and bodies go."""
+        active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
+        if not active:
+            return
+        entries, order, flying = self.entries, self.order, self.flying
+        policy = self.policy
+        grouped = self.group_template is not None
+        batches: dict[QueueSubscription, list[Delivery]] = {}
+        turn = self._turn
+        while active:
+            if turn >= len(active):
+                turn = 0
+            subscription = active[turn]
+            slot = order.peek(subscription, now)
+            if not slot:
+                if not grouped:
+                    break
+                del active[turn]  # another consumer may hold a group that has more
+                continue
+            if self.doomed and slot in self.doomed:
+                self._put_off(slot, subscription, now)
+                continue
+            expires = entries.expires[slot]
+            if expires and expires < now:
+                if not self._expire(slot):
+                    self._put_off(slot, subscription, now)
+                continue
+            message = self.resident.pop(slot, None)
+            length = entries.length[slot]
+            if message is not None:
+                self.ledger.keep(-length)
+            else:
+                message = self.message(slot)
+                if message is None:
+                    break  # it keeps its place until its body is there
+            order.take(slot, subscription)
+            extra = self.ledger.extra(entries.extra[slot])
+            attempts = self.attempts.get(slot) if self.attempts else None
+            delivery = Delivery(
+                self.ledger.next_delivery(),
+                message,
+                self.name,
+                extra.options,
+                slot,
+                attempts or 0,
+                attempts is not None,
+                extra.deaths,
+                expires or None,
+            )
+            flying[slot] = delivery
+            subscription.held[delivery.id] = delivery
+            if policy.ack_timeout is not None:
+                self._watch_settlement(now + policy.ack_timeout, delivery, subscription)
+            batch = batches.get(subscription)
+            if batch is None:
+                batches[subscription] = [delivery]
+            else:
+                batch.append(delivery)
+            if subscription.take(length):
+                turn += 1
+            else:
+                del active[turn]
+        self._turn = turn
+        for subscription, batch in batches.items():
+            self.counters.delivered += len(batch)
+            subscription.consumer.deliver(batch)
+
+    def _watch_settlement(self, deadline: float, delivery: Delivery, subscription: QueueSubscription) -> None:
+        timeouts = self._timeouts
+        if len(timeouts) > 2 * len(self.flying) + 64:
+            # One slow consumer must not keep all that others have settled since.
+            self._timeouts = timeouts = deque(item for item in timeouts if self.flying.get(item[1].slot) is item[1])
+        timeouts.append((deadline, delivery, subscription))
+
+    def deliver_live(self, batch: list[Delivery]) -> None:
+        """QoS 0 to whoever is connected."""
+        for subscription in self.subscriptions:
+            if subscription.live:
+                self.counters.delivered += len(batch)
+                subscription.consumer.deliver(batch)
+
+    # settlement
+
+    def done(self, deliveries: Sequence[Delivery]) -> None:
+        self.counters.settled += len(deliveries)
+        for delivery in deliveries:
+            self.remove(delivery.slot)
+        self.ledger.wake(self)
+
+    def reject(self, delivery: Delivery, error: str) -> None:
+        """DEAD: a dead letter, `rejected`."""
+        self.bury_flying(delivery.slot, Reason.REJECTED, error)
+        self.ledger.wake(self)
+
+    def give_back(self, delivery: Delivery) -> None:
+        """RETURNED: to its old place, no attempt counted."""
+        slot = delivery.slot
+        self.counters.returned += 1
+        self.attempts.setdefault(slot, 0)
+        self._land(slot, 0)
+
+    def fail(self, delivery: Delivery, error: str, delayed: bool) -> None:
+        """An attempt failed: to its old place, or what `on_exhausted` says (ruling 14)."""
+        slot = delivery.slot
+        policy = self.policy
+        attempts = self.attempts.get(slot, 0) + 1
+        self.attempts[slot] = attempts
+        if error:
+            self.errors[slot] = error[:MAX_ERROR_CHARS]
+        self.counters.retried += 1
+        exhausted = policy.max_deliveries is not None and attempts >= policy.max_deliveries
+        if exhausted and policy.on_exhausted == "skip":
+            self.bury_flying(slot, Reason.EXHAUSTED, error)
+            return
+        self.ledger.attempted(self, slot, attempts, error[:MAX_ERROR_CHARS])
+        if exhausted and policy.on_exhausted == "park" and isinstance(self.order, Grouped):
+            self._land(slot, 0)
+            self.order.park(slot)
+            return
+        self._land(slot, self.ledger.now() + self._backoff(attempts) if delayed and policy.retry_delay else 0)
+
+    def _backoff(self, attempts: int) -> float:
+        low, high = self.policy.retry_delay or (0.0, 0.0)
+        base = low * 2 ** min(attempts - 1, 40)
+        return min(high, base * (1 + 0.2 * self.ledger.jitter())) if base < high else high
+
+    def _land(self, slot: int, due: float) -> None:
+        delivery = self.flying.pop(slot)
+        self.resident[slot] = delivery.message
+        self.ledger.keep(self.entries.length[slot])
+        self.order.back(slot, due)
+        if self.entries.expires[slot]:
+            self.watch_expiry(slot)
+        self.ledger.wake(self)
+
+    # dead letters
+
+    def bury_flying(self, slot: int, reason: Reason, error: str) -> None:
+        """What is in flight becomes a dead letter, or waits at its place until it can."""
+        if not self._bury(slot, reason, error):
+            self.doomed[slot] = (reason, error)
+            self._land(slot, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
+
+    def _bury(self, slot: int, reason: Reason, error: str) -> bool:
+        if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error or self.errors.get(slot, "")):
+            return False
+        self.remove(slot)
+        return True
+
+    def _expire(self, slot: int) -> bool:
+        if not self._bury(slot, Reason.EXPIRED, ""):
+            self.doomed[slot] = (Reason.EXPIRED, "")
+            return False
+        self.counters.expired += 1
+        return True
+
+    def _put_off(self, slot: int, holder: object, now: float) -> None:
+        """A dead letter that can't be stored yet: it and its group wait a while."""
+        self.order.take(slot, holder)
+        self.order.back(slot, now + RETRY_DEAD_LETTER_SECONDS)
+
+    # time
+
+    def next_due(self) -> float:
+        due = self.order.next_due()
+        while self._timeouts:
+            deadline, delivery, _ = self._timeouts[0]
+            if self.flying.get(delivery.slot) is delivery:
+                due = min(due, deadline)
+                break
+            self._timeouts.popleft()
+        if self._expiry_seconds:
+            due = min(due, self._expiry_seconds[0])
+        if self.policy.expires is not None and not self.subscriptions:
+            due = min(due, self.idle_since + self.policy.expires)
+        return due
+
+    def is_abandoned(self, now: float) -> bool:
+        """Without a consumer for longer than `expires`."""
+        expires = self.policy.expires
+        return expires is not None and not self.subscriptions and now >= self.idle_since + expires
+
+    def tick(self, now: float) -> None:
+        """Timeouts, retries, delays and expiries that are due."""
+        while self._timeouts and self._timeouts[0][0] <= now:
+            _, delivery, subscription = self._timeouts.popleft()
+            # Its credit stays used until the consumer settles it or leaves (ruling 15).
+            if self.flying.get(delivery.slot) is delivery and subscription.held.pop(delivery.id, None) is not None:
+                self.fail(delivery, "not settled within ack_timeout", delayed=True)
+        if self.order.tick(now):
+            for slot, (reason, error) in list(self.doomed.items()):
+                if slot not in self.flying:
+                    self._bury(slot, reason, error)
+        while self._expiry_seconds and self._expiry_seconds[0] <= now:
+            self._expire_all(self._expiries.pop(heappop(self._expiry_seconds)), now)
+        self.ledger.wake(self)
+
+    def _expire_all(self, slots: array[int], now: float) -> None:
+        entries = self.entries
+        for slot in slots:
+            # The slot may be another's by now, which then has its own time.
+            if not entries.ident[slot] or not 0 < entries.expires[slot] <= now or slot in self.flying:
+                continue
+            if not self.is_parked_head(slot) and not self._expire(slot):
+                self._watch(slot, int(now) + 2)
+
+    def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
+        """(ident, time) of those that are delayed."""
+        due, ident = self.order.due, self.entries.ident
+        return [(ident[slot], due(slot)) for slot in slots if due(slot)]
+
+    # consumers
+
+    def attach(self, consumer: Consumer, pools: Sequence[Credit], live: bool) -> QueueSubscription:
+        subscription = QueueSubscription(self, consumer, tuple(pools), live)
+        self.subscriptions.append(subscription)
+        return subscription
+
+
+class QueueSubscription:
+    """A Subscription of the contract. Credit is its own and its pools'."""
+
+    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "queue")
+
+    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool) -> None:
+        self._queue = queue
+        self.queue = queue.name
+        self.consumer = consumer
+        self.pools = pools
+        self.live = live
+        self.messages = 0
+        self.octets = UNLIMITED
+        self.held: dict[int, Delivery] = {}
+
+    def grant(self, messages: int = 0, octets: int = 0) -> None:
+        self.messages += messages
+        self.octets += octets
+        if self.messages > 0 and self.octets > 0 and self._queue.depth:
+            self._queue.ledger.wake(self._queue)
+
+    def revoke(self) -> int:
+        unused, self.messages = max(0, self.messages), min(0, self.messages)
+        return unused
+
+    def has_credit(self) -> bool:
+        """If only a pool is spent, its next grant wakes the queue."""
+        if self.messages <= 0 or self.octets <= 0:
+            return False
+        for pool in self.pools:
+            if pool.spent:
+                pool.wakes[self.wake] = None
+                return False
+        return True
+
+    def take(self, octets: int) -> bool:
+        """Uses credit for one message; whether there is more."""
+        self.messages -= 1
+        self.octets -= octets
+        more = self.messages > 0 and self.octets > 0
+        for pool in self.pools:
+            pool.messages -= 1
+            pool.octets -= octets
+            if pool.messages <= 0 or pool.octets <= 0:
+                pool.wakes[self.wake] = None
+                more = False
+        return more
+
+    def wake(self) -> None:
+        if self._queue.depth:
+            self._queue.ledger.wake(self._queue)
+
+    def settle(self, ids: Iterable[int], verdict: Verdict, error: str = "") -> int:
+        queue, held = self._queue, self.held
+        found: list[Delivery] = []
+        for id in ids:
+            delivery = held.pop(id, None)
+            if delivery is None:
+                queue.counters.stale += 1
+            else:
+                found.append(delivery)
+        if verdict is Verdict.DONE:
+            queue.done(found)
+        elif verdict is Verdict.DEAD:
+            for delivery in found:
+                queue.reject(delivery, error)
+        else:
+            # The newest first, so that the oldest is again the first of all.
+            for delivery in reversed(found):
+                if verdict is Verdict.RETRY:
+                    queue.fail(delivery, error, delayed=True)
+                else:
+                    queue.give_back(delivery)
+        return len(found)
+
+    def cancel(self) -> None:
+        queue = self._queue
+        if self in queue.subscriptions:
+            queue.subscriptions.remove(self)
+            queue.order.forget(self)
+            queue.idle_since = queue.ledger.now()
+            queue.ledger.wake(queue)
+        for pool in self.pools:
+            pool.wakes.pop(self.wake, None)
+
+    def detach(self, lost: bool = False) -> None:
+        self.cancel()
+        held = list(self.held.values())
+        self.held.clear()
+        for delivery in reversed(held[1:] if lost else held):
+            self._queue.give_back(delivery)
+        if lost and held:
+            self._queue.fail(held[0], "the connection was lost", delayed=False)
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.held)

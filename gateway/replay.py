@@ -1,0 +1,261 @@
+"""Owns how the core and its journal come together: reading the log at start, and copying it forward so it stays short.
+
+Its rule: a start reads indexes, settlements, keys and state, never a body (ruling 27); what is copied forward counts
+only once all of it is there, in the commit that also trims what it replaces.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway import retained
+from gateway.core import OWNER, Core, QueueDefinition
+from gateway.errors import StoreError
+from gateway.order import Grouped
+from gateway.policy import decode_custom
+from gateway.queue import Queue
+from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
+from gateway.storage.journal import Journal, StateChange
+from gateway.transport import Binding
+
+SLICE_ENTRIES = 4000
+"""Of one slice of a refresh: below 10 ms of work."""
+REFRESH_OCTETS = 16 << 20
+ENTRY_OCTETS = 56
+KEY_OCTETS = 24
+
+T = TypeVar("T")
+
+_decode_definition = msgspec.msgpack.Decoder(QueueDefinition, dec_hook=decode_custom).decode
+_decode_binding = msgspec.msgpack.Decoder(Binding).decode
+
+
+def restore(core: Core, journal: Journal) -> dict[str, dict[str, bytes]]:
+    """Brings an empty core to where the journal left off, all that was in flight waiting again. Returns the states of
+    the transports by owner. Raises StoreError for a journal that can't be understood."""
+    try:
+        return _Restore(core, journal).run()
+    except (msgspec.DecodeError, KeyError, IndexError, ValueError) as error:
+        raise StoreError(f"the store holds a record that makes no sense: {error!r}") from error
+
+
+class _Restore:
+    def __init__(self, core: Core, journal: Journal) -> None:
+        self.core = core
+        self.journal = journal
+        self.settled: set[int] = set()
+        self.attempts: dict[int, tuple[int, str]] = {}
+        self.dues: dict[int, float] = {}
+        self.rows: Counter[int] = Counter()
+        self.extra_uses: Counter[int] = Counter()
+        self.complete = 0
+        self.time = 0.0
+
+    def run(self) -> dict[str, dict[str, bytes]]:
+        core = self.core
+        states: dict[str, dict[str, bytes]] = {}
+        bindings: list[Binding] = []
+        for change in self.journal.states():
+            if change.value is None:
+                continue
+            if change.owner == retained.OWNER:
+                core.retained.restore(change.value)
+            elif change.owner == OWNER:
+                self._restore_own(change, bindings)
+            else:
+                states.setdefault(change.owner, {})[change.key] = change.value
+        for binding in bindings:
+            if binding.queue in core.queues:
+                core.router.bind(binding)
+        self._read_all_but_entries()
+        # First what was copied forward, then the rest: each queue gets its entries by ident.
+        self._read_entries(forward=True)
+        self._read_entries(forward=False)
+        self._finish()
+        return states
+
+    def _restore_own(self, change: StateChange, bindings: list[Binding]) -> None:
+        core = self.core
+        assert change.value is not None
+        kind, _, name = change.key.partition("/")
+        if kind == "queue":
+            definition = _decode_definition(change.value)
+            queue = Queue(name, definition.number, definition.policy, definition.owner, core)
+            queue.live = definition.live
+            core.add(queue)
+            core.next_queue = max(core.next_queue, definition.number + 1)
+        elif kind == "bind":
+            bindings.append(_decode_binding(change.value))
+
+    def _read_all_but_entries(self) -> None:
+        core = self.core
+        now = core.now()
+        for _, data in self.journal.records():
+            record = decode(data)
+            self.time = max(self.time, record.time)
+            self.settled.update(unpack("q", record.settled))
+            for ident, attempts, error in record.attempts:
+                self.attempts[ident] = (attempts, error)
+            self.dues.update(record.dues)
+            for place, until in enumerate(unpack("d", record.key_expires)):
+                if until > now:
+                    core.dedup.add(record.keys[place * 16 : place * 16 + 16], until)
+            for queue_number, number, name in record.groups_named:
+                queue = core.by_number.get(queue_number)
+                if queue is not None:
+                    queue.groups.restore(number, name)
+            for number, extra in record.extras_named:
+                core.extras.restore(number, extra)
+            if record.refreshed:
+                self.complete = record.refresh
+            if record.idents:
+                core.next_ident = max(core.next_ident, max(unpack("q", record.idents)) + 1)
+
+    def _read_entries(self, forward: bool) -> None:
+        for _, data in self.journal.records():
+            record = decode(data)
+            if record.idents and (not forward if record.refresh == 0 else forward and record.refresh == self.complete):
+                self._add_entries(record)
+
+    def _add_entries(self, record: Record) -> None:
+        by_number = self.core.by_number
+        columns: list[array[Any]] = [unpack(code, getattr(record, name)) for name, code in COLUMNS]
+        settled, dues, attempts = self.settled, self.dues, self.attempts
+        rows: array[int] = array("q")
+        for ident, number, group, row, offset, length, expires, accepted, extra in zip(*columns, strict=True):
+            if ident in settled:
+                continue
+            queue = by_number.get(number)
+            if queue is None:
+                continue  # its queue was deleted
+            slot = queue.store(ident, None, row, offset, length, expires, accepted, group, extra, dues.get(ident, 0.0))
+            rows.append(row)
+            if extra:
+                self.extra_uses[extra] += 1
+            if attempts and ident in attempts:
+                self._restore_attempts(queue, slot, *attempts[ident])
+        self.rows.update(rows)
+
+    def _restore_attempts(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
+        queue.attempts[slot] = attempts
+        queue.errors[slot] = error
+        policy = queue.policy
+        exhausted = policy.max_deliveries is not None and attempts >= policy.max_deliveries
+        if exhausted and policy.on_exhausted == "park" and isinstance(queue.order, Grouped):
+            queue.order.park(slot)
+
+    def _finish(self) -> None:
+        core = self.core
+        core.rows = dict(self.rows)
+        core.extras.restored(self.extra_uses)
+        core.committed_ident = core.next_ident - 1
+        for queue in core.queues.values():
+            if isinstance(queue.order, Grouped):
+                queue.groups.restored(queue.order.heads)
+            queue.counters.accepted = 0
+        for row, _ in self.journal.rows():
+            core.next_row = max(core.next_row, row + 1)
+            if row not in core.rows:
+                core.gather.dropped.append(row)
+
+
+def last_time(journal: Journal) -> float:
+    """The latest time that the log knows; the clock never starts before it (ruling 6)."""
+    last = 0.0
+    for _, data in journal.records():
+        last = max(last, decode(data).time)
+    return last
+
+
+class Refresh:
+    """Copies forward what is live, slice by slice, and then lets the journal trim all that is older.
+
+    Entries with an ident above `cut` are in records that stay. A slice is made and committed as one step, so that
+    what the log says is always true up to its last record."""
+
+    def __init__(self, core: Core, first_kept: int) -> None:
+        """first_kept: id of the first log record that is not committed yet; it numbers this refresh, too."""
+        self.first_kept = first_kept
+        self._core = core
+        self._number = first_kept
+        self._cut = core.committed_ident
+        self._slices = self._run()
+
+    def next_slice(self) -> tuple[bytes, bool]:
+        """A record, and whether it is the last, to be committed with `trim=first_kept`.
+
+        It leaves out what is settled in memory, so commit what has gathered by now before it."""
+        record = next(self._slices)
+        return encode(record), record.refreshed
+
+    def _run(self) -> Iterator[Record]:
+        core = self._core
+        yield from self._names()
+        for some in _slices(list(core.dedup.live(core.now()))):
+            yield Record(
+                core.now(), keys=b"".join(key for key, _ in some), key_expires=pack("d", [until for _, until in some])
+            )
+        for queue in list(core.queues.values()):
+            if queue.policy.durable:
+                yield from self._entries(queue)
+        yield Record(core.now(), refresh=self._number, refreshed=True)
+
+    def _names(self) -> Iterator[Record]:
+        core = self._core
+        for extras in _slices(list(core.extras.items())):
+            yield Record(core.now(), extras_named=extras)
+        for queue in list(core.queues.values()):
+            if queue.policy.durable:
+                for names in _slices(list(queue.groups.items())):
+                    groups = [(queue.number, number, name) for number, name in names]
+                    yield Record(core.now(), groups_named=groups)
+
+    def _entries(self, queue: Queue) -> Iterator[Record]:
+        entries = queue.entries
+        entries.cursor = entries.first
+        while entries.cursor and not queue.deleted:
+            slots: list[int] = []
+            for slot in entries.slots(entries.cursor):
+                if entries.ident[slot] > self._cut:
+                    entries.cursor = 0
+                    break
+                slots.append(slot)
+                entries.cursor = entries.next[slot]
+                if len(slots) == SLICE_ENTRIES:
+                    break
+            if slots:
+                yield self._slice(queue, slots)
+
+    def _slice(self, queue: Queue, slots: list[int]) -> Record:
+        entries = queue.entries
+        record = Record(self._core.now(), refresh=self._number)
+        record.idents = pack("q", [entries.ident[slot] for slot in slots])
+        record.queues = pack("I", [queue.number] * len(slots))
+        record.groups = pack("I", [entries.group[slot] for slot in slots])
+        record.rows = pack("q", [entries.row[slot] for slot in slots])
+        record.offsets = pack("I", [entries.offset[slot] for slot in slots])
+        record.lengths = pack("I", [entries.length[slot] for slot in slots])
+        record.expires = pack("d", [entries.expires[slot] for slot in slots])
+        record.accepted = pack("d", [entries.accepted[slot] for slot in slots])
+        record.extras = pack("I", [entries.extra[slot] for slot in slots])
+        for slot in slots:
+            if slot in queue.attempts:
+                record.attempts.append((entries.ident[slot], queue.attempts[slot], queue.errors.get(slot, "")))
+        record.dues = queue.dues(slots)
+        return record
+
+
+def _slices(items: list[T]) -> Iterator[list[T]]:
+    for start in range(0, len(items), SLICE_ENTRIES):
+        yield items[start : start + SLICE_ENTRIES]
+
+
+def live_octets(core: Core) -> int:
+    """About what the log would take if it held only what is live."""
+    entries = sum(queue.entries.count for queue in core.queues.values() if queue.policy.durable)
+    return entries * ENTRY_OCTETS + len(core.dedup) * KEY_OCTETS
