@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import anyio
 
 from gateway.errors import UnknownQueueError
+from gateway.flow import Credit
 from gateway.logs import log
 from gateway.transport import Delivery, Gateway, Sink, Subscription, Verdict
 
@@ -21,6 +22,7 @@ FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
 """Seconds without a send after one that raised, doubled from the first to the last, with jitter: a peer that is away
 should not burn the attempts of a whole queue."""
+MAX_HELD_OCTETS = 16 << 20
 _MAX_REASON = 1024
 
 
@@ -36,6 +38,26 @@ async def drive(gateway: Gateway, queue: str, sink: Sink, batch: int = 100, in_f
         # The drain must have its time although the caller's scope is cancelled.
         with anyio.CancelScope(shield=True):
             await driver.drain()
+
+
+class Window:
+    """How many bytes of bodies a consumer may hold: a pool of credit for `attach`. A delivery may pass the limit by
+    its own size, as always with credit."""
+
+    __slots__ = ("held", "limit", "pool")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self.pool = Credit(octets=limit)
+
+    def hold(self, octets: int) -> None:
+        self.held += octets
+
+    def free(self, octets: int) -> None:
+        self.held -= octets
+        # Set, not added: what the core takes for a message is more than its body, and must not wear the window down.
+        self.pool.grant(octets=self.limit - self.held - self.pool.octets)
 
 
 class _Driver:
@@ -59,13 +81,15 @@ class _Driver:
             raise UnknownQueueError(f'no queue is named "{queue}"')
         ordered = view.policy.group is not None and view.policy.group_in_flight > 1
         self.max_sends = 1 if ordered else max(1, in_flight // batch)
-        self.subscription: Subscription = gateway.attach(queue, self)
+        self.window = Window(MAX_HELD_OCTETS)
+        self.subscription: Subscription = gateway.attach(queue, self, [self.window.pool])
         self.subscription.grant(in_flight)
 
     # what the core calls
 
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self.waiting.extend(batch)
+        self.window.hold(sum(len(delivery.message.body) for delivery in batch))
         self.wake.set()
 
     def closed(self, reason: str) -> None:
@@ -95,33 +119,30 @@ class _Driver:
             if len(verdicts) != len(batch):
                 raise ValueError(f"{len(verdicts)} verdicts for {len(batch)} deliveries")
         except asyncio.CancelledError:
-            self._settle([(delivery.id, Verdict.RETURNED, "") for delivery in batch])
+            self._settle(batch, [Verdict.RETURNED] * len(batch))
             raise
         except Exception as error:  # the border: whatever a sink raises means RETRY all
             reason = f"{type(error).__name__}: {error}"[:_MAX_REASON]
             self.pause = min(max(self.pause * 2, FIRST_PAUSE), LAST_PAUSE)
             self.paused_until = self.loop.time() + self.pause * random.uniform(0.75, 1.25)
             log.warning("send failed", queue=self.queue, error=reason, messages=len(batch))
-            self._settle([(delivery.id, Verdict.RETRY, reason) for delivery in batch])
+            self._settle(batch, [(Verdict.RETRY, reason)] * len(batch))
             return
         self.pause = 0.0
-        self._settle(
-            [
-                (delivery.id, verdict, "") if isinstance(verdict, Verdict) else (delivery.id, *verdict)
-                for delivery, verdict in zip(batch, verdicts, strict=True)
-            ]
-        )
+        self._settle(batch, verdicts)
 
-    def _settle(self, settled: list[tuple[int, Verdict, str]]) -> None:
+    def _settle(self, batch: Sequence[Delivery], verdicts: Sequence[Verdict | tuple[Verdict, str]]) -> None:
         if self.deleted is not None:
             return
-        groups: dict[tuple[Verdict, str], list[int]] = {}
-        for id, verdict, reason in settled:
-            groups.setdefault((verdict, reason[:_MAX_REASON]), []).append(id)
-        for (verdict, reason), ids in groups.items():
-            self.subscription.settle(ids, verdict, reason)
+        alike: dict[tuple[Verdict, str], list[int]] = {}
+        for delivery, verdict in zip(batch, verdicts, strict=True):
+            decided, reason = (verdict, "") if isinstance(verdict, Verdict) else verdict
+            alike.setdefault((decided, reason[:_MAX_REASON]), []).append(delivery.id)
+        for (decided, reason), ids in alike.items():
+            self.subscription.settle(ids, decided, reason)
+        self.window.free(sum(len(delivery.message.body) for delivery in batch))
         if not self.draining:
-            self.subscription.grant(len(settled))
+            self.subscription.grant(len(batch))
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self.sends.discard(task)
@@ -132,7 +153,8 @@ class _Driver:
         self.draining = True
         if self.deleted is None:
             self.subscription.cancel()
-            self._settle([(delivery.id, Verdict.RETURNED, "") for delivery in self.waiting])
+            waiting = list(self.waiting)
+            self._settle(waiting, [Verdict.RETURNED] * len(waiting))
         self.waiting.clear()
         if self.sends:
             _, late = await asyncio.wait(self.sends, timeout=self.gateway.drain_timeout)

@@ -1,0 +1,196 @@
+"""Owns serving HTTP inside the daemon's loop: sockets, limits, Basic authentication, and errors as JSON.
+
+Its rule: no request may hold more than its stated limit, and no answer says more than the one who asks may know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gateway.address import Address
+from gateway.errors import ListenError
+from gateway.logs import log
+from gateway.transport import TransportCounters, User
+
+MAX_CONNECTIONS = 1_000
+MAX_HEAD_OCTETS = 65_536
+KEEP_ALIVE_SECONDS = 30
+
+Authenticate = Callable[[str | None, bytes | None], Awaitable[User | None]]
+
+
+class Refused(HTTPException):
+    """Ends a request with a status and a clear text; `fields` go into the JSON beside `error`."""
+
+    def __init__(self, status: int, text: str, headers: dict[str, str] | None = None, **fields: Any) -> None:
+        super().__init__(status, text, headers)
+        self.fields = fields
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises Refused 413 beyond `limit` bytes, before they are read if the client says so."""
+    said = request.headers.get("content-length", "")
+    too_large = Refused(413, f"the body is larger than {limit} bytes")
+    if said.isascii() and said.isdigit() and (len(said) > 18 or int(said) > limit):
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def authenticated(request: Request, authenticate: Authenticate) -> User:
+    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401."""
+    name, password = _credentials(request.headers.get("authorization", ""))
+    user = await authenticate(name, password)
+    if user is None:
+        raise Refused(401, "name and password are needed", {"www-authenticate": 'Basic realm="gateway"'})
+    return user
+
+
+def _credentials(header: str) -> tuple[str | None, bytes | None]:
+    scheme, _, encoded = header.partition(" ")
+    if scheme.lower() != "basic":
+        return None, None
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True)
+        name, colon, password = pair.partition(b":")
+        return (name.decode(), password) if colon else (None, None)
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return None, None
+
+
+def app(routes: Sequence[BaseRoute]) -> Starlette:
+    """An application whose every error is JSON."""
+    return Starlette(routes=list(routes), exception_handlers={HTTPException: _refused, Exception: _failed})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    texts = {404: "there is nothing at this path", 405: "this path does not take that method"}
+    plain = not isinstance(error, Refused)
+    text = texts.get(error.status_code, error.detail) if plain else error.detail
+    response = as_json({"error": text, **getattr(error, "fields", {})}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ClientDisconnect):
+        log.fault("request failed", error, method=request.method, path=request.url.path)
+    return as_json({"error": "internal error; the log says more"}, 500)
+
+
+def _counted(counters: TransportCounters) -> type[H11Protocol]:
+    """The protocol of one connection, which counts for its transport."""
+
+    class Counted(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            counters.connections += 1
+            counters.connections_total += 1
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            counters.connections -= 1
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            counters.octets_in += len(data)
+            super().data_received(data)
+
+    return Counted
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """None: signals are the daemon's."""
+        yield
+
+
+def listen(name: str, address: Address) -> list[socket.socket]:
+    """The listening sockets of an address, all interfaces of both families for an empty host. Raises ListenError."""
+    made: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        port = address.port
+        for family, kind, protocol, _, place in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            made.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((place[0], port, *place[2:]))
+            # With port 0 the first family chooses, and the others take the same.
+            port = listener.getsockname()[1]
+            listener.listen(1024)
+            listener.setblocking(False)
+    except OSError as error:
+        for listener in made:
+            listener.close()
+        raise ListenError(f"{name} can't listen on {address}: {error.strerror or error}") from error
+    return made
+
+
+def addresses(sockets: Sequence[socket.socket]) -> list[str]:
+    """`http://127.0.0.1:8080` for each socket."""
+    shown = []
+    for listener in sockets:
+        host, port, *_ = listener.getsockname()
+        shown.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    return shown
+
+
+async def serve(
+    application: ASGIApp, sockets: list[socket.socket], drain_timeout: float, counters: TransportCounters
+) -> None:
+    """Until cancelled; then takes no more requests, lets those that run end within `drain_timeout` and returns."""
+    config = uvicorn.Config(
+        application,
+        http=_counted(counters),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(drain_timeout)),
+        h11_max_incomplete_event_size=MAX_HEAD_OCTETS,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets))
+    try:
+        await asyncio.shield(task)
+    finally:
+        server.should_exit = True
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task])
+        for listener in sockets:
+            listener.close()
