@@ -70,7 +70,8 @@ bench: $(VENV)/installed-tests servers
 	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)
 
 image:
-	$(BUILDER) build --tag $(IMAGE) .
+	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.
+	BUILDAH_FORMAT=docker $(BUILDER) build $(BUILD_ARGS) --tag $(IMAGE) .
 
 # The newest versions that pyproject.toml allows; run `make test` before you commit them.
 lock:
