@@ -106,7 +106,7 @@ def recognise(connection: sqlite3.Connection, file: Path) -> None:
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What `check` found in one store; sound if there are no problems. octets: of the file and its log."""
+    """What `check` could read of one store; sound if there are no problems. octets: of the file and its log."""
 
     file: str
     octets: int
@@ -118,7 +118,7 @@ class Report(msgspec.Struct, frozen=True):
 
 def check(path: Path) -> Report:
     """Read the whole store in the directory `path`, which no process may have open, and change nothing in it.
-    Raises StoreError if there is none, if it is in use or if it can't be read at all."""
+    Raises StoreError if there is none, if it is in use or if it can't be opened at all."""
     directory = StoreDirectory(path, 0)
     if not path.is_dir() or not directory.newest():
         raise StoreError(f"{path}: there is no store here")
@@ -126,22 +126,31 @@ def check(path: Path) -> Report:
     try:
         number = directory.newest()
         file = directory.file(number)
+        problems: list[str] = []
         with closing(connect(file, "ro")) as connection:
             recognise(connection, file)
-            problems = [text for (text,) in connection.execute("PRAGMA integrity_check(100)") if text != "ok"]
+            structure = _rows(connection, "PRAGMA integrity_check(100)", problems)
+            problems += [text for (text,) in structure if text != "ok"]
+            counts = dict.fromkeys(("log", "bodies"), 0)
             for table, key, data in (("log", "id", "record"), ("bodies", "row", "data")):
-                for id, crc, value in connection.execute(f"SELECT {key}, crc, {data} FROM {table}"):
+                for id, crc, value in _rows(connection, f"SELECT {key}, crc, {data} FROM {table}", problems):
+                    counts[table] += 1
                     if crc32(value) != crc:
                         problems.append(f"{table}: {key} {id} is not what was written")
-            records, bodies, states = (
-                connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
-                for table in ("log", "bodies", "states")
-            )
-        return Report(str(file), directory.size(number), records, bodies, states, tuple(problems))
+            states = sum(1 for _ in _rows(connection, "SELECT * FROM states", problems))
+        return Report(str(file), directory.size(number), counts["log"], counts["bodies"], states, tuple(problems))
     except sqlite3.Error as error:
         raise unusable(file, error) from error
     finally:
         directory.unlock()
+
+
+def _rows(connection: sqlite3.Connection, query: str, problems: list[str]) -> Iterator[tuple[Any, ...]]:
+    """As far as they can be read."""
+    try:
+        yield from connection.execute(query)
+    except sqlite3.Error as error:
+        problems.append(f"{query}: {reason(error)}")
 
 
 def damaged(file: Path, found: str) -> StoreError:
