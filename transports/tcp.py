@@ -12,11 +12,13 @@ from gateway.transport import Gateway, TransportCounters
 
 HIGH_WATER = 1 << 20
 LOW_WATER = 1 << 18
+LINGER_SECONDS = 5.0
+"""How long a closing connection waits for its peer to take the last bytes."""
 
 
 class TcpConnection(asyncio.Protocol):
     """A connection of a listener. A protocol's class overrides `received`, `lost` and, if it wants,
-    `writable_changed`; it never touches the transport itself."""
+    `writable_changed` and `flushed`; it never touches the transport itself."""
 
     def __init__(self, gateway: Gateway, counters: TransportCounters) -> None:
         self.gateway = gateway
@@ -29,7 +31,9 @@ class TcpConnection(asyncio.Protocol):
         """False from the moment the write buffer passes HIGH_WATER until it is below LOW_WATER."""
         self._buffer = bytearray()
         self._out: list[bytes] = []
+        self._out_octets = 0
         self._flushing = False
+        self._linger: asyncio.TimerHandle | None = None
         self._pauses: set[str] = set()
 
     # what a protocol overrides
@@ -44,11 +48,15 @@ class TcpConnection(asyncio.Protocol):
     def writable_changed(self) -> None:
         """`writable` has changed."""
 
+    def flushed(self) -> None:
+        """What was queued is written, or in the write buffer if the peer is slow (see `writable`)."""
+
     # what a protocol uses
 
     def send(self, data: bytes) -> None:
         """Queue for the one write of this turn of the loop."""
         self._out.append(data)
+        self._out_octets += len(data)
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
@@ -56,22 +64,24 @@ class TcpConnection(asyncio.Protocol):
     def send_all(self, parts: list[bytes]) -> None:
         """As `send`, for many parts."""
         self._out += parts
+        self._out_octets += sum(map(len, parts))
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
     def buffered(self) -> int:
         """Bytes that the peer has not taken yet."""
-        waiting = sum(map(len, self._out))
-        return waiting + (self.transport.get_write_buffer_size() if self.transport else 0)
+        return self._out_octets + (self.transport.get_write_buffer_size() if self.transport else 0)
 
     def close(self) -> None:
-        """Write what is queued, then close. What arrives afterwards is not handled."""
+        """Write what is queued, then close; a peer that takes no more is cut off after LINGER_SECONDS. What arrives
+        afterwards is not handled."""
         if not self.closing:
             self.closing = True
             self._flush()
             if self.transport:
                 self.transport.close()
+                self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def abort(self) -> None:
         """Close at once, whatever is queued."""
@@ -81,7 +91,7 @@ class TcpConnection(asyncio.Protocol):
 
     def pause(self, reason: str) -> None:
         """Stop reading until `resume` was called for each reason."""
-        if not self._pauses and self.transport and not self.closing:
+        if not self._pauses and self.transport and not self.transport.is_closing():
             self.transport.pause_reading()
         self._pauses.add(reason)
 
@@ -89,7 +99,7 @@ class TcpConnection(asyncio.Protocol):
         if reason not in self._pauses:
             return
         self._pauses.discard(reason)
-        if not self._pauses and self.transport and not self.closing:
+        if not self._pauses and self.transport and not self.transport.is_closing():
             self.transport.resume_reading()
             if self._buffer:
                 self.loop.call_soon(self._handle)
@@ -110,6 +120,8 @@ class TcpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.counters.octets_in += len(data)
+        if self.closing:
+            return
         self._buffer += data
         self._handle()
 
@@ -122,8 +134,11 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
+        if self._linger:
+            self._linger.cancel()
         self.counters.connections -= 1
         self._out = []
+        self._out_octets = 0
         self.lost(exc)
 
     def pause_writing(self) -> None:
@@ -137,6 +152,8 @@ class TcpConnection(asyncio.Protocol):
     def _flush(self) -> None:
         self._flushing = False
         parts, self._out = self._out, []
+        octets, self._out_octets = self._out_octets, 0
         if parts and self.transport and not self.transport.is_closing():
-            self.counters.octets_out += sum(map(len, parts))
+            self.counters.octets_out += octets
             self.transport.writelines(parts)
+            self.flushed()
