@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.message import Message
 from gateway.metrics import CommitStats, TransportCounters
+from gateway.topics import matches
 from gateway.transport import Death
 
 
@@ -86,7 +87,7 @@ class Step(msgspec.Struct, frozen=True):
 
 class Selection(msgspec.Struct, frozen=True):
     """Which dead letters: all that meet every condition that is set. queue: which died there last.
-    topic: a filter in MQTT form."""
+    topic: a filter in MQTT form. before: died before that time."""
 
     ids: tuple[int, ...] | None = None
     queue: str | None = None
@@ -94,6 +95,17 @@ class Selection(msgspec.Struct, frozen=True):
     topic: str | None = None
     before: float | None = None
     limit: int | None = None
+
+    def takes(self, stored: StoredMessage) -> bool:
+        """Whether it meets every condition but `limit`."""
+        death = stored.deaths[0] if stored.deaths else None
+        return (
+            (self.ids is None or stored.id in self.ids)
+            and (self.queue is None or (death is not None and death.queue == self.queue))
+            and (self.reason is None or (death is not None and death.reason == self.reason))
+            and (self.before is None or (death.last if death is not None else stored.accepted) < self.before)
+            and (self.topic is None or matches(self.topic, stored.message.topic))
+        )
 
 
 class RedriveProgress(msgspec.Struct, frozen=True):

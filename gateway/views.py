@@ -77,12 +77,25 @@ _SAME = (
 )  # fmt: skip
 
 
-def show(message: Message) -> MessageView:
+def _cut(body: bytes, size: int) -> bytes:
+    """Its begin, without half a character at the end of a text."""
+    begin = body[:size]
+    for end in range(size, max(size - 4, -1), -1):
+        try:
+            body[:end].decode()
+        except UnicodeDecodeError:
+            continue
+        return body[:end]
+    return begin
+
+
+def show(message: Message, body: bytes | None = None) -> MessageView:
+    """body: what to show in place of its own."""
     properties = message.properties
     straight = message.exchange == DEFAULT_EXCHANGE
     return MessageView(
         topic=QUEUE_PREFIX + message.topic if straight else message.topic,
-        body=Body.of(message.body),
+        body=Body.of(message.body if body is None else body),
         exchange=None if straight or message.exchange == TOPIC_EXCHANGE else message.exchange,
         qos=message.qos,
         retain=message.retain,
@@ -144,10 +157,12 @@ class DeathView(msgspec.Struct, frozen=True):
 
 
 class StoredView(msgspec.Struct, frozen=True):
-    """A message in a queue; see StoredMessage."""
+    """A message in a queue; see StoredMessage. size: of its body in bytes; cut: the body shown is only its begin."""
 
     id: int
     queue: str
+    size: int
+    cut: bool
     message: MessageView
     accepted: float
     attempts: int
@@ -157,11 +172,15 @@ class StoredView(msgspec.Struct, frozen=True):
     deaths: tuple[DeathView, ...] = ()
 
 
-def show_stored(stored: StoredMessage) -> StoredView:
+def show_stored(stored: StoredMessage, max_body: int | None = None) -> StoredView:
+    message = stored.message
+    cut = max_body is not None and len(message.body) > max_body
     return StoredView(
         id=stored.id,
         queue=stored.queue,
-        message=show(stored.message),
+        size=len(message.body),
+        cut=cut,
+        message=show(message, _cut(message.body, max_body or 0) if cut else None),
         accepted=stored.accepted,
         attempts=stored.attempts,
         in_flight=stored.in_flight,

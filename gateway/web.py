@@ -167,9 +167,14 @@ def addresses(sockets: Sequence[socket.socket]) -> list[str]:
 
 
 async def serve(
-    application: ASGIApp, sockets: list[socket.socket], drain_timeout: float, counters: TransportCounters
+    application: ASGIApp,
+    sockets: list[socket.socket],
+    drain_timeout: float,
+    counters: TransportCounters,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Until cancelled; then takes no more requests, lets those that run end within `drain_timeout` and returns."""
+    """Until cancelled; then takes no more requests, lets those that run end within `drain_timeout` and returns.
+    `stopping` is called at once, to end those that would run for ever."""
     config = uvicorn.Config(
         application,
         http=_counted(counters),
@@ -190,6 +195,7 @@ async def serve(
         await asyncio.shield(task)
     finally:
         server.should_exit = True
+        stopping()
         with anyio.CancelScope(shield=True):
             await asyncio.wait([task])
         for listener in sockets:

@@ -1,0 +1,383 @@
+"""Owns the admin listener: health, metrics, and the JSON API that the command line uses.
+
+Its rule: it does nothing by itself; it asks `Operations` and `Gateway`, and says in JSON what they answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway import metrics, web
+from gateway.errors import GatewayError, UnknownQueueError
+from gateway.feed import MAX_CREDIT, Feed
+from gateway.openapi import Endpoint, arguments, document
+from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
+from gateway.policy import DEAD_LETTERS, QueuePolicy
+from gateway.settings import AdminSettings
+from gateway.topics import check_filter
+from gateway.transport import Gateway, Outcome, Verdict
+from gateway.views import DeliveryView, MessageView, StoredView, build, show_delivery, show_stored
+
+NAME = "admin"
+STATUS = {Outcome.STORED: 201, Outcome.DUPLICATE: 200, Outcome.UNROUTED: 404, Outcome.REFUSED: 429}
+MAX_FEEDS = 100
+PAGE = 500
+MAX_SCANNED = 20_000
+"""Messages that one request looks at for those that it asks for; the answer says where to go on."""
+MAX_SHOWN_OCTETS = 16 << 20
+_NO_QUEUE = {404: "There is no such queue"}
+
+
+class QueueView(QueueStats, frozen=True, kw_only=True):
+    """One queue; see its counters in /metrics. dead_letter: the queue that gets what can't be delivered, if any."""
+
+    dead_letter: str | None = None
+
+
+class Queues(msgspec.Struct, frozen=True):
+    queues: list[QueueView]
+
+
+class QueueName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    queue: str
+
+
+class GroupsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """limit: how many groups at most. parked: only those that wait for an operator."""
+
+    queue: str
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    parked: bool = False
+
+
+class Groups(msgspec.Struct, frozen=True):
+    groups: list[GroupView]
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lets a parked group go on. dead: its first message goes to the dead letters before."""
+
+    queue: str
+    group: str
+    dead: bool = False
+
+
+class Released(msgspec.Struct, frozen=True):
+    """released: False if the group was not parked."""
+
+    released: bool
+
+
+class MessagesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The oldest first, from above the id `after`. The others choose among dead letters: the queue that gave the
+    message up last, why, and the topic by a filter. max_body: a longer body is cut."""
+
+    queue: str
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    died_in: str | None = None
+    reason: str | None = None
+    topic: str | None = None
+    max_body: Annotated[int, msgspec.Meta(ge=0)] = 1 << 20
+
+
+class Messages(msgspec.Struct, frozen=True):
+    """next: to be given as `after` for what follows; None at the end."""
+
+    messages: list[StoredView]
+    next: int | None = None
+
+
+class MessageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    queue: str
+    id: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Redrive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Moves dead letters back to the queue each died in, or `to`. rate: messages a second. dry_run: only counts."""
+
+    queue: str
+    selection: Selection = Selection()
+    to: str | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    dry_run: bool = False
+
+
+class Count(msgspec.Struct, frozen=True):
+    """How many messages it was."""
+
+    messages: int
+
+
+class Published(msgspec.Struct, frozen=True):
+    outcome: Literal["stored", "duplicate", "unrouted", "refused"]
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """One step for each queue that would get the message; none: it is unrouted."""
+
+    steps: list[Step]
+
+
+class Consume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """credit: deliveries that may be unsettled. settle: `done` settles each when it is written."""
+
+    queue: str
+    credit: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)] = 1
+    settle: Literal["manual", "done"] = "manual"
+
+
+class FeedLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a stream of deliveries: first `consumer`, to settle with; then deliveries; last `ended`."""
+
+    consumer: str | None = None
+    delivery: DeliveryView | None = None
+    ended: str | None = None
+
+
+class Settle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    consumer: str
+    ids: list[int]
+    verdict: Literal["done", "retry", "dead", "returned"] = "done"
+    error: str = ""
+
+
+class Admin:
+    """A Transport in its form: `run` listens, says `started`, and serves until cancelled."""
+
+    def __init__(self, settings: AdminSettings, operations: Operations) -> None:
+        self.settings = settings
+        self.operations = operations
+        self.feeds: dict[str, Feed] = {}
+        self.endpoints = self._endpoints()
+        self.description = document(self.endpoints)
+
+    async def run(self, gateway: Gateway) -> None:
+        """Raises ListenError before `started`."""
+        sockets = web.listen(NAME, self.settings.listen)
+        self.gateway = gateway
+        self.counters = gateway.counters(NAME)
+        gateway.started(NAME, web.addresses(sockets))
+        await web.serve(self.application(), sockets, gateway.drain_timeout, self.counters, self._stop)
+
+    def application(self) -> Any:
+        return web.app([Route(e.path, self._guarded(e), methods=[e.method]) for e in self.endpoints])
+
+    def _endpoints(self) -> list[Endpoint]:
+        api = "/api/v1"
+        refused = {404: "No route leads to a queue", 429: "A queue is full, or the store"}
+        return [
+            Endpoint("GET", "/healthz", "The daemon runs", self._health, open=True),
+            Endpoint("GET", "/readyz", "The daemon is ready, or why not", self._ready, gives=Readiness, open=True,
+                     statuses={503: "Not ready"}),
+            Endpoint("GET", "/metrics", "Prometheus metrics", self._metrics),
+            Endpoint("GET", "/openapi.json", "This description", self._openapi),
+            Endpoint("GET", f"{api}/queues", "All queues", self._queues, gives=Queues),
+            Endpoint("POST", f"{api}/purge", "Removes what waits in a queue", self._purge, QueueName, Count,
+                     statuses=_NO_QUEUE),
+            Endpoint("POST", f"{api}/delete", "Deletes a queue that is not in the configuration", self._delete,
+                     QueueName, Count, statuses=_NO_QUEUE | {409: "The configuration names it"}),
+            Endpoint("GET", f"{api}/groups", "Groups of a queue", self._groups, GroupsQuery, Groups, statuses=_NO_QUEUE),
+            Endpoint("POST", f"{api}/groups/release", "Lets a parked group go on", self._release, Release, Released,
+                     statuses=_NO_QUEUE),
+            Endpoint("GET", f"{api}/messages", "Looks into a queue", self._messages, MessagesQuery, Messages,
+                     statuses=_NO_QUEUE),
+            Endpoint("GET", f"{api}/message", "One message of a queue", self._message, MessageQuery, StoredView,
+                     statuses={404: "There is no such queue or message"}),
+            Endpoint("POST", f"{api}/redrive", "Moves dead letters back; a line of progress now and then",
+                     self._redrive, Redrive, RedriveProgress, stream=True, statuses=_NO_QUEUE),
+            Endpoint("POST", f"{api}/publish", "Accepts a message (201 stored, 200 duplicate)", self._publish,
+                     MessageView, Published, statuses=refused),
+            Endpoint("POST", f"{api}/explain", "Where a message would go, and why", self._explain, MessageView,
+                     Explanation),
+            Endpoint("POST", f"{api}/consume", "Delivers from a queue until the connection ends", self._consume,
+                     Consume, FeedLine, stream=True, statuses=_NO_QUEUE | {503: "Too many consumers"}),
+            Endpoint("POST", f"{api}/settle", "Settles deliveries of a consumer", self._settle, Settle, Count,
+                     statuses={404: "There is no such consumer"}),
+        ]  # fmt: skip
+
+    def _guarded(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            if not endpoint.open:
+                self._check_host(request)
+                try:
+                    await web.authenticated(request, self.gateway.authenticate)
+                except web.Refused:
+                    self.counters.refusals["bad-credentials"] += 1
+                    raise
+            taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
+            try:
+                return await endpoint.handler(*taken)
+            except UnknownQueueError as error:
+                raise web.Refused(404, str(error)) from error
+            except GatewayError as error:
+                raise web.Refused(409, str(error)) from error
+            except ValueError as error:
+                raise web.Refused(400, str(error)) from error
+
+        return handle
+
+    def _check_host(self, request: Request) -> None:
+        """Without users, a page in the operator's browser must not reach a loopback listener by a name of its own
+        that it points here (DNS rebinding)."""
+        if not (self.gateway.anonymous and self.settings.listen.loopback):
+            return
+        host = request.url.hostname or ""
+        if host != "localhost" and not _is_loopback(host):
+            raise web.Refused(403, f"this listener answers to localhost, not to {host!r}")
+
+    def _stop(self) -> None:
+        for feed in list(self.feeds.values()):
+            feed.stop("the daemon stops")
+
+    # health and metrics
+
+    async def _health(self) -> Response:
+        return web.as_json({"status": "ok"})
+
+    async def _ready(self) -> Response:
+        readiness = self.operations.readiness()
+        return web.as_json(readiness, 200 if readiness.ready else 503)
+
+    async def _metrics(self) -> Response:
+        text, kind = metrics.exposition(self.operations)
+        return Response(text, media_type=kind)
+
+    async def _openapi(self) -> Response:
+        return web.as_json(self.description)
+
+    # queues and groups
+
+    async def _queues(self) -> Response:
+        policies = {view.name: view.policy for view in self.gateway.queues()}
+        return web.as_json(Queues([_queue_view(stats, policies.get(stats.name)) for stats in self.operations.stats()]))
+
+    async def _purge(self, asked: QueueName) -> Response:
+        return web.as_json(Count(await self.operations.purge_queue(asked.queue)))
+
+    async def _delete(self, asked: QueueName) -> Response:
+        return web.as_json(Count(await self.operations.delete_queue(asked.queue)))
+
+    async def _groups(self, asked: GroupsQuery) -> Response:
+        return web.as_json(Groups(list(self.operations.groups(asked.queue, asked.limit, asked.parked))))
+
+    async def _release(self, asked: Release) -> Response:
+        return web.as_json(Released(await self.operations.release(asked.queue, asked.group, asked.dead)))
+
+    # messages
+
+    async def _messages(self, asked: MessagesQuery) -> Response:
+        _check_topic_filter(asked.topic)
+        chosen = Selection(queue=asked.died_in, reason=asked.reason, topic=asked.topic)
+        found: list[StoredView] = []
+        after, scanned, octets = asked.after, 0, 0
+        while True:
+            page = await self.operations.browse(asked.queue, min(PAGE, asked.limit), after)
+            for stored in page:
+                after = stored.id
+                if chosen.takes(stored):
+                    found.append(show_stored(stored, asked.max_body))
+                    octets += min(found[-1].size, asked.max_body)
+                    if len(found) == asked.limit or octets > MAX_SHOWN_OCTETS:
+                        return web.as_json(Messages(found, after))
+            scanned += len(page)
+            if not page:
+                return web.as_json(Messages(found))
+            if scanned >= MAX_SCANNED:
+                return web.as_json(Messages(found, after))
+
+    async def _message(self, asked: MessageQuery) -> Response:
+        for stored in await self.operations.browse(asked.queue, 1, asked.id - 1):
+            if stored.id == asked.id:
+                return web.as_json(show_stored(stored))
+        raise web.Refused(404, f"there is no message {asked.id} in queue {asked.queue}")
+
+    async def _redrive(self, asked: Redrive) -> Response:
+        _check_topic_filter(asked.selection.topic)
+        if self.gateway.queue(asked.queue) is None:
+            raise UnknownQueueError(f'no queue is named "{asked.queue}"')
+        if asked.to is not None and self.gateway.queue(asked.to) is None:
+            raise UnknownQueueError(f'no queue is named "{asked.to}"')
+        steps = self.operations.redrive(asked.queue, asked.selection, asked.to, asked.rate, asked.dry_run)
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for step in steps:
+                yield _line(step)
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def _publish(self, view: MessageView) -> Response:
+        self._must_be_ready()
+        message = build(view, NAME, NAME)
+        self.counters.messages_in += 1
+        (outcome,) = await self.gateway.accept([message])
+        return web.as_json(Published(outcome.value), STATUS[outcome])
+
+    async def _explain(self, view: MessageView) -> Response:
+        return web.as_json(Explanation(list(self.operations.explain(build(view, view.source or NAME, NAME)))))
+
+    # consuming
+
+    async def _consume(self, asked: Consume) -> Response:
+        self._must_be_ready()
+        if len(self.feeds) >= MAX_FEEDS:
+            raise web.Refused(503, f"{MAX_FEEDS} consumers are here already")
+        if self.gateway.queue(asked.queue) is None:
+            raise UnknownQueueError(f'no queue is named "{asked.queue}"')
+
+        async def lines() -> AsyncIterator[bytes]:
+            # Made only when the answer begins: a client that has gone by then leaves nothing attached.
+            feed = Feed(self.gateway, asked.queue, asked.credit)
+            self.feeds[feed.token] = feed
+            try:
+                yield _line(FeedLine(consumer=feed.token))
+                async for delivery in feed.deliveries():
+                    self.counters.messages_out += 1
+                    yield _line(FeedLine(delivery=show_delivery(delivery)))
+                    if asked.settle == "done":
+                        feed.settle([delivery.id], Verdict.DONE)
+                yield _line(FeedLine(ended=feed.ended))
+            finally:
+                del self.feeds[feed.token]
+                feed.detach()
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def _settle(self, asked: Settle) -> Response:
+        feed = self.feeds.get(asked.consumer)
+        if feed is None:
+            raise web.Refused(404, "there is no such consumer; its deliveries went back when its stream ended")
+        return web.as_json(Count(feed.settle(asked.ids, Verdict(asked.verdict), asked.error)))
+
+    def _must_be_ready(self) -> None:
+        readiness = self.operations.readiness()
+        if not readiness.ready:
+            raise web.Refused(503, f"not ready: {', '.join(readiness.reasons)}")
+
+
+def _queue_view(stats: QueueStats, policy: QueuePolicy | None) -> QueueView:
+    target = policy.dead_letter if policy is not None and isinstance(policy.dead_letter, str) else None
+    return QueueView(**msgspec.structs.asdict(stats), dead_letter=target)
+
+
+def _line(value: Any) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _check_topic_filter(filter: str | None) -> None:
+    if filter is not None and (why := check_filter(filter)):
+        raise ValueError(f"topic: {filter!r} {why}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
