@@ -73,6 +73,10 @@ class Core:
         self.committing: Gather | None = None
         self.refusing = ""
         """Why everything durable is refused at present, or ""."""
+        self.overloaded = False
+        """More is accepted than the disk can take: everything is refused."""
+        self.poke: Callable[[], None] = _nobody
+        """Called when there is something to dispatch or to commit."""
         self.next_ident = 1
         self.committed_ident = 0
         self.next_row = 1
@@ -104,6 +108,8 @@ class Core:
             gather.states += accept.changes
 
     def _decide(self, message: Message, now: float) -> Outcome:
+        if self.overloaded:
+            return Outcome.REFUSED
         targets = self.router.route(message)
         gather = self.gather
         if not targets:
@@ -348,6 +354,8 @@ class Core:
         self.resident_octets += octets
 
     def wake(self, queue: Queue) -> None:
+        if not self._dirty:
+            self.poke()
         self._dirty[queue] = None
 
     def next_delivery(self) -> int:
@@ -365,6 +373,19 @@ class Core:
         else:
             self.wanted.add(row)
         return data
+
+    def take_refused(self) -> list[Accept]:
+        """While nothing can be stored: calls that were refused whole, up to the first that still hopes for a commit,
+        may be answered without one."""
+        accepts = self.gather.accepts
+        count = 0
+        if not (self.gather.pending or self.gather.states):
+            for accept in accepts:
+                if not accept.messages:
+                    break
+                count += 1
+        taken, self.gather.accepts = accepts[:count], accepts[count:]
+        return taken
 
     # bodies from the disk
 
@@ -579,9 +600,23 @@ class Core:
     def journal_queue(self, queue: Queue) -> None:
         """Puts its present definition in the next commit."""
         if queue.policy.durable:
-            definition = QueueDefinition(queue.number, queue.policy, queue.owner, queue.live)
-            value = msgspec.msgpack.encode(definition, enc_hook=encode_custom)
-            self.gather.forced_states.append(StateChange(OWNER, f"queue/{queue.name}", value))
+            self.gather.forced_states.append(_queue_state(queue))
+
+    def states(self) -> list[StateChange]:
+        """All durable queues and bindings, for a new store."""
+        changes = [self.secret_state()]
+        for queue in self.queues.values():
+            if queue.policy.durable:
+                changes.append(_queue_state(queue))
+                changes += [
+                    StateChange(OWNER, binding_key(binding), msgspec.msgpack.encode(binding))
+                    for binding in self.router.bindings(queue.name)
+                    if binding.owner != CONFIG
+                ]
+        return changes
+
+    def secret_state(self) -> StateChange:
+        return StateChange(OWNER, "secret", self.dedup.secret)
 
     def get(self, name: str) -> Queue:
         """Raises UnknownQueueError."""
@@ -670,6 +705,15 @@ class Core:
         for binding in keep:
             self.router.bind(binding)
         return notes
+
+
+def _queue_state(queue: Queue) -> StateChange:
+    definition = QueueDefinition(queue.number, queue.policy, queue.owner, queue.live)
+    return StateChange(OWNER, f"queue/{queue.name}", msgspec.msgpack.encode(definition, enc_hook=encode_custom))
+
+
+def _nobody() -> None:
+    pass
 
 
 def binding_key(binding: Binding) -> str:

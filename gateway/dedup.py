@@ -14,10 +14,10 @@ KEY_BYTES = 16
 class Dedup:
     """Keys as 128-bit keyed hashes; expiry is exact."""
 
-    __slots__ = ("_keys", "_secret")
+    __slots__ = ("_keys", "secret")
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self.secret = secret
         self._keys: dict[bytes, float] = {}
 
     def __len__(self) -> int:
@@ -27,7 +27,7 @@ class Dedup:
         """The key of one scope. Lengths stand before the parts, so no two scopes can run together."""
         scope = f"{len(queue)}:{queue}" if group is None else f"{len(queue)}:{queue}{len(group)}:{group}"
         text = f"{scope}\0{key}".encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(text, digest_size=KEY_BYTES, key=self._secret).digest()
+        return hashlib.blake2b(text, digest_size=KEY_BYTES, key=self.secret).digest()
 
     @staticmethod
     def body_key(body: bytes) -> str:

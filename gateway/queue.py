@@ -443,6 +443,16 @@ class Queue:
         self.remove(slot)
         return True
 
+    def bury_waiting(self, slot: int, reason: Reason) -> bool:
+        """An operator gives it up; False if its dead-letter queue refuses."""
+        return self._bury(slot, reason, "")
+
+    def forget_attempts(self, slot: int) -> None:
+        """Its attempts begin anew."""
+        self.attempts[slot] = 0
+        self.errors.pop(slot, None)
+        self.ledger.attempted(self, slot, 0, "")
+
     def _expire(self, slot: int) -> bool:
         if not self._bury(slot, Reason.EXPIRED, ""):
             self.doomed[slot] = (Reason.EXPIRED, "")

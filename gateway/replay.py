@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -35,9 +35,18 @@ _decode_definition = msgspec.msgpack.Decoder(QueueDefinition, dec_hook=decode_cu
 _decode_binding = msgspec.msgpack.Decoder(Binding).decode
 
 
-def restore(core: Core, journal: Journal) -> dict[str, dict[str, bytes]]:
-    """Brings an empty core to where the journal left off, all that was in flight waiting again. Returns the states of
-    the transports by owner. Raises StoreError for a journal that can't be understood."""
+class Restored(NamedTuple):
+    """states: of the transports, by owner. time: the latest that the log knows. last_id, octets: of the log."""
+
+    states: dict[str, dict[str, bytes]]
+    time: float
+    last_id: int
+    octets: int
+
+
+def restore(core: Core, journal: Journal) -> Restored:
+    """Brings an empty core to where the journal left off, all that was in flight waiting again. Raises StoreError for
+    a journal that can't be understood."""
     try:
         return _Restore(core, journal).run()
     except (msgspec.DecodeError, KeyError, IndexError, ValueError) as error:
@@ -55,8 +64,10 @@ class _Restore:
         self.extra_uses: Counter[int] = Counter()
         self.complete = 0
         self.time = 0.0
+        self.last_id = 0
+        self.octets = 0
 
-    def run(self) -> dict[str, dict[str, bytes]]:
+    def run(self) -> Restored:
         core = self.core
         states: dict[str, dict[str, bytes]] = {}
         bindings: list[Binding] = []
@@ -77,7 +88,7 @@ class _Restore:
         self._read_entries(forward=True)
         self._read_entries(forward=False)
         self._finish()
-        return states
+        return Restored(states, self.time, self.last_id, self.octets)
 
     def _restore_own(self, change: StateChange, bindings: list[Binding]) -> None:
         core = self.core
@@ -89,14 +100,18 @@ class _Restore:
             queue.live = definition.live
             core.add(queue)
             core.next_queue = max(core.next_queue, definition.number + 1)
+        elif kind == "secret":
+            core.dedup.secret = change.value
         elif kind == "bind":
             bindings.append(_decode_binding(change.value))
 
     def _read_all_but_entries(self) -> None:
         core = self.core
         now = core.now()
-        for _, data in self.journal.records():
+        for id, data in self.journal.records():
             record = decode(data)
+            self.last_id = id
+            self.octets += len(data)
             self.time = max(self.time, record.time)
             self.settled.update(unpack("q", record.settled))
             for ident, attempts, error in record.attempts:
@@ -157,19 +172,10 @@ class _Restore:
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
-            queue.counters.accepted = 0
         for row, _ in self.journal.rows():
             core.next_row = max(core.next_row, row + 1)
             if row not in core.rows:
                 core.gather.dropped.append(row)
-
-
-def last_time(journal: Journal) -> float:
-    """The latest time that the log knows; the clock never starts before it (ruling 6)."""
-    last = 0.0
-    for _, data in journal.records():
-        last = max(last, decode(data).time)
-    return last
 
 
 class Refresh:
@@ -248,6 +254,18 @@ class Refresh:
                 record.attempts.append((entries.ident[slot], queue.attempts[slot], queue.errors.get(slot, "")))
         record.dues = queue.dues(slots)
         return record
+
+
+def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[list[bytes], list[StateChange]]:
+    """Everything live, for a new file: log records and states."""
+    refresh = Refresh(core, 1)
+    records: list[bytes] = []
+    last = False
+    while not last:
+        record, last = refresh.next_slice()
+        records.append(record)
+    changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
+    return records, [*changes, *core.retained.states(), *core.states()]
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

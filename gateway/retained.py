@@ -59,6 +59,10 @@ class Retained:
         kept = _decode(value)
         self.apply(kept.message, kept.accepted)
 
+    def states(self) -> list[StateChange]:
+        """All of them, for a new store."""
+        return [StateChange(OWNER, topic, _encode(kept)) for topic, kept in self._kept.items()]
+
     def find(self, filter: str, now: float) -> list[Message]:
         """Those that match and have not expired, with what is left of their time, in the order they were set."""
         topics = set(self._tree.match(filter))

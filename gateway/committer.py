@@ -1,0 +1,444 @@
+"""Owns the commits: it runs the core on the event loop, and the journal in a writer and a reader thread.
+
+Its rule: one commit at a time; while it runs, the next one gathers; answers come out in the order of the calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from gateway.core import Core
+from gateway.errors import StoreError, StoreFailedError, StoreFullError
+from gateway.flow import Pressure
+from gateway.gather import Accept
+from gateway.logs import log
+from gateway.message import Message
+from gateway.metrics import CommitStats
+from gateway.order import NEVER
+from gateway.queue import Queue
+from gateway.replay import REFRESH_OCTETS, Refresh, Restored, live_octets, snapshot
+from gateway.storage.journal import Commit, Journal, StateChange
+from gateway.transport import Outcome
+
+SETTLE_DELAY_SECONDS = 0.005
+"""How long settlements alone wait for more of them; nobody waits for their commit."""
+RETRY_SECONDS = 0.5
+IDLE_TIDY_SECONDS = 0.02
+
+
+class _Worker:
+    """A thread that runs calls in order and reports each on the loop."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]] | None]
+        self._calls = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        self._calls.put((work, done))
+
+    def stop(self) -> None:
+        self._calls.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            work, done = item
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = work()
+            except BaseException as raised:  # handed to the loop, which decides
+                error = raised
+            try:
+                self._loop.call_soon_threadsafe(done, result, error)
+            except RuntimeError:
+                return  # the loop is closed: nobody is left to be told
+
+
+class Committer:
+    """Accepts into the core, commits, answers, delivers. All methods on the loop's thread."""
+
+    def __init__(
+        self, core: Core, journal: Journal, pressure: Pressure, max_backlog: int = 64 << 20, reserve: int = 0
+    ) -> None:
+        self.core = core
+        self.journal = journal
+        self.pressure = pressure
+        self.stats = CommitStats()
+        self.states: dict[str, dict[str, bytes]] = {}
+        """What the transports have put, by owner."""
+        self._loop = asyncio.get_running_loop()
+        self._writer = _Worker("journal-writer", self._loop)
+        self._reader = _Worker("journal-reader", self._loop)
+        self._max_backlog = max_backlog
+        self._reserve = reserve
+        self._loaded: list[asyncio.Future[None]] = []
+        self._running = False
+        self._scheduled = False
+        self._lazy: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = NEVER
+        self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._idle: asyncio.Future[None] | None = None
+        self._last_id = 0
+        self._log_octets = 0
+        self._next_check = REFRESH_OCTETS
+        self._refresh: Refresh | None = None
+        self._tidy = True
+        core.poke = self.poke
+
+    def start(self, restored: Restored) -> None:
+        """Goes on from what the replay found."""
+        self.states = restored.states
+        self._last_id = restored.last_id
+        self._log_octets = restored.octets
+        self.poke()
+
+    # the contract's calls
+
+    def accept(
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = ()
+    ) -> asyncio.Future[Sequence[Outcome]]:
+        future: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
+
+        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+            if not future.done():
+                future.set_result(outcomes)
+
+        self._remember(changes)
+        self.core.accept(Accept(batch, changes, resolve))
+        self._relieve()
+        self.poke()
+        return future
+
+    def put(self, changes: Sequence[StateChange] = ()) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = self._loop.create_future()
+
+        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+            if not future.done():
+                future.set_result(ok)
+
+        self._remember(changes)
+        self.core.accept(Accept((), changes, resolve))
+        self.poke()
+        return future
+
+    def state(self, owner: str) -> dict[str, bytes]:
+        return dict(self.states.get(owner, {}))
+
+    def _remember(self, changes: Sequence[StateChange]) -> None:
+        for owner, key, value in changes:
+            if value is None:
+                self.states.get(owner, {}).pop(key, None)
+            else:
+                self.states.setdefault(owner, {})[key] = value
+
+    # the turn
+
+    def poke(self) -> None:
+        """Something happened: one turn follows in this iteration of the loop."""
+        if not self._scheduled and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._closed:
+            return
+        core = self.core
+        core.dispatch()
+        if core.wanted:
+            self._read(core.take_wanted())
+        self._begin()
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self.core.next_due()
+        if due != self._timer_due or self._timer is None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._timer_due = due
+            if due != NEVER:
+                self._timer = self._loop.call_later(max(0.0, due - self.core.now()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_due = NEVER
+        self.core.tick()
+        self.poke()
+
+    # commits
+
+    def _begin(self) -> None:
+        core = self.core
+        if core.refusing and not self._running:
+            self._answer(core.take_refused())
+        if self._running or self._retry is not None:
+            return
+        if core.gather.is_empty() and self._refresh is None:
+            self._settled()
+            return
+        if not core.gather.accepts and self._refresh is None and self._idle is None:
+            if self._lazy is None:
+                self._lazy = self._loop.call_later(SETTLE_DELAY_SECONDS, self._begin_lazy)
+            return
+        self._start()
+
+    def _begin_lazy(self) -> None:
+        self._lazy = None
+        if not self._running and self._retry is None and not self._closed:
+            self._start()
+
+    def _start(self) -> None:
+        core = self.core
+        commit = core.begin_commit()
+        if commit is None and self._refresh is None:
+            return
+        if commit is not None and self._refresh is None and not is_durable(commit):
+            self._answer(core.committed())
+            self.poke()
+            return
+        copied: Commit | None = None
+        if self._refresh is not None:
+            record, last = self._refresh.next_slice()
+            copied = Commit(record=record, trim=self._refresh.first_kept if last else None)
+        self._running = True
+        began = time.perf_counter()
+        gather = core.committing
+        messages = len(gather.pending) if gather is not None else 0
+        octets = (len(commit.record) + sum(len(data) for _, data in commit.bodies)) if commit is not None else 0
+
+        def done(result: tuple[int, int] | None, error: BaseException | None) -> None:
+            self._running = False
+            if error is not None:
+                self._failed(error)
+                return
+            assert result is not None
+            self.stats.observe(messages, octets, time.perf_counter() - began)
+            self._last_id = max(self._last_id, result[0])
+            self._watch_room(result[1])
+            self._log_octets += octets
+            if copied is not None:
+                self._copied(copied)
+            if commit is not None:
+                self._answer(core.committed())
+            self._consider_refresh()
+            self._relieve()
+            self._turn()
+
+        self._writer.call(lambda: self._commit(commit, copied), done)
+
+    def _commit(self, commit: Commit | None, copied: Commit | None) -> tuple[int, int]:
+        """In the writer's thread: the id of the last record, and the room that is left."""
+        first = self.journal.commit(commit) if commit is not None else 0
+        second = self.journal.commit(copied) if copied is not None else 0
+        return max(first, second), self.journal.room()
+
+    def _answer(self, accepts: Sequence[Accept], ok: bool = True) -> None:
+        for accept in accepts:
+            accept.resolve(accept.outcomes, ok)
+
+    def _relieve(self) -> None:
+        """Reading pauses while more is accepted than the disk takes (ruling 22)."""
+        core = self.core
+        backlog = core.gather.octets + (core.committing.octets if core.committing is not None else 0)
+        high = backlog > (self._max_backlog // 2 if self.pressure.high else self._max_backlog)
+        core.overloaded = backlog > 2 * self._max_backlog
+        if high != self.pressure.high:
+            self.pressure.set(high)
+
+    # what can go wrong
+
+    def _failed(self, error: BaseException) -> None:
+        self.stats.failures += 1
+        core = self.core
+        self._refresh = None
+        if not isinstance(error, StoreError):
+            log.fault("commit failed", error)
+        elif not core.refusing:
+            log.error("commit failed", error=str(error))
+        core.refusing = "the store is full" if isinstance(error, StoreFullError) else "the store has failed"
+        if core.committing is not None:
+            self._answer(core.failed(), ok=False)
+        self._relieve()
+        if isinstance(error, StoreFailedError):
+            self._rebuild()
+        else:
+            self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
+        self.poke()
+
+    def _watch_room(self, room: int) -> None:
+        """The last of the disk is kept for settlements (`store.reserve`)."""
+        core = self.core
+        if room < self._reserve:
+            if not core.refusing:
+                log.error("the disk is nearly full, messages are refused", room=room, reserve=self._reserve)
+            core.refusing = f"the store has only {room} bytes left on its disk, its reserve is {self._reserve}"
+            self._retry = self._retry or self._loop.call_later(RETRY_SECONDS, self._try_again)
+        elif core.refusing:
+            core.refusing = ""
+            log.info("the store takes messages again", room=room)
+
+    def _try_again(self) -> None:
+        """Whatever waits is committed again; with nothing waiting, only the room is asked for."""
+        self._retry = None
+        if self._closed:
+            return
+        if self.core.gather.is_empty():
+            self._watch_room(self.journal.room())
+        else:
+            self._start()
+        self.poke()
+
+    def _rebuild(self) -> None:
+        """After a failed fsync only a new, complete file may be appended to (ruling 2)."""
+        core = self.core
+        records, states = snapshot(core, self.states)
+        rows = sorted(core.rows)
+        self._running = True
+
+        def done(last_id: int | None, error: BaseException | None) -> None:
+            self._running = False
+            if error is not None:
+                log.error("the store could not be written anew", error=str(error))
+                self._retry = self._loop.call_later(10 * RETRY_SECONDS, self._rebuild_again)
+                return
+            self._last_id = last_id or self._last_id
+            self._log_octets = sum(map(len, records))
+            core.refusing = ""
+            log.info("the store was written anew")
+            self.poke()
+
+        self._writer.call(lambda: self.journal.rebuild(records, rows, states), done)
+
+    def _rebuild_again(self) -> None:
+        self._retry = None
+        if not self._closed:
+            self._rebuild()
+
+    # bodies
+
+    def _read(self, rows: list[int]) -> None:
+        def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
+            if self._closed:
+                return
+            if error is not None:
+                log.error("bodies could not be read", error=str(error))
+                self._loop.call_later(RETRY_SECONDS, self._read, rows)
+                return
+            self.core.loaded(found or {})
+            waiting, self._loaded = self._loaded, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+            self.poke()
+
+        self._reader.call(lambda: self.journal.read(rows), done)
+
+    async def message(self, source: Queue, slot: int) -> Message | None:
+        """The message of an entry, read from the disk if need be; None if the entry is gone meanwhile."""
+        ident = source.entries.ident[slot]
+        while ident and source.entries.ident[slot] == ident:
+            message = source.message(slot)
+            if message is not None:
+                return message
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._loaded.append(future)
+            self.poke()
+            await future
+        return None
+
+    # the log's length
+
+    def _consider_refresh(self) -> None:
+        if self._refresh is not None or self._log_octets < self._next_check:
+            return
+        live = live_octets(self.core)
+        self._next_check = self._log_octets + REFRESH_OCTETS // 4
+        if self._log_octets > 2 * live + REFRESH_OCTETS:
+            self._refresh = Refresh(self.core, self._last_id + 1)
+            self._log_octets = 0
+
+    def _copied(self, copied: Commit) -> None:
+        self._log_octets += len(copied.record)
+        if copied.trim is not None:
+            self._refresh = None
+            self._next_check = self._log_octets + REFRESH_OCTETS
+
+    # the end
+
+    def _settled(self) -> None:
+        """Nothing waits for the disk."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        elif self._tidy and not self._closed:
+            self._tidy_once()
+
+    def _tidy_once(self) -> None:
+        """A slice of the journal's own housekeeping, while there is nothing better to do."""
+        self._tidy = False
+        self._running = True
+
+        def done(more: bool | None, error: BaseException | None) -> None:
+            self._running = False
+            if error is not None:
+                self._failed(error)
+            else:
+                self._loop.call_later(IDLE_TIDY_SECONDS if more else 10, self._allow_tidy)
+                self.poke()
+
+        self._writer.call(self.journal.tidy, done)
+
+    def _allow_tidy(self) -> None:
+        self._tidy = True
+        self.poke()
+
+    async def flush(self) -> None:
+        """Returns when everything is committed, or at once while the store refuses."""
+        while not self._closed and not self.core.refusing:
+            if self._lazy is not None:
+                self._lazy.cancel()
+                self._lazy = None
+            self._idle = self._loop.create_future()
+            self.poke()
+            try:
+                await asyncio.wait_for(asyncio.shield(self._idle), 1)
+                return
+            except TimeoutError:
+                continue
+            finally:
+                self._idle = None
+
+    async def close(self) -> None:
+        """Flushes, then closes the journal."""
+        await self.flush()
+        self._closed = True
+        for timer in (self._timer, self._lazy, self._retry):
+            if timer is not None:
+                timer.cancel()
+        closed: asyncio.Future[None] = self._loop.create_future()
+
+        def done(result: None, error: BaseException | None) -> None:
+            if error is not None:
+                log.error("the store could not be closed cleanly", error=str(error))
+            closed.set_result(None)
+
+        self._writer.call(self.journal.close, done)
+        await closed
+        self._reader.stop()
+        self._writer.stop()
+
+
+def is_durable(commit: Commit) -> bool:
+    """Whether there is anything to write."""
+    return bool(commit.record or commit.bodies or commit.state or commit.dropped or commit.trim is not None)

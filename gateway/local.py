@@ -1,0 +1,103 @@
+"""Owns the gateway as transports see it: the contract of `gateway.transport` on one core and its committer.
+
+Its rule: it only passes on; what becomes of a message is decided in the core.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from gateway.access import Access
+from gateway.committer import Committer
+from gateway.flow import Credit, Pressure
+from gateway.logs import log
+from gateway.message import Message
+from gateway.metrics import TransportCounters
+from gateway.policy import QueuePolicy
+from gateway.queue import Queue
+from gateway.storage.journal import StateChange
+from gateway.transport import Binding, Consumer, Outcome, QueueView, Subscription, User
+
+
+class LocalGateway:
+    """A Gateway."""
+
+    def __init__(self, committer: Committer, access: Access, pressure: Pressure, drain_timeout: float) -> None:
+        self.pressure = pressure
+        self.drain_timeout = drain_timeout
+        self.committer = committer
+        self.access = access
+        self.core = committer.core
+        self.now: Callable[[], float] = committer.core.now
+        self.all_counters: dict[str, TransportCounters] = {}
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self.on_started: Callable[[], None] | None = None
+
+    @property
+    def anonymous(self) -> bool:
+        return self.access.anonymous
+
+    def accept(self, batch: Sequence[Message], changes: Sequence[StateChange] = ()) -> Future[Sequence[Outcome]]:
+        return self.committer.accept(batch, changes)
+
+    def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
+        return self.committer.put(changes)
+
+    def state(self, owner: str) -> dict[str, bytes]:
+        return self.committer.state(owner)
+
+    def declare(self, name: str, policy: QueuePolicy, owner: str) -> QueueView:
+        queue = self.core.declare(name, policy, owner)
+        self.committer.poke()
+        return queue
+
+    def delete(self, name: str) -> int:
+        count = self.core.delete(name)
+        self.committer.poke()
+        return count
+
+    def purge(self, name: str) -> int:
+        queue = self.core.get(name)
+        count = queue.purge()
+        self.core.wake(queue)
+        return count
+
+    def queue(self, name: str) -> Queue | None:
+        return self.core.queues.get(name)
+
+    def queues(self) -> Iterable[QueueView]:
+        return list(self.core.queues.values())
+
+    def bind(self, binding: Binding) -> None:
+        self.core.bind(binding)
+        self.committer.poke()
+
+    def unbind(self, binding: Binding) -> bool:
+        found = self.core.unbind(binding)
+        self.committer.poke()
+        return found
+
+    def bindings(self, queue: str) -> Sequence[Binding]:
+        return self.core.router.bindings(queue)
+
+    def attach(self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False) -> Subscription:
+        subscription = self.core.attach(queue, consumer, pools, live)
+        self.committer.poke()
+        return subscription
+
+    def retained(self, filter: str) -> Sequence[Message]:
+        return self.core.retained.find(filter, self.now())
+
+    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
+        return self.access.authenticate(name, password)
+
+    def counters(self, transport: str) -> TransportCounters:
+        return self.all_counters.setdefault(transport, TransportCounters())
+
+    def started(self, transport: str, addresses: Sequence[str]) -> None:
+        self.addresses[transport] = tuple(addresses)
+        for address in addresses:
+            log.info("listening", transport=transport, address=address)
+        if self.on_started is not None:
+            self.on_started()

@@ -1,0 +1,311 @@
+"""Owns what an operator's requests do: the contract of `gateway.operations` on a running core.
+
+Its rule: whatever moves a message moves it in one record, by the core.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal
+
+import anyio
+import msgspec
+
+from gateway import topics
+from gateway.committer import Committer
+from gateway.core import CONFIG, Core
+from gateway.dead_letter import Reason
+from gateway.errors import GatewayError
+from gateway.explain import explain
+from gateway.local import LocalGateway
+from gateway.message import Message
+from gateway.metrics import CommitStats, TransportCounters
+from gateway.operations import (
+    GroupView,
+    QueueStats,
+    Readiness,
+    RedriveProgress,
+    Selection,
+    Step,
+    StoredMessage,
+)
+from gateway.order import Grouped
+from gateway.queue import Queue
+from gateway.template import Fields, MissingValueError
+
+REDRIVE_SLICE = 200
+PACE_SECONDS = 0.05
+
+
+class Operator:
+    """Operations. Before `take_over` there is nothing to see: the store is being replayed."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, None] = {"replaying": None}
+        """Why the daemon is not ready, besides its store."""
+        self._gateway: LocalGateway | None = None
+        self._empty_commits = CommitStats()
+
+    def take_over(self, gateway: LocalGateway) -> None:
+        """The replay is over."""
+        self._gateway = gateway
+        self.reasons.pop("replaying", None)
+
+    @property
+    def commits(self) -> CommitStats:
+        return self._gateway.committer.stats if self._gateway is not None else self._empty_commits
+
+    @property
+    def _core(self) -> Core:
+        return self._committer.core
+
+    @property
+    def _committer(self) -> Committer:
+        if self._gateway is None:
+            raise GatewayError("the store is being replayed; ask again when /readyz says so")
+        return self._gateway.committer
+
+    def readiness(self) -> Readiness:
+        reasons = list(self.reasons)
+        if self._gateway is not None and self._gateway.core.refusing:
+            reasons.append(self._gateway.core.refusing)
+        return Readiness(not reasons, tuple(reasons))
+
+    def transports(self) -> Mapping[str, TransportCounters]:
+        return self._gateway.all_counters if self._gateway is not None else {}
+
+    def stats(self) -> Sequence[QueueStats]:
+        if self._gateway is None:
+            return []
+        now = self._core.now()
+        return [_stats(queue, now) for _, queue in sorted(self._core.queues.items())]
+
+    def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
+        found = self._core.get(queue)
+        order = found.order
+        if not isinstance(order, Grouped):
+            return []
+        numbers = list(order.parked if parked else order.heads)[:limit]
+        wanted = set(numbers)
+        depths: Counter[int] = Counter()
+        group_of = found.entries.group
+        for slot in found.entries.slots():
+            if group_of[slot] in wanted:
+                depths[group_of[slot]] += 1
+        now = self._core.now()
+        return [_group(found, order, number, depths[number], now) for number in numbers]
+
+    async def release(self, queue: str, group: str, dead: bool = False) -> bool:
+        core = self._core
+        found = core.get(queue)
+        order = found.order
+        number = found.groups.find(group)
+        if not isinstance(order, Grouped) or number not in order.parked:
+            return False
+        head = order.heads[number]
+        if dead and not found.bury_waiting(head, Reason.EXHAUSTED):
+            raise GatewayError(f"the dead-letter queue of {queue} takes nothing now; make room there first")
+        if not dead:
+            found.forget_attempts(head)
+        order.release(number)
+        core.wake(found)
+        await self._committer.put()
+        return True
+
+    async def browse(self, queue: str, limit: int = 100, after: int = 0) -> Sequence[StoredMessage]:
+        found = self._core.get(queue)
+        entries = found.entries
+        places: list[tuple[int, int]] = []
+        for slot in entries.slots():
+            if entries.ident[slot] > after:
+                places.append((slot, entries.ident[slot]))
+                if len(places) >= limit:
+                    break
+        stored: list[StoredMessage] = []
+        for slot, ident in places:
+            if entries.ident[slot] != ident:
+                continue
+            message = await self._committer.message(found, slot)
+            if message is not None and entries.ident[slot] == ident:
+                stored.append(self._stored(found, slot, message))
+        return stored
+
+    def _stored(self, queue: Queue, slot: int, message: Message) -> StoredMessage:
+        entries = queue.entries
+        extra = self._core.extras[entries.extra[slot]]
+        return StoredMessage(
+            id=entries.ident[slot],
+            queue=queue.name,
+            message=message,
+            accepted=entries.accepted[slot],
+            attempts=queue.attempts.get(slot, 0),
+            in_flight=slot in queue.flying,
+            group=queue.groups.name(entries.group[slot]) if entries.group[slot] else extra.group,
+            expires=entries.expires[slot] or None,
+            deaths=extra.deaths,
+        )
+
+    async def redrive(
+        self, queue: str, selection: Selection, to: str | None = None, rate: float | None = None, dry_run: bool = False
+    ) -> AsyncIterator[RedriveProgress]:
+        source = self._core.get(queue)
+        if to is not None:
+            self._core.get(to)
+        chosen, skipped = await self._select(source, selection)
+        yield RedriveProgress(len(chosen), 0, skipped)
+        if dry_run:
+            return
+        moved = 0
+        error = ""
+        began = anyio.current_time()
+        for place, (slot, ident) in enumerate(chosen, 1):
+            if source.deleted:
+                error = f"queue {queue} is gone"
+                break
+            if source.entries.ident[slot] != ident or slot in source.flying:
+                skipped += 1
+                continue
+            error = await self._redrive_one(source, slot, ident, to)
+            if error:
+                break
+            moved += 1
+            if rate is not None and (ahead := moved / rate - (anyio.current_time() - began)) > 0:
+                if ahead > PACE_SECONDS or place == len(chosen):
+                    yield RedriveProgress(len(chosen), moved, skipped)
+                    await anyio.sleep(ahead)
+            elif moved % REDRIVE_SLICE == 0:
+                yield RedriveProgress(len(chosen), moved, skipped)
+                await self._committer.put()
+        await self._committer.put()
+        yield RedriveProgress(len(chosen), moved, skipped, error)
+
+    async def _select(self, source: Queue, selection: Selection) -> tuple[list[tuple[int, int]], int]:
+        """(slot, ident) of all that meet the selection, and how many of these are in flight."""
+        entries, extras = source.entries, self._core.extras
+        wanted = set(selection.ids) if selection.ids is not None else None
+        chosen: list[tuple[int, int]] = []
+        skipped = 0
+        for slot, ident in [(slot, entries.ident[slot]) for slot in entries.slots()]:
+            if entries.ident[slot] != ident or (wanted is not None and ident not in wanted):
+                continue
+            deaths = extras[entries.extra[slot]].deaths
+            if not deaths or (selection.queue is not None and deaths[0].queue != selection.queue):
+                continue
+            if selection.reason is not None and deaths[0].reason != selection.reason:
+                continue
+            if selection.before is not None and deaths[0].last >= selection.before:
+                continue
+            if selection.topic is not None:
+                message = await self._committer.message(source, slot)
+                if message is None or not topics.matches(selection.topic, message.topic):
+                    continue
+            if slot in source.flying:
+                skipped += 1
+                continue
+            chosen.append((slot, ident))
+            if selection.limit is not None and len(chosen) >= selection.limit:
+                break
+        return chosen, skipped
+
+    async def _redrive_one(self, source: Queue, slot: int, ident: int, to: str | None) -> str:
+        """Why it could not be moved, or ""."""
+        core = self._core
+        extra = core.extras[source.entries.extra[slot]]
+        died_in = extra.deaths[0].queue
+        name = to if to is not None else died_in
+        target = core.queues.get(name)
+        if target is None:
+            return f"there is no queue {name!r} any more; name another with --to"
+        if target is source:
+            return f"{name} is the queue of these dead letters itself; name another with --to"
+        if core.refusing and target.policy.durable:
+            return core.refusing
+        if target.is_full(source.entries.length[slot]) and target.may_refuse():
+            return f"queue {name} is full; the rest is where it was"
+        group = extra.group
+        if target.group_template is not None and (group is None or name != died_in):
+            message = await self._committer.message(source, slot)
+            if message is None or source.entries.ident[slot] != ident:
+                return ""
+            try:
+                group = target.group_template.render(Fields(message))
+            except MissingValueError as error:
+                return f"queue {name} can't take message {ident}: {error}"
+        if target.policy.durable and not source.entries.row[slot]:
+            await self._committer.message(source, slot)
+        core.move(source, slot, target, msgspec.structs.replace(extra, group=group), group=group or "")
+        source.remove(slot)
+        core.wake(source)
+        return ""
+
+    async def purge_queue(self, name: str) -> int:
+        queue = self._core.get(name)
+        count = queue.purge()
+        self._core.wake(queue)
+        await self._committer.put()
+        return count
+
+    async def delete_queue(self, name: str) -> int:
+        queue = self._core.get(name)
+        if queue.owner in (CONFIG, "core") and not queue.removed:
+            raise GatewayError(f"queue {name} is configured; take it out of the configuration and reload first")
+        count = self._core.delete(name)
+        await self._committer.put()
+        return count
+
+    def explain(self, message: Message) -> Sequence[Step]:
+        return explain(self._core, message)
+
+
+def _stats(queue: Queue, now: float) -> QueueStats:
+    entries, counters = queue.entries, queue.counters
+    order = queue.order
+    return QueueStats(
+        name=queue.name,
+        owner=queue.owner,
+        durable=queue.policy.durable,
+        depth=queue.depth,
+        octets=entries.octets,
+        in_flight=queue.in_flight,
+        consumers=queue.consumers,
+        groups=len(order.heads) if isinstance(order, Grouped) else 0,
+        parked_groups=len(order.parked) if isinstance(order, Grouped) else 0,
+        oldest_age_seconds=max(0.0, now - entries.accepted[entries.first]) if entries.count else 0.0,
+        accepted=counters.accepted,
+        duplicates=counters.duplicates,
+        refused=counters.refused,
+        delivered=counters.delivered,
+        settled=counters.settled,
+        retried=counters.retried,
+        returned=counters.returned,
+        dead_lettered=counters.dead_lettered,
+        expired=counters.expired,
+        dropped=counters.dropped,
+        stale_settlements=counters.stale,
+        removed=queue.removed,
+    )
+
+
+def _group(queue: Queue, order: Grouped, number: int, depth: int, now: float) -> GroupView:
+    head = order.heads[number]
+    in_flight = order.in_flight(number)
+    until = order.blocked.get(number)
+    state: Literal["ready", "in-flight", "waiting", "parked"] = "ready"
+    if number in order.parked:
+        state = "parked"
+    elif in_flight:
+        state = "in-flight"
+    elif until is not None:
+        state = "waiting"
+    return GroupView(
+        queue=queue.name,
+        group=queue.groups.name(number) or "",
+        state=state,
+        depth=depth,
+        in_flight=in_flight,
+        head_age_seconds=max(0.0, now - queue.entries.accepted[head]),
+        attempts=queue.attempts.get(head, 0),
+        error=queue.errors.get(head, ""),
+        until=until,
+    )
