@@ -6,7 +6,7 @@ Its rule: it does nothing by itself; it asks `Operations` and `Gateway`, and say
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,7 +19,7 @@ from gateway.errors import GatewayError, UnknownQueueError
 from gateway.feed import MAX_CREDIT, Feed
 from gateway.openapi import Endpoint, arguments, document
 from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
-from gateway.policy import DEAD_LETTERS, QueuePolicy
+from gateway.policy import QueuePolicy
 from gateway.settings import AdminSettings
 from gateway.topics import check_filter
 from gateway.transport import Gateway, Outcome, Verdict
@@ -184,7 +184,8 @@ class Admin:
                      statuses=_NO_QUEUE),
             Endpoint("POST", f"{api}/delete", "Deletes a queue that is not in the configuration", self._delete,
                      QueueName, Count, statuses=_NO_QUEUE | {409: "The configuration names it"}),
-            Endpoint("GET", f"{api}/groups", "Groups of a queue", self._groups, GroupsQuery, Groups, statuses=_NO_QUEUE),
+            Endpoint("GET", f"{api}/groups", "Groups of a queue", self._groups, GroupsQuery, Groups,
+                     statuses=_NO_QUEUE),
             Endpoint("POST", f"{api}/groups/release", "Lets a parked group go on", self._release, Release, Released,
                      statuses=_NO_QUEUE),
             Endpoint("GET", f"{api}/messages", "Looks into a queue", self._messages, MessagesQuery, Messages,

@@ -64,7 +64,7 @@ class _Text(logging.Formatter):
         fields = _fields(record)
         trace = fields.pop("traceback", "")
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-        line = f"{_stamp(record)} {record.levelname.lower():7} {_printable(record.getMessage())}{pairs}"
+        line = f"{_stamp(record)} {record.levelname.lower():7} {printable(record.getMessage())}{pairs}"
         return f"{line}\n{trace.rstrip()}" if trace else line
 
 
@@ -80,13 +80,13 @@ def _stamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
-def _printable(text: str) -> str:
-    # What a client calls itself must not be able to forge a line or steer the terminal.
+def printable(text: str) -> str:
+    """What a client calls itself, or sends, must not be able to forge a line or steer the terminal."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _quoted(value: Any) -> str:
-    text = _printable(str(value))
+    text = printable(str(value))
     return text if text and " " not in text and '"' not in text else json.dumps(text, ensure_ascii=False)
 
 
