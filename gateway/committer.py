@@ -87,7 +87,8 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = NEVER
         self._retry: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = True
+        """Before `start`, while the store is read, and after `close`."""
         self._idle: asyncio.Future[None] | None = None
         self._last_id = 0
         self._log_octets = 0
@@ -95,12 +96,15 @@ class Committer:
         self._refresh: Refresh | None = None
         self._tidy = True
         core.poke = self.poke
+        core.overloaded = True
 
     def start(self, restored: Restored) -> None:
         """Goes on from what the replay found."""
         self.states = restored.states
         self._last_id = restored.last_id
         self._log_octets = restored.octets
+        self._closed = False
+        self.core.overloaded = False
         self.poke()
 
     # the contract's calls
@@ -427,6 +431,8 @@ class Committer:
             if timer is not None:
                 timer.cancel()
         closed: asyncio.Future[None] = self._loop.create_future()
+        # Who still waits hears that nothing was stored.
+        self._answer(self.core.take_refused())
 
         def done(result: None, error: BaseException | None) -> None:
             if error is not None:

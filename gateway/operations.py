@@ -127,7 +127,8 @@ class Readiness(msgspec.Struct, frozen=True):
 class Operations(Protocol):
     """All that the admin API may do. On the event loop's thread."""
 
-    commits: CommitStats
+    @property
+    def commits(self) -> CommitStats: ...
 
     def readiness(self) -> Readiness: ...
 

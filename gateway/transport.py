@@ -231,8 +231,11 @@ class Gateway(Protocol):
     pressure: Pressure
     drain_timeout: float
     """Seconds that a transport has to drain once its `run` is cancelled."""
-    anonymous: bool
-    """No users are configured: every client is let in."""
+
+    @property
+    def anonymous(self) -> bool:
+        """No users are configured: every client is let in."""
+        ...
 
     def now(self) -> float:
         """The one time of the daemon in seconds since 1970; never runs backwards (ruling 6)."""

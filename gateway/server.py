@@ -1,0 +1,219 @@
+"""Owns the daemon's life: start, serve, reload, drain, stop.
+
+Its rule: nothing takes clients before all that was promised is back, and nothing ends before what was accepted is
+committed or refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import uvloop
+
+from gateway import logs, plugins
+from gateway.access import Access
+from gateway.admin import NAME as ADMIN
+from gateway.admin import Admin
+from gateway.clock import Clock
+from gateway.committer import Committer
+from gateway.core import Core
+from gateway.errors import ConfigError, GatewayError
+from gateway.explain import configured_bindings
+from gateway.flow import Pressure
+from gateway.local import LocalGateway
+from gateway.logs import log
+from gateway.operator import Operator
+from gateway.replay import restore
+from gateway.settings import Settings, load
+from gateway.storage.journal import Journal
+from gateway.storage.memory import MemoryJournal
+from gateway.storage.sqlite import SqliteJournal
+
+START_SECONDS = 10.0
+"""After this the daemon is ready even if a plugin's transport is not; it is named and goes on trying."""
+SECRET_BYTES = 32
+
+OnReady = Callable[[Mapping[str, Sequence[str]]], None]
+
+
+def run(settings: Settings, path: Path | None = None, on_ready: OnReady | None = None) -> None:
+    """Runs the daemon until SIGTERM or SIGINT. `path`: the configuration, read again on SIGHUP. `on_ready` gets the
+    addresses by transport. Raises ConfigError, StoreError or ListenError if it can't start; then nothing is left."""
+    logs.setup(settings.log.level, settings.log.format)
+    for problem in plugins.shadowed():
+        log.error("a package is shadowed", problem=problem)
+    uvloop.run(Daemon(settings, path, on_ready).run())
+
+
+class Daemon:
+    """One run of the daemon."""
+
+    def __init__(self, settings: Settings, path: Path | None = None, on_ready: OnReady | None = None) -> None:
+        self.settings = settings
+        self._path = path
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+        self._operator = Operator()
+
+    async def run(self) -> None:
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        clock = Clock()
+        pressure = Pressure()
+        core = Core(clock, os.urandom(SECRET_BYTES), settings.max_memory)
+        journal = _journal(settings)
+        access = Access({name: user.password_hash for name, user in settings.users.items()})
+        committer = Committer(core, journal, pressure, settings.max_backlog, settings.store.reserve)
+        gateway = LocalGateway(committer, access, pressure, settings.drain_timeout)
+        self._gateway = gateway
+        try:
+            async with self._serving_admin(gateway):
+                await self._replay(clock)
+                # Out of the collector's sight: what was replayed stays, and a full collection would stop the loop.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(50_000, 20, 50)
+                await self._serve_transports()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await committer.close()
+            access.close()
+        log.info("stopped")
+
+    def _signalled(self, number: int) -> None:
+        log.info("stopping", signal=signal.Signals(number).name)
+        self._operator.reasons["draining"] = None
+        self._stop.set()
+
+    # start
+
+    @contextlib.asynccontextmanager
+    async def _serving_admin(self, gateway: LocalGateway) -> AsyncIterator[None]:
+        """Health is told from the first moment to the last."""
+        if self.settings.admin is None:
+            yield
+            return
+        admin = Admin(self.settings.admin, self._operator)
+        up = asyncio.Event()
+        gateway.on_started = up.set
+        with _unwrapped():
+            async with anyio.create_task_group() as group:
+                group.start_soon(plugins.supervise, ADMIN, lambda: admin, gateway)
+                await up.wait()
+                gateway.on_started = None
+                yield
+                group.cancel_scope.cancel()
+
+    async def _replay(self, clock: Clock) -> None:
+        gateway, settings = self._gateway, self.settings
+        committer, core = gateway.committer, gateway.core
+        began = clock()
+        await anyio.to_thread.run_sync(committer.journal.open)
+        restored = await anyio.to_thread.run_sync(restore, core, committer.journal)
+        clock.not_before(restored.time)
+        # A new store gets its secret now, an old one has brought its own.
+        core.gather.forced_states.append(core.secret_state())
+        for note in core.configure(settings.queues, configured_bindings(settings)):
+            log.warning(note)
+        messages = sum(queue.entries.count for queue in core.queues.values())
+        committer.start(restored)
+        if not await committer.put():
+            raise GatewayError(f"the store {settings.store.path} can't be written: {core.refusing}")
+        log.info("replayed", messages=messages, seconds=round(clock() - began, 3))
+        self._operator.take_over(gateway)
+
+    async def _serve_transports(self) -> None:
+        waiting = set(self.settings.transports)
+        ready = asyncio.Event()
+
+        def started() -> None:
+            waiting.difference_update(self._gateway.addresses)
+            if not waiting:
+                ready.set()
+
+        self._operator.reasons["starting"] = None
+        self._gateway.on_started = started
+        started()
+        with _unwrapped():
+            async with anyio.create_task_group() as group:
+                for name, section in self.settings.transports.items():
+                    make = functools.partial(plugins.create, name, section)
+                    group.start_soon(plugins.supervise, name, make, self._gateway, name=f"transport {name}")
+                group.start_soon(self._say_ready, ready, waiting)
+                await self._stop.wait()
+                log.info("draining", seconds=float(self.settings.drain_timeout))
+                # Transports take nothing new, answer what they accepted, and give back what is in flight.
+                group.cancel_scope.cancel()
+
+    async def _say_ready(self, ready: asyncio.Event, waiting: set[str]) -> None:
+        with anyio.move_on_after(START_SECONDS):
+            await ready.wait()
+        for name in sorted(waiting):
+            log.warning("transport is not up yet", transport=name)
+        self._operator.reasons.pop("starting", None)
+        log.info("ready")
+        if self._on_ready is not None:
+            self._on_ready({name: where for name, where in self._gateway.addresses.items() if name != ADMIN})
+
+    # serve
+
+    def _reload(self) -> None:
+        """SIGHUP: routes, queue policies and users; a bad file changes nothing."""
+        if self._path is None:
+            log.warning("nothing to read again: the daemon was started without a file")
+            return
+        try:
+            settings = load(self._path, os.environ)
+            core = self._gateway.core
+            if "replaying" in self._operator.reasons:
+                raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
+            notes = core.configure(settings.queues, configured_bindings(settings))
+            self._gateway.access.replace({name: user.password_hash for name, user in settings.users.items()})
+        except (ConfigError, GatewayError, ValueError) as error:
+            log.error("reload refused, the old configuration stays", error=str(error))
+            return
+        for note in notes:
+            log.warning(note)
+        for key in ("store", "admin", "transports", "max_memory", "max_backlog", "drain_timeout", "log"):
+            if getattr(settings, key) != getattr(self.settings, key):
+                log.warning("this change waits for a restart", key=key)
+        self.settings = settings
+        self._gateway.committer.poke()
+        log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+
+def _journal(settings: Settings) -> Journal:
+    if settings.store.memory:
+        return MemoryJournal()
+    return SqliteJournal(Path(settings.store.path), settings.store.reserve)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """A task group wraps what its tasks raise; a start that fails has one cause, and that is what is told."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        causes = [error for error in _leaves(group) if isinstance(error, GatewayError)]
+        if causes:
+            raise causes[0] from None
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
