@@ -47,25 +47,25 @@ RawFrame = tuple[int, int, int, int]
 """(type, channel, begin, end) of one frame's payload."""
 
 
-def split(data: bytes, limit: int) -> tuple[list[RawFrame], int]:
-    """All whole frames at the front of `data` and how many bytes they take. Raises AmqpError for a frame that is
-    larger than `limit` or does not end as it should [AMQP 4.2.3]; those before it are lost with the connection."""
+def split(data: bytes, limit: int) -> tuple[list[RawFrame], int, AmqpError | None]:
+    """All whole frames at the front of `data`, how many bytes they take, and why what follows can't be read: a
+    frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
     frames: list[RawFrame] = []
     at, end = 0, len(data)
     unpack = _FRAME.unpack_from
     while at + 7 < end:
         kind, channel, size = unpack(data, at)
         if size + OVERHEAD > limit:
-            raise AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above the limit of {limit}")
+            return frames, at, AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above {limit}")
         begin = at + 7
         stop = begin + size
         if stop >= end:
             break
         if data[stop] != FRAME_END:
-            raise AmqpError(FRAME_ERROR, "a frame does not end with 0xCE")
+            return frames, at, AmqpError(FRAME_ERROR, "a frame does not end with 0xCE")
         frames.append((kind, channel, begin, stop))
         at = stop + 1
-    return frames, at
+    return frames, at, None
 
 
 def method_index(data: bytes, begin: int, end: int) -> int:

@@ -31,7 +31,8 @@ _SOFT = frozenset({CONTENT_TOO_LARGE, ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED
 
 def reply_name(code: int) -> str:
     """`NOT_FOUND` for 404: how brokers and clients write it."""
-    return CLASS_MAPPING[code].name.replace("-", "_")
+    name: str = getattr(CLASS_MAPPING[code], "name")  # noqa: B009 - pamqp declares it in each subclass only
+    return name.replace("-", "_")
 
 
 class AmqpError(GatewayError):

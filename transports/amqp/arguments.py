@@ -1,0 +1,136 @@
+"""Owns what the x-arguments of queue.declare mean in a QueuePolicy.
+
+Its rule: an argument is honoured or refused by its name (406), never ignored.
+
+A queue that a client declares has no limits unless it asks for them: `max_deliveries` only by `x-delivery-limit`,
+no dead letters without `x-dead-letter-exchange`, and a full queue drops its head (rulings 3, 14, 20). As in RabbitMQ,
+`x-delivery-limit: N` allows N failed deliveries, so the failure after those is the last one, and a queue with a
+dead-letter exchange dead-letters what it drops. `x-queue-type` may be `classic` or `quorum` and `x-queue-mode`
+`default` or `lazy`: every queue here is replayed after a crash and spills to disk, so they ask for what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import msgspec
+
+from gateway.message import DEFAULT_EXCHANGE
+from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
+from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
+from transports.amqp.names import swap
+
+CLIENT_POLICY = QueuePolicy(max_deliveries=None, dead_letter=DISCARD, overflow="drop-oldest")
+MAX_MILLISECONDS = (1 << 32) - 1
+
+_FIELD = {
+    "x-message-ttl": "ttl",
+    "x-expires": "expires",
+    "x-max-length": "max_messages",
+    "x-max-length-bytes": "max_bytes",
+    "x-overflow": "overflow",
+    "x-delivery-limit": "max_deliveries",
+    "x-dead-letter-exchange": "dead_letter",
+    "x-dead-letter-routing-key": "dead_letter",
+}
+"""The field of the policy that each argument decides."""
+
+
+def policy_of(arguments: Mapping[str, Any], durable: bool) -> QueuePolicy:
+    """Raises AmqpError that names the argument that can't be honoured, or whose value makes no sense."""
+    fields: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in ("x-message-ttl", "x-expires"):
+            milliseconds = _integer(name, value, int(name == "x-expires"), MAX_MILLISECONDS)
+            fields[_FIELD[name]] = Seconds(milliseconds / 1000)
+        elif name == "x-max-length":
+            # A policy knows no limit of 0 messages.
+            fields["max_messages"] = _integer(name, value, 1)
+        elif name == "x-max-length-bytes":
+            fields["max_bytes"] = Octets(_integer(name, value, 0))
+        elif name == "x-delivery-limit":
+            limit = _integer(name, value, -1)
+            fields["max_deliveries"] = None if limit < 0 else limit + 1
+        elif name == "x-overflow":
+            fields["overflow"] = _overflow(arguments)
+        elif name in ("x-dead-letter-exchange", "x-dead-letter-routing-key"):
+            fields["dead_letter"] = _dead_letter(arguments)
+        elif name == "x-queue-type":
+            _one_of(name, value, "classic", "quorum")
+            if value == "quorum" and not durable:
+                _refuse(name, value, "a quorum queue is durable")
+        elif name == "x-queue-mode":
+            _one_of(name, value, "default", "lazy")
+        elif name == "x-single-active-consumer":
+            if value is not False:
+                _refuse(name, value, "not supported")
+        else:
+            _refuse(name, value, "not supported")
+    if "dead_letter" in fields and fields.get("overflow", "drop-oldest") == "drop-oldest":
+        fields["overflow"] = "dead-letter"
+    return msgspec.structs.replace(CLIENT_POLICY, durable=durable, **fields)
+
+
+def first_difference(arguments: Mapping[str, Any], policy: QueuePolicy) -> str | None:
+    """The first of these arguments that asks for something else than `policy` (of a queue that the configuration
+    made) promises, None if there is none. Raises AmqpError as `policy_of` does."""
+    wanted = policy_of(arguments, policy.durable)
+    for name in arguments:
+        field = _FIELD.get(name)
+        if field is None:
+            continue
+        have = getattr(policy, field)
+        want = getattr(wanted, field)
+        if field == "overflow" and have != want and {have, want} == {"drop-oldest", "dead-letter"}:
+            continue  # both are drop-head: where the dropped go is said by the dead-letter arguments
+        if field == "dead_letter" and isinstance(have, str) and have == _queue_of(want):
+            continue
+        if have != want:
+            return name
+    return None
+
+
+def _queue_of(target: Any) -> str | None:
+    """The queue that a target reaches through the default exchange."""
+    if isinstance(target, ExchangeTarget) and target.exchange == DEFAULT_EXCHANGE:
+        return target.topic
+    return None
+
+
+def _refuse(name: str, value: Any, why: str) -> NoReturn:
+    raise AmqpError(PRECONDITION_FAILED, f"invalid arg {name!r}: {str(value)[:64]!r}: {why}")
+
+
+def _integer(name: str, value: Any, low: int, high: int = (1 << 63) - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(name, value, f"an integer from {low} to {high} is needed")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        _refuse(name, value, "a text is needed")
+    return value
+
+
+def _one_of(name: str, value: Any, *known: str) -> None:
+    if value not in known:
+        _refuse(name, value, f"only {' and '.join(known)} are supported")
+
+
+def _overflow(arguments: Mapping[str, Any]) -> str:
+    value = arguments["x-overflow"]
+    _one_of("x-overflow", value, "drop-head", "reject-publish")
+    return "refuse" if value == "reject-publish" else "drop-oldest"
+
+
+def _dead_letter(arguments: Mapping[str, Any]) -> ExchangeTarget:
+    key = arguments.get("x-dead-letter-routing-key")
+    if "x-dead-letter-exchange" not in arguments:
+        _refuse("x-dead-letter-routing-key", key, "it needs x-dead-letter-exchange")
+    exchange = _text("x-dead-letter-exchange", arguments["x-dead-letter-exchange"])
+    if key is None:
+        return ExchangeTarget(exchange)
+    text = _text("x-dead-letter-routing-key", key)
+    return ExchangeTarget(exchange, text if exchange == DEFAULT_EXCHANGE else swap(text))

@@ -1,0 +1,193 @@
+"""Owns the state of one channel: the content that is arriving, the confirms, the delivery tags, the credit.
+
+Its rule: it is pure. It decides what a frame means and raises AmqpError; sending and settling are the connection's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.flow import Credit
+from transports.amqp.codec import Publish
+from transports.amqp.errors import CONTENT_TOO_LARGE, PRECONDITION_FAILED, UNEXPECTED_FRAME, AmqpError
+from transports.amqp.properties import Content
+
+if TYPE_CHECKING:
+    from transports.amqp.consumer import AmqpConsumer
+
+HELD_BACK = 1 << 50
+"""Credit taken away while the peer has stopped the flow (channel.flow)."""
+
+
+class Route(NamedTuple):
+    """A basic.publish, and the exchange and topic that its message gets."""
+
+    publish: Publish
+    exchange: str
+    topic: str
+
+
+class Channel:
+    """One open channel.
+
+    consumers: by tag. leaving: those that are cancelled or got one message, and hold deliveries still.
+    window: credit of all its consumers that acknowledge: the prefetch of the channel or `max_unacked`.
+    gate: credit of all its consumers, which only channel.flow takes away.
+    waiting: an answer is on its way; `backlog` holds the frames that came since, in order.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_content",
+        "_left",
+        "_route",
+        "acked",
+        "backlog",
+        "closing",
+        "confirmed",
+        "confirming",
+        "consumers",
+        "flowing",
+        "gate",
+        "id",
+        "leaving",
+        "max_unacked",
+        "next_tag",
+        "oldest",
+        "prefetch",
+        "published",
+        "unacked",
+        "waiting",
+        "window",
+        "window_size",
+    )
+
+    def __init__(self, id: int, max_unacked: int) -> None:
+        self.id = id
+        self.consumers: dict[str, AmqpConsumer] = {}
+        self.leaving: set[AmqpConsumer] = set()
+        self.closing = False
+        """channel.close was sent; all but its answer is passed over [AMQP 1.5.2.5]."""
+        self.waiting = False
+        self.backlog: deque[tuple[int, bytes]] = deque()
+        # publishing
+        self.confirming = False
+        self.published = 0
+        self.confirmed = 0
+        """The last confirm that is due, and the last one that was sent."""
+        self.acked = 0
+        self._route: Route | None = None
+        self._content: Content | None = None
+        self._left = 0
+        self._chunks: list[bytes] = []
+        # consuming
+        self.prefetch = 0
+        self.max_unacked = max_unacked
+        self.window_size = max_unacked
+        self.window = Credit(max_unacked)
+        self.gate = Credit()
+        self.flowing = True
+        self.next_tag = 1
+        self.oldest = 1
+        """No delivery with a smaller tag is unsettled."""
+        self.unacked: dict[int, tuple[AmqpConsumer, int]] = {}
+
+    # content in: method, header, body frames in this order and nothing between them [AMQP 4.2.6]
+
+    @property
+    def assembling(self) -> bool:
+        return self._route is not None
+
+    def begin(self, route: Route) -> None:
+        if self._route is not None:
+            raise AmqpError(UNEXPECTED_FRAME, "a content was not finished")
+        self._route = route
+
+    @property
+    def expects_header(self) -> Route:
+        """The route whose header comes now. Raises AmqpError if none does."""
+        if self._route is None or self._content is not None:
+            raise AmqpError(UNEXPECTED_FRAME, "no content header is expected")
+        return self._route
+
+    def header(self, content: Content, size: int, limit: int) -> bool:
+        """True if the content has no body, so `take` it."""
+        if size > limit:
+            raise AmqpError(CONTENT_TOO_LARGE, f"a body of {size} bytes is above the limit of {limit}")
+        self._content = content
+        self._left = size
+        return not size
+
+    def body(self, chunk: bytes) -> bool:
+        """True if it was the last one, so `take` the content."""
+        if self._content is None:
+            raise AmqpError(UNEXPECTED_FRAME, "no body is expected")
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise AmqpError(UNEXPECTED_FRAME, "a body is longer than its header says")
+        self._chunks.append(chunk)
+        return not self._left
+
+    def take(self) -> tuple[Route, Content, bytes]:
+        """The whole content; the next one may begin."""
+        route, content, chunks = self._route, self._content, self._chunks
+        assert route is not None and content is not None
+        self._route = self._content = None
+        self._chunks = []
+        return route, content, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    # deliveries out
+
+    def register(self, consumer: AmqpConsumer, id: int) -> int:
+        """The tag of a delivery that must be acknowledged."""
+        tag = self.next_tag
+        self.next_tag = tag + 1
+        self.unacked[tag] = (consumer, id)
+        return tag
+
+    def pass_tag(self) -> int:
+        """The tag of a delivery that needs no acknowledgement."""
+        tag = self.next_tag
+        self.next_tag = tag + 1
+        return tag
+
+    def settled(self, tag: int, multiple: bool) -> list[tuple[AmqpConsumer, int]]:
+        """The deliveries that an ack, nack or reject speaks of, oldest first; they are forgotten here. Tag 0 with
+        `multiple` means all. Raises AmqpError for a tag that is not open [AMQP 1.8.3.13.delivery-tag]."""
+        if not multiple:
+            found = self.unacked.pop(tag, None)
+            if found is None:
+                raise AmqpError(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
+            if tag == self.oldest:
+                self.oldest = tag + 1
+            return [found]
+        if tag >= self.next_tag:
+            raise AmqpError(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
+        last = tag or self.next_tag - 1
+        unacked = self.unacked
+        # Tags between the oldest and the last may be few or, after acks out of order, very many.
+        if last - self.oldest <= 2 * len(unacked):
+            tags = [open_tag for open_tag in range(self.oldest, last + 1) if open_tag in unacked]
+        else:
+            tags = [open_tag for open_tag in unacked if open_tag <= last]
+        taken = [unacked.pop(open_tag) for open_tag in tags]
+        self.oldest = max(self.oldest, last + 1)
+        if not taken and tag:
+            raise AmqpError(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
+        return taken
+
+    # credit
+
+    def set_window(self, prefetch: int) -> None:
+        """The prefetch of the whole channel; 0 for none of its own."""
+        size = min(prefetch or self.max_unacked, self.max_unacked)
+        change, self.window_size = size - self.window_size, size
+        self.window.grant(messages=change)
+
+    def set_flow(self, active: bool) -> None:
+        """channel.flow from the peer [AMQP 1.5.2.3]."""
+        if active != self.flowing:
+            self.flowing = active
+            # Counted in messages far beyond any credit, so that what the gate counts meanwhile stays right.
+            self.gate.grant(messages=HELD_BACK if active else -HELD_BACK)

@@ -1,0 +1,385 @@
+"""Owns what one connection consumes: its deliveries on their way out and the settlements on their way back.
+
+Its rule: what the socket has not taken is bounded by one window of octets for the whole connection, whatever
+prefetch its consumers have.
+"""
+
+from __future__ import annotations
+
+import secrets
+from asyncio import Future, TimerHandle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pamqp import commands as amqp
+
+from gateway.flow import Credit
+from gateway.message import Message, Properties
+from gateway.transport import Death, Delivery, QueueView, Verdict
+from transports.amqp.channel import Channel
+from transports.amqp.codec import append_content, content_fits, encode_deliver, encode_method, short
+from transports.amqp.consumer import AmqpConsumer, Get
+from transports.amqp.errors import (
+    ACCESS_REFUSED,
+    NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    RESOURCE_ERROR,
+    AmqpError,
+)
+from transports.amqp.names import swap
+from transports.amqp.properties import encode, routing_key
+
+if TYPE_CHECKING:
+    from transports.amqp.connection import AmqpConnection
+
+WINDOW = 1 << 20
+"""Octets on their way to one connection beyond what its write buffer holds."""
+CACHED = 1024
+"""Entries of each cache; a full one is emptied."""
+GET_SECONDS = 0.5
+"""A basic.get waits that long for a queue that holds messages of which none comes: they are delayed or blocked, or
+a body is being read from the disk."""
+
+_REASONS = {"exhausted": "delivery_limit", "overflow": "maxlen"}
+"""Reasons of dead letters that RabbitMQ calls otherwise."""
+
+
+class Consuming:
+    """All consumers of one connection. Methods raise AmqpError for what the client may not do."""
+
+    def __init__(self, connection: AmqpConnection) -> None:
+        self.connection = connection
+        self.gateway = connection.gateway
+        self.topology = connection.topology
+        self.octets = Credit(octets=WINDOW)
+        self.done: dict[AmqpConsumer, list[int]] = {}
+        """Acknowledged and not yet settled: one call for each subscription and turn."""
+        self._handed: dict[AmqpConsumer, list[int]] = {}
+        self._starved: dict[AmqpConsumer, None] = {}
+        self._addresses: dict[tuple[str, str], bytes] = {}
+        self._properties: dict[tuple[int, int, bool, bool], tuple[Properties, bytes]] = {}
+        self._gets: dict[Get, TimerHandle] = {}
+
+    def unsettled(self) -> bool:
+        """Something was delivered whose acknowledgement may still come."""
+        return any(channel.unacked for channel in self.connection.channels.values())
+
+    # basic.consume, basic.cancel, basic.qos
+
+    def consume(self, channel: Channel, view: QueueView, method: amqp.Basic.Consume) -> None:
+        tag = method.consumer_tag or "amq.ctag-" + secrets.token_urlsafe(16)
+        if tag in channel.consumers:
+            raise AmqpError(NOT_ALLOWED, f"attempt to reuse consumer tag {tag!r}")
+        if method.no_local:
+            raise AmqpError(NOT_IMPLEMENTED, "no_local is not implemented")
+        if method.arguments:
+            argument = next(iter(method.arguments))
+            raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for a consumer: not supported")
+        if len(channel.consumers) >= self.connection.settings.max_consumers:
+            raise AmqpError(RESOURCE_ERROR, f"a channel may have {self.connection.settings.max_consumers} consumers")
+        if self.topology.taken(view.name) or (method.exclusive and view.consumers):
+            raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
+        consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
+        pools = (self.octets, channel.gate) if method.no_ack else (self.octets, channel.gate, channel.window)
+        consumer.subscription = self.gateway.attach(view.name, consumer, pools)
+        channel.consumers[tag] = consumer
+        self.topology.add_consumer(view.name, consumer, method.exclusive)
+        if not method.nowait:
+            self.connection.send(encode_method(channel.id, amqp.Basic.ConsumeOk, consumer_tag=tag))
+        consumer.start()
+
+    def cancel(self, channel: Channel, method: amqp.Basic.Cancel) -> None:
+        tag = method.consumer_tag or ""
+        consumer = channel.consumers.pop(tag, None)
+        if consumer is not None:
+            self._end_consumer(consumer)
+        if not method.nowait:
+            self.connection.send(encode_method(channel.id, amqp.Basic.CancelOk, consumer_tag=tag))
+
+    def _end_consumer(self, consumer: AmqpConsumer) -> None:
+        """Ends delivery; what is in flight may still be settled (ruling 17)."""
+        consumer.subscription.cancel()
+        self._starved.pop(consumer, None)
+        consumer.channel.leaving.add(consumer)
+        consumer.leave_when_settled()
+        self.connection.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
+
+    def queue_gone(self, consumer: AmqpConsumer) -> None:
+        """The core has detached it already: tell the client, if it understands that."""
+        channel = consumer.channel
+        self._starved.pop(consumer, None)
+        self.topology.remove_consumer(consumer.queue, consumer)
+        if channel.consumers.get(consumer.tag) is not consumer:
+            return
+        del channel.consumers[consumer.tag]
+        if self.connection.client_can("consumer_cancel_notify"):
+            self.connection.send(encode_method(channel.id, amqp.Basic.Cancel, consumer_tag=consumer.tag, nowait=True))
+
+    def qos(self, channel: Channel, method: amqp.Basic.Qos) -> None:
+        """As RabbitMQ has it: `global` is the whole channel, without it each consumer that comes later."""
+        if method.prefetch_size:
+            raise AmqpError(NOT_IMPLEMENTED, "prefetch_size is not implemented")
+        if method.global_:
+            channel.set_window(method.prefetch_count)
+        else:
+            channel.prefetch = method.prefetch_count
+        self.connection.send(encode_method(channel.id, amqp.Basic.QosOk))
+
+    # deliveries out
+
+    def deliver(self, consumer: AmqpConsumer, batch: Sequence[Delivery]) -> None:
+        """One turn's deliveries to one consumer, as one piece of bytes."""
+        channel = consumer.channel
+        number, frame_max = channel.id, self.connection.frame_max
+        addresses = self._addresses
+        wire_tag, no_ack = consumer.wire_tag, consumer.no_ack
+        parts: list[bytes] = []
+        handed: list[int] = []
+        invalid: dict[int, str] = {}
+        for delivery in batch:
+            message = delivery.message
+            properties = self._encode(delivery)
+            if isinstance(properties, str):
+                invalid[delivery.id] = properties
+                continue
+            if no_ack:
+                tag = channel.pass_tag()
+                handed.append(delivery.id)
+            else:
+                tag = channel.register(consumer, delivery.id)
+            address = addresses.get((message.exchange, message.topic)) or self._address(message)
+            parts.append(encode_deliver(number, wire_tag, tag, delivery.redelivered, address))
+            append_content(parts, number, properties, message.body, frame_max)
+        if handed:
+            self._handed.setdefault(consumer, []).extend(handed)
+        if parts:
+            self.connection.send(b"".join(parts))
+            self.connection.counters.messages_out += len(batch) - len(invalid)
+        else:
+            # Nothing will be written, so nothing will be flushed.
+            self.connection.loop.call_soon(self.written)
+        if not consumer.prefetch:
+            consumer.taken += len(batch)
+            self._starved[consumer] = None
+        self.connection.unsettled_now()
+        for id, error in invalid.items():
+            consumer.settle([id], Verdict.DEAD, error)
+
+    def _address(self, message: Message) -> bytes:
+        if len(self._addresses) >= CACHED:
+            self._addresses.clear()
+        address = short(message.exchange.encode()) + short(routing_key(message))
+        if len(message.topic) < 1024:
+            self._addresses[message.exchange, message.topic] = address
+        return address
+
+    def _encode(self, delivery: Delivery) -> bytes | str:
+        """The properties as they go out, or why they can't."""
+        message = delivery.message
+        native = message.source in self.topology.listeners
+        try:
+            if delivery.expires is None and not delivery.attempts and not delivery.deaths:
+                key = (id(message.properties), message.qos, message.retain, native)
+                known = self._properties.get(key)
+                if known is not None and known[0] is message.properties:
+                    return known[1]
+                encoded = encode(message, native)
+                if len(message.topic) <= 63 and len(encoded) <= 512:
+                    if len(self._properties) >= CACHED:
+                        self._properties.clear()
+                    self._properties[key] = (message.properties, encoded)
+            else:
+                remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
+                encoded = encode(message, native, remaining, _delivery_headers(delivery))
+        except ValueError as error:
+            return str(error)
+        if not content_fits(encoded, self.connection.frame_max):
+            return f"invalid: its properties need {len(encoded)} bytes, above the consumer's frame-max"
+        return encoded
+
+    def written(self) -> None:
+        """The socket or its buffer has what was sent: deliveries without acknowledgement are settled."""
+        if self.connection.ended:
+            return
+        handed, self._handed = self._handed, {}
+        for consumer, ids in handed.items():
+            consumer.settle(ids, Verdict.DONE)
+        if self.connection.writable:
+            self.replenish()
+        if handed:
+            self.connection.check_idle()
+
+    def replenish(self) -> None:
+        """The socket takes more: what has been used of the window comes back."""
+        starved, self._starved = self._starved, {}
+        for consumer in starved:
+            taken, consumer.taken = consumer.taken, 0
+            consumer.subscription.grant(taken)
+        missing = WINDOW - self.octets.octets
+        if missing > 0:
+            self.octets.grant(octets=missing)
+
+    # settlements in
+
+    def ack(self, channel: Channel, tag: int, multiple: bool) -> None:
+        done = self.done
+        for consumer, id in channel.settled(tag, multiple):
+            ids = done.get(consumer)
+            if ids is None:
+                done[consumer] = [id]
+            else:
+                ids.append(id)
+
+    def flush(self) -> None:
+        """Settles what was acknowledged."""
+        done, self.done = self.done, {}
+        for consumer, ids in done.items():
+            consumer.settle(ids, Verdict.DONE)
+
+    def reject(self, channel: Channel, tag: int, multiple: bool, requeue: bool) -> None:
+        verdict = Verdict.RETRY if requeue else Verdict.DEAD
+        self._settle(channel.settled(tag, multiple), verdict, "" if requeue else "rejected by its consumer")
+
+    def recover(self, channel: Channel) -> None:
+        """All of the channel that is unsettled is given back and comes again."""
+        self._settle(channel.settled(0, True), Verdict.RETURNED, "")
+
+    def _settle(self, taken: list[tuple[AmqpConsumer, int]], verdict: Verdict, error: str) -> None:
+        by_consumer: dict[AmqpConsumer, list[int]] = {}
+        for consumer, id in taken:
+            by_consumer.setdefault(consumer, []).append(id)
+        for consumer, ids in by_consumer.items():
+            consumer.settle(ids, verdict, error)
+
+    # basic.get
+
+    def get(self, channel: Channel, view: QueueView, no_ack: bool) -> None:
+        """Answers when what was published before on this channel is there."""
+        if len(channel.unacked) >= channel.max_unacked:
+            raise AmqpError(PRECONDITION_FAILED, f"{len(channel.unacked)} deliveries are unacknowledged")
+        get = Get(self, channel, view.name, no_ack)
+        self.connection.wait(channel, self.gateway.put(), lambda made: self._look(get, made))
+
+    def _look(self, get: Get, made: bool) -> Future[Any] | None:
+        view = self.gateway.queue(get.queue)
+        if view is None:
+            raise AmqpError(NOT_FOUND, f"no queue {get.queue!r} in vhost '/'", amqp.Basic.Get.index)
+        if not view.depth or self.topology.taken(get.queue):
+            self.connection.send(encode_method(get.channel.id, amqp.Basic.GetEmpty))
+            return None
+        answered: Future[Any] = self.connection.loop.create_future()
+        get.answered = lambda: None if answered.done() else answered.set_result(None)
+        get.subscription = self.gateway.attach(get.queue, get, (self.octets, get.channel.gate))
+        self._gets[get] = self.connection.loop.call_later(GET_SECONDS, self.got_nothing, get)
+        get.subscription.grant(1)
+        return answered
+
+    def deliver_got(self, get: Get, delivery: Delivery) -> None:
+        channel = get.channel
+        self._gets.pop(get).cancel()
+        get.subscription.cancel()
+        channel.leaving.add(get)
+        properties = self._encode(delivery)
+        if isinstance(properties, str):
+            get.settle([delivery.id], Verdict.DEAD, properties)
+            self._answer_empty(get)
+            return
+        message = delivery.message
+        tag = channel.pass_tag() if get.no_ack else channel.register(get, delivery.id)
+        view = self.gateway.queue(get.queue)
+        head = encode_method(
+            channel.id,
+            amqp.Basic.GetOk,
+            delivery_tag=tag,
+            redelivered=delivery.redelivered,
+            exchange=message.exchange,
+            routing_key=routing_key(message).decode(),
+            message_count=view.depth if view is not None else 0,
+        )
+        parts = [head]
+        append_content(parts, channel.id, properties, message.body, self.connection.frame_max)
+        self.connection.send(b"".join(parts))
+        self.connection.counters.messages_out += 1
+        if get.no_ack:
+            self._handed.setdefault(get, []).append(delivery.id)
+        self.connection.unsettled_now()
+        if get.answered is not None:
+            get.answered()
+
+    def got_nothing(self, get: Get) -> None:
+        """None came, or the queue is gone."""
+        timer = self._gets.pop(get, None)
+        if timer is None:
+            return
+        timer.cancel()
+        get.subscription.detach()
+        self._answer_empty(get)
+
+    def _answer_empty(self, get: Get) -> None:
+        self.connection.send(encode_method(get.channel.id, amqp.Basic.GetEmpty))
+        if get.answered is not None:
+            get.answered()
+
+    # the end
+
+    def stop(self) -> None:
+        """No more deliveries; settlements are still taken."""
+        for channel in self.connection.channels.values():
+            for consumer in channel.consumers.values():
+                consumer.subscription.cancel()
+
+    def leave(self, channel: Channel, lost: bool = False) -> None:
+        """The channel is over: what is unsettled goes back to its place. `lost` as in `Subscription.detach`."""
+        self.flush()
+        for get, timer in list(self._gets.items()):
+            if get.channel is channel:
+                timer.cancel()
+                del self._gets[get]
+                get.subscription.detach()
+        consumers = list(channel.consumers.values())
+        channel.consumers.clear()
+        leaving, channel.leaving = channel.leaving, set()
+        channel.unacked.clear()
+        for consumer in (*consumers, *leaving):
+            self._starved.pop(consumer, None)
+            self._handed.pop(consumer, None)
+            consumer.subscription.detach(lost)
+        for consumer in consumers:
+            self.connection.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
+
+
+def _delivery_headers(delivery: Delivery) -> list[tuple[str, Any]]:
+    """x-delivery-count, and the history of a dead letter as RabbitMQ writes it."""
+    headers: list[tuple[str, Any]] = []
+    if delivery.attempts:
+        headers.append(("x-delivery-count", delivery.attempts))
+    if delivery.deaths:
+        message = delivery.message
+        key = swap(message.topic) if message.exchange else message.topic
+        merged: dict[tuple[str, str], dict[str, Any]] = {}
+        for death in delivery.deaths:
+            reason = _reason(death)
+            entry = merged.get((death.queue, reason))
+            if entry is not None:
+                entry["count"] += 1
+                continue
+            merged[death.queue, reason] = {
+                "count": 1,
+                "reason": reason,
+                "queue": death.queue,
+                "time": int(death.last),
+                "exchange": message.exchange,
+                "routing-keys": [key],
+            }
+        headers.append(("x-death", list(merged.values())))
+        for which, death in (("first", delivery.deaths[-1]), ("last", delivery.deaths[0])):
+            headers.append((f"x-{which}-death-queue", death.queue))
+            headers.append((f"x-{which}-death-reason", _reason(death)))
+            headers.append((f"x-{which}-death-exchange", message.exchange))
+    return headers
+
+
+def _reason(death: Death) -> str:
+    return _REASONS.get(death.reason, death.reason)

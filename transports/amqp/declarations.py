@@ -1,0 +1,338 @@
+"""Owns what exchange.* and queue.* do: each method becomes calls of the core and of the topology, and an answer.
+
+Its rule: the answer to what is durable may be sent only when its changes are (`Answer.changes`); everything a client
+may not do is refused with the code and on the level that RabbitMQ uses.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pamqp import commands as amqp
+
+from gateway.errors import GatewayError
+from gateway.message import DEFAULT_EXCHANGE
+from gateway.transport import Binding, Gateway, QueueView, StateChange
+from transports.amqp.arguments import first_difference, policy_of
+from transports.amqp.codec import encode_method
+from transports.amqp.errors import (
+    ACCESS_REFUSED,
+    COMMAND_INVALID,
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    RESOURCE_LOCKED,
+    AmqpError,
+)
+from transports.amqp.topology import OWNER, RESERVED, Declared, Exchange, Topology, exchange_kind
+
+VHOST = "/"
+
+
+class Answer(NamedTuple):
+    """frame: what to send, b"" for nothing. changes: to be made durable before, None if there is nothing to wait
+    for. undo: takes back what was done if the store refuses the changes."""
+
+    frame: bytes = b""
+    changes: list[StateChange] | None = None
+    undo: Callable[[], object] | None = None
+
+
+class Declarations:
+    """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError."""
+
+    def __init__(self, gateway: Gateway, topology: Topology, holder: object) -> None:
+        self.gateway = gateway
+        self.topology = topology
+        self.holder = holder
+        self.last_queue: dict[int, str] = {}
+        """By channel: the queue declared last, which an empty name stands for [AMQP 1.7.2.1.queue]."""
+
+    # finding
+
+    def exchange(self, name: str) -> Exchange:
+        found = self.topology.exchanges.get(name)
+        if found is None:
+            raise AmqpError(NOT_FOUND, f"no exchange {name!r} in vhost {VHOST!r}")
+        return found
+
+    def queue(self, channel: int, name: str) -> QueueView:
+        """The queue a client names, if this client may use it."""
+        if not name:
+            name = self.last_queue.get(channel, "")
+            if not name:
+                raise AmqpError(NOT_FOUND, "no previously declared queue")
+        if name.startswith(RESERVED):
+            raise AmqpError(ACCESS_REFUSED, f"queue {name!r} in vhost {VHOST!r} has a reserved name")
+        view = self.gateway.queue(name)
+        if view is None:
+            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+        self._check_holder(view)
+        return view
+
+    def _check_holder(self, view: QueueView) -> None:
+        declared = self.topology.declared(view)
+        if declared is not None and declared.exclusive and self.topology.holder(view.name) is not self.holder:
+            raise AmqpError(
+                RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue {view.name!r} in vhost {VHOST!r}"
+            )
+
+    # exchanges
+
+    def exchange_declare(self, channel: int, method: amqp.Exchange.Declare) -> Answer:
+        frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.DeclareOk)
+        name = method.exchange
+        if method.passive:
+            self.exchange(name)
+            return Answer(frame)
+        kind = exchange_kind(method.exchange_type)
+        if kind is None:
+            raise AmqpError(COMMAND_INVALID, f"unknown exchange type {method.exchange_type!r}")
+        if name == DEFAULT_EXCHANGE:
+            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
+        if method.arguments:
+            argument = next(iter(method.arguments))
+            raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
+        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal)
+        have = self.topology.exchanges.get(name)
+        if have is not None:
+            if have != wanted:
+                raise AmqpError(PRECONDITION_FAILED, _exchange_difference(wanted, have))
+            return Answer(frame, [] if have.durable else None)
+        if name.startswith("amq."):
+            raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
+        changes = self.topology.add_exchange(wanted)
+        return Answer(frame, changes or None, lambda: self.topology.exchanges.pop(name, None))
+
+    def exchange_delete(self, channel: int, method: amqp.Exchange.Delete) -> Answer:
+        frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.DeleteOk)
+        name = method.exchange
+        if name == DEFAULT_EXCHANGE or name.startswith("amq."):
+            raise AmqpError(ACCESS_REFUSED, f"exchange {name!r} in vhost {VHOST!r} can't be deleted")
+        found = self.topology.exchanges.get(name)
+        if found is None:
+            return Answer(frame)
+        bindings = self._bindings_of(name)
+        if method.if_unused and bindings:
+            raise AmqpError(PRECONDITION_FAILED, f"exchange {name!r} in vhost {VHOST!r} in use")
+        for binding in bindings:
+            self.gateway.unbind(binding)
+        return Answer(frame, self.topology.remove_exchange(name) or None)
+
+    def _bindings_of(self, exchange: str) -> list[Binding]:
+        return [
+            binding
+            for view in self.gateway.queues()
+            for binding in self.gateway.bindings(view.name)
+            if binding.exchange == exchange
+        ]
+
+    def _drop_unbound(self, exchanges: set[str]) -> list[StateChange]:
+        """Auto-delete exchanges that have just lost their last binding."""
+        changes: list[StateChange] = []
+        for name in exchanges:
+            found = self.topology.exchanges.get(name)
+            if found is not None and found.auto_delete and not self._bindings_of(name):
+                changes += self.topology.remove_exchange(name)
+        return changes
+
+    # queues
+
+    def queue_declare(self, channel: int, method: amqp.Queue.Declare) -> Answer:
+        name = method.queue
+        view = None
+        if name:
+            view = self.gateway.queue(name)
+        elif method.passive:
+            view = self.queue(channel, "")
+        if method.passive and view is None:
+            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+        changes: list[StateChange] | None = None
+        undo: Callable[[], object] | None = None
+        if view is None:
+            view, changes = self._declare(method, name or "amq.gen-" + secrets.token_urlsafe(16))
+            undo = self._undo_declare(view.name)
+        else:
+            if view.name.startswith(RESERVED):
+                raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost {VHOST!r} has a reserved name")
+            self._check_holder(view)
+            if not method.passive:
+                self._check_equal(method, view)
+                changes = [] if view.policy.durable else None
+        self.last_queue[channel] = view.name
+        if method.nowait:
+            return Answer(b"", changes, undo)
+        consumers = self.topology.consumers(view.name)
+        frame = encode_method(
+            channel, amqp.Queue.DeclareOk, queue=view.name, message_count=view.depth, consumer_count=consumers
+        )
+        return Answer(frame, changes, undo)
+
+    def _declare(self, method: amqp.Queue.Declare, name: str) -> tuple[QueueView, list[StateChange] | None]:
+        if name.startswith(RESERVED) or (name.startswith("amq.") and method.queue):
+            raise AmqpError(ACCESS_REFUSED, f"queue name {name!r} has a reserved prefix")
+        arguments: Mapping[str, Any] = method.arguments or {}
+        durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
+        policy = policy_of(arguments, durable)
+        try:
+            view = self.gateway.declare(name, policy, OWNER)
+        except GatewayError as error:
+            raise AmqpError(PRECONDITION_FAILED, str(error)) from error
+        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
+        changes = self.topology.add_queue(declared, self.holder)
+        return view, changes or None
+
+    def _undo_declare(self, name: str) -> Callable[[], object]:
+        def undo() -> None:
+            self.topology.remove_queue(name)
+            if self.gateway.queue(name) is not None:
+                self.gateway.delete(name)
+
+        return undo
+
+    def _check_equal(self, method: amqp.Queue.Declare, view: QueueView) -> None:
+        """A redeclaration asks for what there is [AMQP 1.7.2.1]."""
+        arguments: Mapping[str, Any] = method.arguments or {}
+        declared = self.topology.declared(view)
+        if declared is None:
+            have = Declared(view.name, view.policy.durable, False, False, {})
+        else:
+            have = declared
+        for flag in ("durable", "exclusive", "auto_delete"):
+            if getattr(method, flag) != getattr(have, flag):
+                raise self._unequal(view.name, flag, getattr(method, flag), getattr(have, flag))
+        if declared is None:
+            different = first_difference(arguments, view.policy)
+            if different is not None:
+                raise self._unequal(view.name, different, arguments[different], "another value")
+            return
+        for argument in sorted({*arguments, *declared.arguments}):
+            asked, there = arguments.get(argument), declared.arguments.get(argument)
+            default = _DEFAULTS.get(argument)
+            if (default if asked is None else asked) != (default if there is None else there):
+                raise self._unequal(view.name, argument, asked, there)
+
+    @staticmethod
+    def _unequal(queue: str, what: str, asked: Any, there: Any) -> AmqpError:
+        return AmqpError(
+            PRECONDITION_FAILED,
+            f"inequivalent arg {what!r} for queue {queue!r} in vhost {VHOST!r}: "
+            f"received {_show(asked)} but current is {_show(there)}",
+        )
+
+    def queue_delete(self, channel: int, method: amqp.Queue.Delete) -> Answer:
+        try:
+            view = self.queue(channel, method.queue)
+        except AmqpError as error:
+            if error.code != NOT_FOUND or not method.queue:
+                raise
+            # What is gone is deleted already, as in RabbitMQ.
+            return Answer(b"" if method.nowait else encode_method(channel, amqp.Queue.DeleteOk))
+        if view.owner != OWNER:
+            raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} is made by the configuration")
+        if method.if_unused and view.consumers:
+            raise AmqpError(PRECONDITION_FAILED, f"queue {view.name!r} in vhost {VHOST!r} in use")
+        if method.if_empty and view.depth:
+            raise AmqpError(PRECONDITION_FAILED, f"queue {view.name!r} in vhost {VHOST!r} is not empty")
+        durable = view.policy.durable
+        count, changes = self.delete_queue(view)
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.DeleteOk, message_count=count)
+        return Answer(frame, changes if durable or changes else None)
+
+    def delete_queue(self, view: QueueView) -> tuple[int, list[StateChange]]:
+        """How many messages it held, and what must be kept."""
+        exchanges = {binding.exchange for binding in self.gateway.bindings(view.name)}
+        count = self.gateway.delete(view.name)
+        return count, self.topology.remove_queue(view.name) + self._drop_unbound(exchanges)
+
+    def consumer_left(self, queue: str, consumer: object) -> list[StateChange]:
+        """An auto-delete queue goes with its last consumer. Returns what must be kept."""
+        if not self.topology.remove_consumer(queue, consumer):
+            return []
+        view = self.gateway.queue(queue)
+        if view is None:
+            return []
+        declared = self.topology.declared(view)
+        if declared is None or not declared.auto_delete:
+            return []
+        return self.delete_queue(view)[1]
+
+    def end(self) -> list[StateChange]:
+        """The connection is over: its exclusive queues go. Returns what must be kept."""
+        changes: list[StateChange] = []
+        for name in self.topology.held_by(self.holder):
+            view = self.gateway.queue(name)
+            if view is not None and self.topology.declared(view) is not None:
+                changes += self.delete_queue(view)[1]
+            else:
+                changes += self.topology.remove_queue(name)
+        return changes
+
+    def queue_purge(self, channel: int, method: amqp.Queue.Purge) -> Answer:
+        view = self.queue(channel, method.queue)
+        count = self.gateway.purge(view.name)
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.PurgeOk, message_count=count)
+        return Answer(frame, [] if view.policy.durable else None)
+
+    # bindings
+
+    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
+        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        is_new = binding not in self.gateway.bindings(view.name)
+        try:
+            self.gateway.bind(binding)
+        except ValueError as error:
+            raise AmqpError(PRECONDITION_FAILED, f"binding key {key[:64]!r}: {error}") from error
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
+        undo = (lambda: self.gateway.unbind(binding)) if is_new else None
+        return Answer(frame, [] if view.policy.durable else None, undo)
+
+    def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
+        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
+        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        changes: list[StateChange] = []
+        if self.gateway.unbind(binding):
+            changes = self._drop_unbound({exchange.name})
+        elif any(
+            other.owner != OWNER and (other.exchange, other.filter) == (binding.exchange, binding.filter)
+            for other in self.gateway.bindings(view.name)
+        ):
+            raise AmqpError(ACCESS_REFUSED, f"this binding of queue {view.name!r} is made by the configuration")
+        frame = encode_method(channel, amqp.Queue.UnbindOk)
+        return Answer(frame, changes if changes or view.policy.durable else None)
+
+    def _ends(self, channel: int, queue: str, exchange: str, key: str) -> tuple[QueueView, Exchange, str]:
+        view = self.queue(channel, queue)
+        if exchange == DEFAULT_EXCHANGE:
+            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
+        if not queue and not key:
+            key = view.name  # [AMQP 1.7.2.3.queue]
+        return view, self.exchange(exchange), key
+
+    def not_implemented(self, channel: int, method: Any) -> Answer:
+        raise AmqpError(NOT_IMPLEMENTED, f"{method.name} is not implemented")
+
+
+_DEFAULTS = {"x-queue-type": "classic", "x-overflow": "drop-head", "x-queue-mode": "default"}
+"""Arguments whose absence means a value."""
+
+
+def _exchange_difference(wanted: Exchange, have: Exchange) -> str:
+    for what in ("kind", "durable", "auto_delete", "internal"):
+        asked, there = getattr(wanted, what), getattr(have, what)
+        if asked != there:
+            break
+    name = "type" if what == "kind" else what
+    return (
+        f"inequivalent arg {name!r} for exchange {have.name!r} in vhost {VHOST!r}: "
+        f"received {_show(asked)} but current is {_show(there)}"
+    )
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "'true'" if value else "'false'"
+    return "none" if value is None else repr(value)[:64]

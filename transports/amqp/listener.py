@@ -1,0 +1,135 @@
+"""Owns AmqpListener: the socket that takes AMQP 0-9-1 clients, and the end of all their connections.
+
+Its rule: stopping is a drain: no new clients, no new deliveries, time to settle, then connection.close 320.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from typing import Annotated, ClassVar
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from gateway.address import Address
+from gateway.errors import ListenError, StoreError
+from gateway.policy import Octets, Seconds
+from gateway.transport import Gateway, TransportCounters
+from transports.amqp.connection import AmqpConnection
+from transports.amqp.topology import OWNER, Topology
+
+DISTRIBUTION = "mqtt-amqp-gateway"
+CLOSE_SECONDS = 2.0
+"""How long clients have to answer connection.close at the end of a drain."""
+
+_topologies: WeakKeyDictionary[Gateway, Topology] = WeakKeyDictionary()
+"""All listeners of a daemon share what clients have declared."""
+
+
+class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """listen: address. allow_anonymous: guest/guest may come in although users are configured.
+    heartbeat: seconds proposed to clients, 0 for none. frame_max: bytes of the largest frame, at least 4096.
+    channel_max: channels of a connection. max_message_size: bytes of a body; above it channel error 311.
+    connect_timeout: seconds from the TCP connection to connection.open. max_connections: of this listener.
+    max_unconfirmed: messages of a connection that wait for their commit before reading pauses.
+    max_unacked: deliveries of a channel that wait for their settlement, whatever its prefetch.
+    max_consumers: of one channel."""
+
+    type: str = "amqp"
+    listen: Address = Address.parse("127.0.0.1:5672")
+    allow_anonymous: bool = False
+    heartbeat: Seconds = Seconds(60)
+    frame_max: Octets = Octets(131_072)
+    channel_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 2047
+    max_message_size: Octets = Octets(16 << 20)
+    connect_timeout: Seconds = Seconds(10)
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_unconfirmed: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    max_unacked: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    max_consumers: Annotated[int, msgspec.Meta(ge=1)] = 1000
+
+    def __post_init__(self) -> None:
+        if not 4096 <= self.frame_max <= 1 << 24:
+            raise ValueError("frame_max must be from 4096 to 16MB")
+        if self.heartbeat > 65_535:
+            raise ValueError("heartbeat must be at most 65535 seconds")
+
+
+class AmqpListener:
+    """The transport type `amqp`."""
+
+    Settings: ClassVar[type[msgspec.Struct]] = AmqpSettings
+
+    def __init__(self, name: str, settings: AmqpSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.connections: set[AmqpConnection] = set()
+
+    async def run(self, gateway: Gateway) -> None:
+        """Until cancelled. Raises ListenError, or StoreError if the kept state is not readable."""
+        topology = _topology(gateway)
+        topology.listeners.add(self.name)
+        counters = gateway.counters(self.name)
+        version = _version()
+        loop = asyncio.get_running_loop()
+        listen = self.settings.listen
+
+        def connect() -> AmqpConnection:
+            return AmqpConnection(gateway, counters, topology, self.settings, self.name, version, self.connections)
+
+        try:
+            server = await loop.create_server(connect, listen.host or None, listen.port, backlog=1024)
+        except OSError as error:
+            raise ListenError(f"transport {self.name}: can't listen on {listen}: {error.strerror or error}") from error
+        try:
+            gateway.started(self.name, [f"amqp://{_host(s.getsockname())}" for s in server.sockets])
+            await loop.create_future()  # until cancelled
+        finally:
+            server.close()
+            await self._drain(gateway, counters)
+
+    async def _drain(self, gateway: Gateway, counters: TransportCounters) -> None:
+        if not self.connections:
+            return
+        waits = [connection.drain() for connection in self.connections]
+        await asyncio.wait(waits, timeout=gateway.drain_timeout)
+        for connection in list(self.connections):
+            connection.end_forced()
+        if self.connections:
+            await asyncio.wait([c.gone for c in self.connections], timeout=CLOSE_SECONDS)
+        for connection in list(self.connections):
+            connection.abort()
+        if self.connections:
+            await asyncio.wait([c.gone for c in self.connections], timeout=CLOSE_SECONDS)
+
+
+def _topology(gateway: Gateway) -> Topology:
+    topology = _topologies.get(gateway)
+    if topology is None:
+        try:
+            topology = Topology(gateway.state(OWNER))
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"what AMQP clients have declared can't be read: {error}") from error
+        stale = topology.stale(gateway.queues())
+        for view in list(gateway.queues()):
+            for binding in gateway.bindings(view.name):
+                # A durable queue keeps its binding to an exchange that did not survive.
+                if binding.owner == OWNER and binding.exchange not in topology.exchanges:
+                    gateway.unbind(binding)
+        if stale:
+            gateway.put(stale)
+        _topologies[gateway] = topology
+    return topology
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _host(name: tuple[str, int]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

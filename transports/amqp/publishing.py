@@ -1,0 +1,221 @@
+"""Owns what one connection publishes: from whole contents to one `accept` a turn, and from Outcomes to confirms.
+
+Its rule: a confirm is only ever made from an Outcome, and the last one of a turn speaks for all before it.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pamqp import commands as amqp
+
+from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
+from gateway.transport import Outcome
+from transports.amqp.channel import Channel, Route
+from transports.amqp.codec import (
+    PUBLISH,
+    Publish,
+    append_content,
+    decode_content_header,
+    decode_publish,
+    encode_ack,
+    encode_method,
+)
+from transports.amqp.errors import ACCESS_REFUSED, NO_ROUTE, NOT_FOUND, NOT_IMPLEMENTED, AmqpError
+from transports.amqp.names import TOPIC_PREFIX, swap
+from transports.amqp.properties import Content, decode, encode
+from transports.amqp.topology import RESERVED
+
+if TYPE_CHECKING:
+    from transports.amqp.connection import AmqpConnection
+
+CACHED = 1024
+"""Entries of each cache; a full one is emptied."""
+CACHED_OCTETS = 128
+"""Longer keys are not kept: they hardly come twice."""
+
+Entry = tuple[Channel, int, Route | None, Message | None]
+"""Of one accepted message: its channel, its number there (0 without confirms); route and message if mandatory."""
+
+
+class Publishing:
+    """All publishes of one connection."""
+
+    def __init__(self, connection: AmqpConnection) -> None:
+        self.connection = connection
+        self.gateway = connection.gateway
+        self.topology = connection.topology
+        self.batch: list[Message] = []
+        self.unresolved = 0
+        """Messages accepted whose Outcome is not there yet."""
+        self._entries: list[Entry] = []
+        self._routes: dict[bytes, Route] = {}
+        self._version = self.topology.version
+        self._contents: dict[bytes, Content] = {}
+        self._confirmed: dict[Channel, None] = {}
+
+    # content in
+
+    def method(self, channel: Channel, data: bytes, begin: int, end: int) -> None:
+        """A basic.publish frame."""
+        if self._version != self.topology.version:
+            self._routes.clear()
+            self._version = self.topology.version
+        raw = data[begin:end]
+        route = self._routes.get(raw)
+        if route is None:
+            route = self._route(decode_publish(data, begin, end))
+            if len(raw) <= CACHED_OCTETS and not route.publish.routing_key.startswith(TOPIC_PREFIX):
+                if len(self._routes) >= CACHED:
+                    self._routes.clear()
+                self._routes[raw] = route
+        channel.begin(route)
+
+    def _route(self, publish: Publish) -> Route:
+        if publish.immediate:
+            raise AmqpError(NOT_IMPLEMENTED, "immediate=true is not implemented", PUBLISH)
+        name, key = publish.exchange, publish.routing_key
+        if name == DEFAULT_EXCHANGE:
+            if key.startswith(RESERVED):
+                raise AmqpError(ACCESS_REFUSED, f"queue {key!r} in vhost '/' has a reserved name", PUBLISH)
+            if key.startswith(TOPIC_PREFIX) and self.gateway.queue(key) is None:
+                return Route(publish, TOPIC_EXCHANGE, swap(key[len(TOPIC_PREFIX) :]))
+            return Route(publish, name, key)
+        exchange = self.topology.exchanges.get(name)
+        if exchange is None:
+            raise AmqpError(NOT_FOUND, f"no exchange {name!r} in vhost '/'", PUBLISH)
+        if exchange.internal:
+            raise AmqpError(ACCESS_REFUSED, f"cannot publish to internal exchange {name!r} in vhost '/'", PUBLISH)
+        return Route(publish, name, swap(key))
+
+    def header(self, channel: Channel, data: bytes, begin: int, end: int) -> None:
+        """A content header frame."""
+        route = channel.expects_header
+        size, at = decode_content_header(data, begin, end)
+        raw = data[at:end]
+        content = self._contents.get(raw)
+        if content is None:
+            empty_key = not route.publish.routing_key
+            content = decode(data, at, end, empty_key)
+            if len(raw) <= CACHED_OCTETS and not empty_key:
+                if len(self._contents) >= CACHED:
+                    self._contents.clear()
+                self._contents[raw] = content
+        if channel.header(content, size, self.connection.settings.max_message_size):
+            self._add(channel)
+
+    def body(self, channel: Channel, chunk: bytes) -> None:
+        """A body frame."""
+        if channel.body(chunk):
+            self._add(channel)
+
+    def _add(self, channel: Channel) -> None:
+        route, content, body = channel.take()
+        topic = route.topic if content.topic is None else content.topic
+        message = Message(
+            topic,
+            body,
+            route.exchange,
+            content.qos,
+            content.retain,
+            content.properties,
+            content.ttl,
+            0.0,
+            self.connection.name,
+        )
+        number = 0
+        if channel.confirming:
+            channel.published = number = channel.published + 1
+        self.batch.append(message)
+        if route.publish.mandatory:
+            self._entries.append((channel, number, route, message))
+        else:
+            self._entries.append((channel, number, None, None))
+
+    # accept
+
+    def flush(self) -> None:
+        """Offers what has come; call it before anything that must not overtake it."""
+        batch, entries = self.batch, self._entries
+        if not batch:
+            return
+        self.batch, self._entries = [], []
+        connection = self.connection
+        connection.counters.messages_in += len(batch)
+        self.unresolved += len(batch)
+        pressure = self.gateway.pressure
+        if pressure.high and connection.consuming.unsettled():
+            # Its acks must get through, so it is not paused, but refused (ruling 22): behind what came before.
+            self.gateway.accept(()).add_done_callback(partial(self._resolved, entries, True))
+        else:
+            self.gateway.accept(batch).add_done_callback(partial(self._resolved, entries, False))
+            if pressure.high:
+                connection.hold()
+        if self.unresolved >= connection.settings.max_unconfirmed:
+            connection.pause("unconfirmed")
+
+    def _resolved(self, entries: list[Entry], refused: bool, future: Future[Sequence[Outcome]]) -> None:
+        self.unresolved -= len(entries)
+        if future.cancelled() or self.connection.ended:
+            return
+        self._resolve(entries, [Outcome.REFUSED] * len(entries) if refused else future.result())
+        if self.unresolved < self.connection.settings.max_unconfirmed:
+            self.connection.resume("unconfirmed")
+        self.connection.check_idle()
+
+    def _resolve(self, entries: list[Entry], outcomes: Sequence[Outcome]) -> None:
+        confirmed = self._confirmed
+        waiting = bool(confirmed)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            channel, number, route, message = entry
+            if outcome is Outcome.REFUSED:
+                self._refuse(channel, number)
+                continue
+            if route is not None and message is not None and outcome is Outcome.UNROUTED and not channel.closing:
+                self._return(channel, route, message)
+            if number:
+                channel.confirmed = number
+                confirmed[channel] = None
+        if confirmed and not waiting:
+            # After all Outcomes of this commit: one confirm for each channel.
+            self.connection.loop.call_soon(self._confirm)
+
+    def _confirm(self) -> None:
+        confirmed, self._confirmed = self._confirmed, {}
+        for channel in confirmed:
+            self._confirm_channel(channel)
+
+    def _confirm_channel(self, channel: Channel) -> None:
+        number = channel.confirmed
+        if number > channel.acked and not channel.closing and not self.connection.ended:
+            self.connection.send(encode_ack(channel.id, number, number != channel.acked + 1))
+            channel.acked = number
+
+    def _refuse(self, channel: Channel, number: int) -> None:
+        counters = self.connection.counters
+        if not number:
+            counters.dropped["refused"] += 1
+            return
+        counters.refusals["publish"] += 1
+        if channel.closing or self.connection.ended:
+            return
+        self._confirm_channel(channel)  # the earlier ones, so that no later ack speaks for this one
+        self.connection.send(encode_method(channel.id, amqp.Basic.Nack, delivery_tag=number))
+        channel.acked = channel.confirmed = number
+
+    def _return(self, channel: Channel, route: Route, message: Message) -> None:
+        """A mandatory message that no queue wanted, before its confirm."""
+        head = encode_method(
+            channel.id,
+            amqp.Basic.Return,
+            reply_code=NO_ROUTE,
+            reply_text="NO_ROUTE",
+            exchange=route.publish.exchange,
+            routing_key=route.publish.routing_key,
+        )
+        parts = [head]
+        append_content(parts, channel.id, encode(message, True, message.ttl), message.body, self.connection.frame_max)
+        self.connection.send(b"".join(parts))

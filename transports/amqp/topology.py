@@ -1,0 +1,189 @@
+"""Owns what AMQP clients have declared: the exchanges, and with which flags and arguments they declared queues.
+
+Its rule: queues and bindings are the core's; here stands only what the core has no word for, and a declared queue
+counts only as long as the core has it.
+
+One topology serves all AMQP listeners of a daemon. What is durable is kept as transport state of the owner `amqp`,
+under `exchange/NAME` and `queue/NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast, get_args
+
+import msgspec
+
+from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE
+from gateway.transport import Binding, HeadersMatch, QueueView, StateChange
+from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
+from transports.amqp.names import swap, to_filter
+
+OWNER = "amqp"
+"""Owns the queues and bindings that clients declare, and the state kept here."""
+RESERVED = ("mqtt.", "link.")
+"""Names of sessions, shares and outboxes begin so (ruling 25)."""
+
+Kind = Literal["direct", "topic", "fanout", "headers"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class Exchange(msgspec.Struct, frozen=True, array_like=True):
+    """One exchange as it was declared. `bound`: an auto-delete exchange goes when its last binding goes."""
+
+    name: str
+    kind: Kind
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+
+
+class Declared(msgspec.Struct, frozen=True, array_like=True):
+    """With which flags and arguments a client declared a queue."""
+
+    name: str
+    durable: bool
+    exclusive: bool
+    auto_delete: bool
+    arguments: dict[str, Any]
+
+
+PREDECLARED = (
+    Exchange(DEFAULT_EXCHANGE, "direct"),
+    Exchange("amq.direct", "direct"),
+    Exchange(TOPIC_EXCHANGE, "topic"),
+    Exchange("amq.fanout", "fanout"),
+    Exchange("amq.headers", "headers"),
+    Exchange("amq.match", "headers"),
+)
+
+
+class Topology:
+    """Raises nothing for what it does not know; who asks decides what a client is told."""
+
+    def __init__(self, state: Mapping[str, bytes] | None = None) -> None:
+        """`state` as it was kept. Raises msgspec.DecodeError (also ValidationError) if it was not made here."""
+        self.version = 0
+        """Grows whenever an exchange comes or goes: what was worked out for another version holds no more."""
+        self.listeners: set[str] = set()
+        """Names of the transports whose messages have AMQP tables for headers."""
+        self.exchanges: dict[str, Exchange] = {exchange.name: exchange for exchange in PREDECLARED}
+        self._declared: dict[str, Declared] = {}
+        self._holders: dict[str, object] = {}
+        self._consumers: dict[str, set[object]] = {}
+        self._sole: dict[str, object] = {}
+        for key, value in (state or {}).items():
+            section = key.partition("/")[0]
+            if section == "exchange":
+                exchange = msgspec.msgpack.decode(value, type=Exchange)
+                self.exchanges[exchange.name] = exchange
+            elif section == "queue":
+                declared = msgspec.msgpack.decode(value, type=Declared)
+                self._declared[declared.name] = declared
+
+    # exchanges
+
+    def add_exchange(self, exchange: Exchange) -> list[StateChange]:
+        """Returns what must be kept."""
+        self.exchanges[exchange.name] = exchange
+        self.version += 1
+        if not exchange.durable:
+            return []
+        return [StateChange(OWNER, f"exchange/{exchange.name}", msgspec.msgpack.encode(exchange))]
+
+    def remove_exchange(self, name: str) -> list[StateChange]:
+        exchange = self.exchanges.pop(name)
+        self.version += 1
+        return [StateChange(OWNER, f"exchange/{name}", None)] if exchange.durable else []
+
+    # queues
+
+    def add_queue(self, declared: Declared, holder: object | None) -> list[StateChange]:
+        """`holder` is the connection that alone may use an exclusive queue. Returns what must be kept."""
+        self._declared[declared.name] = declared
+        self._holders.pop(declared.name, None)
+        if declared.exclusive:
+            self._holders[declared.name] = holder
+        if not declared.durable or declared.exclusive:
+            return []
+        return [StateChange(OWNER, f"queue/{declared.name}", msgspec.msgpack.encode(declared))]
+
+    def remove_queue(self, name: str) -> list[StateChange]:
+        """Forgets it, whether or not it was declared by a client."""
+        declared = self._declared.pop(name, None)
+        self._holders.pop(name, None)
+        if declared is None or not declared.durable or declared.exclusive:
+            return []
+        return [StateChange(OWNER, f"queue/{name}", None)]
+
+    def declared(self, view: QueueView) -> Declared | None:
+        """How a client declared this queue; None for one that no AMQP client made."""
+        return self._declared.get(view.name) if view.owner == OWNER else None
+
+    def holder(self, name: str) -> object | None:
+        """The connection an exclusive queue belongs to."""
+        return self._holders.get(name)
+
+    def held_by(self, holder: object) -> list[str]:
+        """The exclusive queues of a connection."""
+        return [name for name, other in self._holders.items() if other is holder]
+
+    def stale(self, views: Iterable[QueueView]) -> list[StateChange]:
+        """Forgets the queues the core no longer has."""
+        alive = {view.name for view in views if view.owner == OWNER}
+        return [change for name in [*self._declared] if name not in alive for change in self.remove_queue(name)]
+
+    # consumers
+
+    def add_consumer(self, queue: str, consumer: object, exclusive: bool) -> None:
+        self._consumers.setdefault(queue, set()).add(consumer)
+        if exclusive:
+            self._sole[queue] = consumer
+
+    def remove_consumer(self, queue: str, consumer: object) -> bool:
+        """True if it was the queue's last one by AMQP."""
+        consumers = self._consumers.get(queue)
+        if consumers is None or consumer not in consumers:
+            return False
+        consumers.discard(consumer)
+        if self._sole.get(queue) is consumer:
+            del self._sole[queue]
+        if consumers:
+            return False
+        del self._consumers[queue]
+        return True
+
+    def consumers(self, queue: str) -> int:
+        """How many consume it by AMQP; a basic.get is none."""
+        return len(self._consumers.get(queue, ()))
+
+    def taken(self, queue: str) -> bool:
+        """A consumer has the queue for itself."""
+        return queue in self._sole
+
+    # bindings
+
+    def binding(self, exchange: Exchange, queue: str, key: str, arguments: Mapping[str, Any]) -> Binding:
+        """The binding that a client means. Raises AmqpError for arguments that make no sense."""
+        if exchange.kind == "topic":
+            return Binding(queue=queue, exchange=exchange.name, filter=to_filter(key), owner=OWNER)
+        if exchange.kind == "direct":
+            return Binding(queue=queue, exchange=exchange.name, filter=swap(key), literal=True, owner=OWNER)
+        if exchange.kind == "fanout":
+            return Binding(queue=queue, exchange=exchange.name, filter="#", owner=OWNER)
+        return Binding(queue=queue, exchange=exchange.name, filter="#", match=_match(arguments), owner=OWNER)
+
+
+def _match(arguments: Mapping[str, Any]) -> HeadersMatch:
+    mode = arguments.get("x-match", "all")
+    if mode not in ("all", "any", "all-with-x", "any-with-x"):
+        raise AmqpError(PRECONDITION_FAILED, f"invalid arg 'x-match': {str(mode)[:64]!r}: all or any are needed")
+    # Headers whose names begin with x- are not compared, unless the mode says so [AMQP 3.1.3.4 and RabbitMQ].
+    with_x = mode.endswith("-with-x")
+    wanted = ((n, v) for n, v in sorted(arguments.items()) if n != "x-match" and (with_x or not n.startswith("x-")))
+    return HeadersMatch(tuple(wanted), any=mode.startswith("any"))
+
+
+def exchange_kind(text: str) -> Kind | None:
+    """The kind of that name."""
+    return cast(Kind, text) if text in KINDS else None
