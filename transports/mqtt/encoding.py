@@ -6,6 +6,7 @@ Its rule: a PUBLISH that goes to many is encoded once, and only its packet ident
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from struct import pack as _pack
 from typing import Any
 
 from transports.mqtt.fields import write_binary, write_properties, write_text, write_two, write_varint
@@ -64,6 +65,11 @@ class EncodedPublish:
         if len(self.tail) < _JOIN_BELOW:
             return (b"%b%b%b" % (head, packet_id.to_bytes(2, "big"), self.tail),)
         return (head, packet_id.to_bytes(2, "big"), self.tail)
+
+
+def positive_pubacks(packet_ids: Sequence[int]) -> bytes:
+    """PUBACKs without a reason for these, in this order, as one piece."""
+    return _pack(f">{len(packet_ids)}I", *[0x4002_0000 | packet_id for packet_id in packet_ids])
 
 
 def pubacks(answers: Sequence[tuple[int, int]], version: int) -> bytes:

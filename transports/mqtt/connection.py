@@ -1,0 +1,552 @@
+"""Owns MqttConnection: one client's socket, what its packets do, and what it is answered.
+
+Its rule: an answer to a PUBLISH is made from its Outcome alone, and answers go out in the order of what they answer.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from asyncio import Future, ensure_future
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from gateway.logs import log
+from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE
+from gateway.transport import Gateway, Message, Outcome, TransportCounters, User
+from transports.mqtt.codec import Decoder, TopicNames
+from transports.mqtt.encoding import PINGRESP, encode, positive_pubacks, pubacks
+from transports.mqtt.inbound import Terms, capabilities, message_of, negotiate
+from transports.mqtt.outbound import Outbound, PublishCache
+from transports.mqtt.packets import (
+    V5,
+    V311,
+    Ack,
+    ConnAck,
+    Connect,
+    Disconnect,
+    Fault,
+    Packet,
+    PingReq,
+    Properties5,
+    Property,
+    ProtocolError,
+    Publish,
+    Reason,
+    SubAck,
+    Subscribe,
+    Type,
+    UnsubAck,
+    Unsubscribe,
+)
+from transports.mqtt.session import NEVER, Session
+from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError
+from transports.mqtt.settings import MqttSettings
+from transports.mqtt.subscriptions import Subscriptions
+from transports.tcp import TcpConnection
+
+MAX_UNANSWERED = 64
+"""SUBSCRIBEs and UNSUBSCRIBEs that wait for their commit; with more the connection is not read."""
+
+
+class Shared:
+    """What all connections of one listener have in common."""
+
+    def __init__(self, name: str, settings: MqttSettings, gateway: Gateway, sessions: Sessions) -> None:
+        self.name = name
+        self.settings = settings
+        self.gateway = gateway
+        self.sessions = sessions
+        self.counters: TransportCounters = gateway.counters(name)
+        self.topics = TopicNames(settings.max_topic_levels)
+        self.cache = PublishCache()
+        self.connections: set[MqttConnection] = set()
+        self.gone: Callable[[], None] = lambda: None
+        """Called when a connection has left `connections`."""
+
+
+class MqttConnection(TcpConnection):
+    """One client from its first byte to its last."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared.gateway, shared.counters)
+        self.shared = shared
+        self.decoder = Decoder(shared.settings.max_packet_size, shared.topics)
+        self.client_id = ""
+        self._version = 0
+        self._connect: Connect | None = None
+        self._terms: Terms | None = None
+        self._session: Session | None = None
+        self._outbound: Outbound | None = None
+        self._subscriptions: Subscriptions | None = None
+        self._will: Message | None = None
+        self._heard = False
+        self._quiet = 0.0
+        """Seconds without a byte from the client, in which it could have sent one."""
+        self._patience = float(shared.settings.connect_timeout)
+        """How long `_quiet` may get, 0 for no limit."""
+        self._unacked = 0
+        self._unanswered = 0
+        self._draining = False
+        self._authenticating: Future[User | None] | None = None
+        shared.connections.add(self)
+
+    # what comes in
+
+    def received(self, buffer: bytearray) -> int:
+        packets, used = self.decoder.decode(buffer)
+        if self._session is not None:
+            self._heard = True
+        if packets:
+            self._handle_packets(packets)
+        return used
+
+    def _handle_packets(self, packets: Sequence[Packet | Fault]) -> None:
+        publishes: list[Publish] = []
+        acks: list[Ack] = []
+        for packet in packets:
+            kind = type(packet)
+            if kind is Publish:
+                publishes.append(packet)  # type: ignore[arg-type]
+            elif kind is Ack and packet.type is Type.PUBACK:  # type: ignore[union-attr]
+                acks.append(packet)  # type: ignore[arg-type]
+            else:
+                if acks or publishes:
+                    self._take(acks, publishes)
+                    acks, publishes = [], []
+                if self.closing:
+                    return
+                try:
+                    _HANDLERS[kind](self, packet)
+                except ProtocolError as error:
+                    self._fail(error.reason, error.why)
+                if self.closing:
+                    return
+        self._take(acks, publishes)
+
+    def _take(self, acks: list[Ack], publishes: list[Publish]) -> None:
+        """PUBACKs first: they are durable with the next commit, which is that of the messages (ruling 13)."""
+        if acks and self._outbound is not None:
+            self._outbound.acknowledge(acks)
+            if self._draining:
+                self._end_if_drained()
+        if publishes and not self.closing and not self._draining:
+            self._publish(publishes)
+
+    def _publish(self, publishes: list[Publish]) -> None:
+        source, client_id = self.shared.name, self.client_id
+        messages: list[Message] = []
+        packet_ids: list[int] = []
+        if self.gateway.pressure.high and self._session is not None and self._session.in_flight:
+            # It is not paused, so that its PUBACKs still come; it is refused instead (ruling 22).
+            self._refuse(publishes, Reason.QUOTA_EXCEEDED)
+            return
+        for publish in publishes:
+            if publish.qos == 2:
+                self._accept(messages, packet_ids)
+                self._fail(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not supported")  # [MQTT-3.2.2-11]
+                return
+            topic = publish.topic
+            if publish.properties or topic[0] == "$":
+                try:
+                    message = message_of(publish, source, client_id)
+                except ProtocolError as error:
+                    self._accept(messages, packet_ids)
+                    self._fail(error.reason, error.why)
+                    return
+                if isinstance(message, Reason):
+                    self._accept(messages, packet_ids)
+                    messages, packet_ids = [], []
+                    self._refuse([publish], message)
+                    continue
+                if publish.retain and not message.retain:
+                    self.counters.dropped["retain-on-queue"] += 1
+            else:
+                message = Message(
+                    topic,
+                    publish.payload,
+                    TOPIC_EXCHANGE,
+                    publish.qos,
+                    publish.retain,
+                    NO_PROPERTIES,
+                    None,
+                    0.0,
+                    source,
+                    client_id,
+                )
+            messages.append(message)
+            packet_ids.append(publish.packet_id)
+        self._accept(messages, packet_ids)
+
+    def _accept(self, messages: list[Message], packet_ids: list[int]) -> None:
+        """packet_ids: 0 for messages of QoS 0."""
+        if not messages or self.closing:
+            return
+        if not self._count_unacked(packet_ids):
+            return
+        self.counters.messages_in += len(messages)
+        future = self.gateway.accept(messages)
+        future.add_done_callback(partial(self._accepted, packet_ids))
+        pressure = self.gateway.pressure
+        if pressure.high and not (self._session is not None and self._session.in_flight):
+            self.pause("pressure")
+            pressure.on_low(partial(self.resume, "pressure"))
+
+    def _count_unacked(self, packet_ids: Sequence[int]) -> bool:
+        """False if these are more than the client may send ahead [MQTT-3.3.4-9]. 3.1.1 has no such limit: its
+        clients wait."""
+        self._unacked += len(packet_ids) - packet_ids.count(0)
+        limit = self.shared.settings.receive_maximum
+        if self._unacked > limit:
+            if self._version == V5:
+                self._fail(Reason.RECEIVE_MAXIMUM_EXCEEDED, f"more than {limit} messages without PUBACK")
+                return False
+            self.pause("unacked")
+        return True
+
+    def _accepted(self, packet_ids: list[int], future: Future[Sequence[Outcome]]) -> None:
+        if future.cancelled():
+            return
+        outcomes = future.result()
+        stored = outcomes.count(Outcome.STORED) == len(outcomes)
+        if stored and 0 not in packet_ids:
+            self._answer(len(packet_ids), positive_pubacks(packet_ids))
+            return
+        answers: list[tuple[int, int]] = []
+        refused = False
+        for packet_id, outcome in zip(packet_ids, outcomes, strict=True):
+            if outcome is Outcome.REFUSED:
+                if not packet_id:
+                    self.counters.dropped["qos0-refused"] += 1
+                    continue
+                self.counters.refusals["queue-full"] += 1
+                if self._version == V311:
+                    refused = True
+                    break
+            if packet_id:
+                answers.append((packet_id, _PUBACK_REASONS[outcome]))
+        self._answer(len(packet_ids) - packet_ids.count(0), pubacks(answers, self._version))
+        if refused:
+            self._close_refused("a message was refused")
+
+    def _refuse(self, publishes: Sequence[Publish], reason: Reason) -> None:
+        """Not accepted, for a reason of this transport; answered behind all that came before."""
+        packet_ids = [publish.packet_id for publish in publishes if publish.packet_id]
+        self.counters.dropped[f"qos0-{reason.label}"] += len(publishes) - len(packet_ids)
+        if not packet_ids or self.closing or not self._count_unacked(packet_ids):
+            return
+        self.counters.refusals[reason.label] += len(packet_ids)
+
+        def answer(barrier: Future[bool]) -> None:
+            if self._version == V311:
+                self._close_refused(f"a message was refused: {reason.label}")
+            else:
+                self._answer(len(packet_ids), pubacks([(one, reason) for one in packet_ids], V5))
+
+        self.gateway.put().add_done_callback(answer)
+
+    def _answer(self, count: int, data: bytes) -> None:
+        self._unacked -= count
+        if self.closing:
+            return
+        if data:
+            self.send(data)
+        if self._unacked <= self.shared.settings.receive_maximum:
+            self.resume("unacked")
+        if self._draining:
+            self._end_if_drained()
+
+    def _close_refused(self, why: str) -> None:
+        """3.1.1 has no negative PUBACK: the client learns by the end of its connection (ruling 22)."""
+        if not self.closing:
+            self._say_closed(why)
+            self._end(lost=False)
+
+    # connecting
+
+    def _on_connect(self, connect: Connect) -> None:
+        self._connect = connect
+        self._version = connect.version
+        shared = self.shared
+        terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        if isinstance(terms, Reason):
+            self._turn_away(terms)
+            return
+        if len(shared.connections) > shared.settings.max_connections:
+            self._turn_away(Reason.SERVER_BUSY)
+            return
+        self._terms = terms
+        self.client_id = terms.client_id
+        self.pause("connect")  # what follows waits until it is known who sends it
+        if self.gateway.anonymous or (shared.settings.allow_anonymous and connect.username is None):
+            self._open(terms)
+            return
+        self._authenticating = ensure_future(self.gateway.authenticate(connect.username, connect.password))
+        self._authenticating.add_done_callback(self._authenticated)
+
+    def _authenticated(self, future: Future[User | None]) -> None:
+        self._authenticating = None
+        if self.closing or future.cancelled() or self._terms is None:
+            return
+        if future.result() is None:
+            self._turn_away(Reason.BAD_USER_NAME_OR_PASSWORD)
+        else:
+            self._open(self._terms)
+
+    def _open(self, terms: Terms) -> None:
+        assert self._connect is not None
+        shared = self.shared
+        try:
+            session, present = shared.sessions.open(
+                terms.client_id, self._connect.clean_start, terms.expiry, self, shared.settings
+            )
+        except SessionsFullError as error:
+            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
+            self._turn_away(Reason.QUOTA_EXCEEDED)
+            return
+        except NameTakenError as error:
+            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
+            self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID)
+            return
+        self._session = session
+        self._will = terms.will
+        if session.expiry <= 0 and not present:
+            self._opened(terms, present)
+            return
+        barrier = self.gateway.put([shared.sessions.change(session)])
+        barrier.add_done_callback(lambda done: self._kept(terms, present, done))
+
+    def _kept(self, terms: Terms, present: bool, barrier: Future[bool]) -> None:
+        if self.closing or barrier.cancelled():
+            return
+        if barrier.result():
+            self._opened(terms, present)
+        else:
+            self._will = None  # the client was never let in
+            self._turn_away(Reason.SERVER_UNAVAILABLE)
+
+    def _opened(self, terms: Terms, present: bool) -> None:
+        assert self._connect is not None and self._session is not None
+        shared, settings = self.shared, self.shared.settings
+        told = capabilities(self._connect, terms, settings) if self._version == V5 else {}
+        self.send(encode(ConnAck(Reason.SUCCESS, present, told), self._version))
+        self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
+        self._quiet = 0.0
+        outbound = self._outbound = Outbound(
+            self.gateway,
+            self._session,
+            self._version,
+            terms.window,
+            terms.max_packet_size,
+            settings.max_buffered,
+            shared.cache,
+            self.counters,
+            self.send_all,
+            self.buffered,
+            self._session_gone,
+        )
+        self._subscriptions = Subscriptions(
+            self.gateway, shared.sessions, self._session, outbound, settings, self._version
+        )
+        outbound.resume()
+        self._subscriptions.resume()
+        self.resume("connect")
+
+    def _turn_away(self, reason: Reason, version: int = 0) -> None:
+        """CONNACK with a reason, then the end [MQTT-3.1.4-5]."""
+        self.counters.refusals[reason.label] += 1
+        log.info("connection refused", transport=self.shared.name, peer=self.peer, reason=reason.label)
+        self.send(encode(ConnAck(reason), version or self._version))
+        self._end(lost=False)
+
+    # the rest of the packets
+
+    def _on_subscribe(self, packet: Subscribe) -> None:
+        assert self._subscriptions is not None
+        reasons, done = self._subscriptions.subscribe(packet)
+        self._expect(partial(self._subscribed, packet.packet_id, reasons, done))
+
+    def _subscribed(self, packet_id: int, reasons: tuple[int, ...], done: Callable[[bool], Any], kept: bool) -> None:
+        if not kept:
+            reasons = (Reason.UNSPECIFIED_ERROR,) * len(reasons)
+        self.send(encode(SubAck(packet_id, reasons), self._version))
+        done(kept)
+
+    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
+        assert self._subscriptions is not None
+        reasons = self._subscriptions.unsubscribe(packet)
+        self._expect(lambda kept: self.send(encode(UnsubAck(packet.packet_id, reasons), self._version)))
+
+    def _expect(self, answer: Callable[[bool], None]) -> None:
+        """Answers once all that the packet changed is durable."""
+        self._unanswered += 1
+        if self._unanswered >= MAX_UNANSWERED:
+            self.pause("unanswered")
+
+        def durable(barrier: Future[bool]) -> None:
+            self._unanswered -= 1
+            if self.closing or barrier.cancelled():
+                return
+            answer(barrier.result())
+            if self._unanswered < MAX_UNANSWERED:
+                self.resume("unanswered")
+            if self._draining:
+                self._end_if_drained()
+
+        assert self._session is not None
+        changes = [self.shared.sessions.change(self._session)] if self._session.expiry > 0 else []
+        self.gateway.put(changes).add_done_callback(durable)
+
+    def _on_ping(self, packet: PingReq) -> None:
+        self.send(PINGRESP)
+
+    def _on_disconnect(self, packet: Disconnect) -> None:
+        assert self._session is not None
+        expiry = packet.properties.get(Property.SESSION_EXPIRY_INTERVAL)
+        if expiry is not None:
+            if expiry and self._session.expiry <= 0:  # [MQTT-3.1.2-23]
+                raise ProtocolError(Reason.PROTOCOL_ERROR, "DISCONNECT gives a session without expiry one")
+            asked = math.inf if expiry == NEVER else float(expiry)
+            self._session.expiry = min(asked, float(self.shared.settings.max_session_expiry))
+        if packet.reason == Reason.SUCCESS:  # [MQTT-3.14.4-3]
+            self._will = None
+        self._end(lost=False)
+
+    def _on_fault(self, fault: Fault) -> None:
+        if self._session is not None:
+            self._fail(fault.reason, fault.why)
+            return
+        self._count_fault(fault.reason, fault.why)
+        if fault.version:
+            self.send(encode(ConnAck(fault.reason), fault.version))
+        self._end(lost=False)
+
+    def _on_other(self, packet: Packet) -> None:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, f"a {type(packet).__name__} that no client may send now")
+
+    # the end
+
+    def _fail(self, reason: Reason, why: str) -> None:
+        """Ends the connection because of what the client did [MQTT-4.13.1-1]."""
+        if self.closing:
+            return
+        self._count_fault(reason, why)
+        self._disconnect(reason, {Property.REASON_STRING: why})
+        self._end(lost=True)
+
+    def _count_fault(self, reason: Reason, why: str) -> None:
+        self.counters.protocol_errors[reason.label] += 1
+        self._say_closed(why, reason=reason.label)
+
+    def _say_closed(self, why: str, **fields: Any) -> None:
+        log.info(
+            "connection closed", transport=self.shared.name, peer=self.peer, client_id=self.client_id, why=why, **fields
+        )
+
+    def _disconnect(self, reason: Reason, properties: Properties5) -> None:
+        """Tells an MQTT 5 client why [MQTT-3.14.0-1]: 3.1.1 has no such packet."""
+        if self._version != V5 or self._outbound is None:
+            return
+        data = encode(Disconnect(reason, properties), V5)
+        if len(data) > self._outbound.max_packet_size:  # [MQTT-3.14.2-3]
+            data = encode(Disconnect(reason), V5)
+        self.send(data)
+
+    def _end(self, lost: bool) -> None:
+        """Lets go of everything now; the socket closes once it is written out."""
+        self._release(lost)
+        self.close()
+
+    def _release(self, lost: bool) -> None:
+        """lost: the connection broke, which counts an attempt for the oldest delivery it held (ruling 14)."""
+        session, self._session = self._session, None
+        if self._outbound is not None:
+            self._outbound.close(lost)
+        if session is not None:
+            delay = self._terms.will_delay if self._terms is not None else 0.0
+            self.shared.sessions.close(session, self, self._will, delay)
+        if self._authenticating is not None:
+            self._authenticating.cancel()
+
+    def lost(self, error: Exception | None) -> None:
+        self._release(lost=True)
+        self.shared.connections.discard(self)
+        self.shared.gone()
+
+    def taken_over(self) -> None:
+        self._say_closed("taken over by another connection")
+        self._disconnect(Reason.SESSION_TAKEN_OVER, {})
+        self._end(lost=False)
+
+    def _session_gone(self) -> None:
+        """Somebody deleted the session's queue."""
+        assert self._session is not None
+        self._say_closed("its session was deleted")
+        self.shared.sessions.forget(self._session)
+        self._disconnect(Reason.ADMINISTRATIVE_ACTION, {})
+        self._end(lost=False)
+
+    # what the listener asks
+
+    def tick(self, elapsed: float) -> None:
+        """So many seconds have passed. While it is not read its clock stands still (ruling 22)."""
+        if self._heard:
+            self._heard = False
+            self._quiet = 0.0
+        elif not self.paused and not self.closing:
+            self._quiet += elapsed
+            if self._patience and self._quiet > self._patience:
+                if self._session is None:
+                    self._count_fault(Reason.MAXIMUM_CONNECT_TIME, "no CONNECT in time")
+                    self._end(lost=False)
+                else:
+                    self._say_closed("keep-alive timeout")
+                    self.counters.refusals[Reason.KEEP_ALIVE_TIMEOUT.label] += 1
+                    self._disconnect(Reason.KEEP_ALIVE_TIMEOUT, {})
+                    self._end(lost=True)
+
+    def drain(self) -> None:
+        """No more publishes and deliveries; ends when all PUBACKs of both sides are there."""
+        self._draining = True
+        if self._outbound is not None:
+            self._outbound.stop()
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        waits = self._unacked or self._unanswered or (self._session is not None and self._session.in_flight)
+        if not waits:
+            self.shut_down()
+
+    def shut_down(self) -> None:
+        if self.closing:
+            return
+        if self._outbound is None and self._version:
+            self.send(encode(ConnAck(Reason.SERVER_SHUTTING_DOWN), self._version))
+        self._disconnect(Reason.SERVER_SHUTTING_DOWN, {})
+        self._end(lost=False)
+
+    # what the socket says
+
+    def flushed(self) -> None:
+        if self.writable and self._outbound is not None:
+            self._outbound.refill()
+
+    def writable_changed(self) -> None:
+        self.flushed()
+
+
+_PUBACK_REASONS = {
+    Outcome.STORED: Reason.SUCCESS,
+    Outcome.DUPLICATE: Reason.SUCCESS,
+    Outcome.UNROUTED: Reason.NO_MATCHING_SUBSCRIBERS,
+    Outcome.REFUSED: Reason.QUOTA_EXCEEDED,
+}
+_HANDLERS: dict[type, Callable[[MqttConnection, Any], None]] = {
+    Connect: MqttConnection._on_connect,
+    Subscribe: MqttConnection._on_subscribe,
+    Unsubscribe: MqttConnection._on_unsubscribe,
+    PingReq: MqttConnection._on_ping,
+    Disconnect: MqttConnection._on_disconnect,
+    Fault: MqttConnection._on_fault,
+}

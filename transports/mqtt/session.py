@@ -1,0 +1,224 @@
+"""Owns Session: what one client has beyond its connection, and what a topic filter asks for.
+
+Its rule: pure data; a packet identifier is in flight from before its PUBLISH is written until its PUBACK came, and
+survives a lost connection with the message it stands for.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from gateway.message import QUEUE_PREFIX, Message
+from gateway.topics import check_filter
+from gateway.transport import Binding, Options
+from transports.mqtt.packets import Reason
+
+if TYPE_CHECKING:
+    from transports.mqtt.outbound import MqttConsumer
+
+QUEUE_NAMES = "mqtt."
+"""All queues of sessions and shares begin so; no other client may name them."""
+SHARE_PREFIX = "$share/"
+RESERVED = (QUEUE_NAMES, "link.")
+MAX_CLIENT_ID_BYTES = 1024
+NEVER = 0xFFFF_FFFF
+"""The Session Expiry Interval that stands for no end [MQTT-3.1.2.11.2]."""
+
+
+class Kind(enum.Enum):
+    """Whose queue a subscription is served from."""
+
+    OWN = "own"
+    SHARE = "share"
+    QUEUE = "queue"
+
+
+class Target(NamedTuple):
+    """What a topic filter of a SUBSCRIBE leads to. filter: without `$share/NAME/`; "" for a queue."""
+
+    kind: Kind
+    queue: str
+    filter: str
+
+
+class Membership(msgspec.Struct, frozen=True, array_like=True):
+    """A subscription that is no binding of the session's own queue: `$share/...` or `$queue/...`, as subscribed."""
+
+    filter: str
+    options: Options
+
+
+class DelayedWill(msgspec.Struct, frozen=True, array_like=True):
+    """A will that is published at `due` (seconds since 1970) unless its client is back before."""
+
+    message: Message
+    due: float
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """A session as it stands in the store. expiry: seconds, inf for never. ended: when its connection was closed,
+    None while it is connected."""
+
+    expiry: float
+    ended: float | None = None
+    memberships: tuple[Membership, ...] = ()
+    will: DelayedWill | None = None
+
+
+class Held(NamedTuple):
+    """What a packet identifier in flight stands for: a delivery of a consumer, or a retained message."""
+
+    consumer: MqttConsumer | None
+    delivery_id: int
+    slot: int
+    retained: Retained | None = None
+
+
+class Retained(NamedTuple):
+    """A retained message on its way to a new subscription. expires: seconds since 1970."""
+
+    message: Message
+    options: Options
+    expires: float | None
+
+
+class RetainedRead:
+    """Retained messages that a subscription still has to get: those that match `binding`, which are read from the
+    store when their turn comes, and then those that wait."""
+
+    __slots__ = ("binding", "waiting")
+
+    def __init__(self, waiting: deque[Retained], binding: Binding | None = None) -> None:
+        self.waiting = waiting
+        self.binding = binding
+
+
+class Session:
+    """One client's session. `expiry` is in seconds, 0 ends it with its connection."""
+
+    __slots__ = (
+        "_last_packet_id",
+        "_resend",
+        "bindings",
+        "client_id",
+        "ended",
+        "expiry",
+        "in_flight",
+        "memberships",
+        "queue",
+        "retained",
+        "will",
+    )
+
+    def __init__(self, client_id: str, expiry: float = 0.0) -> None:
+        self.client_id = client_id
+        self.queue = queue_name(client_id)
+        self.expiry = expiry
+        self.ended: float | None = None
+        self.bindings: dict[str, Binding] = {}
+        """The bindings of its own queue, by filter, as the gateway has them."""
+        self.memberships: dict[str, Membership] = {}
+        self.will: DelayedWill | None = None
+        self.in_flight: dict[int, Held] = {}
+        self.retained: deque[RetainedRead] = deque()
+        self._resend: dict[int, int] = {}
+        self._last_packet_id = 0
+
+    @property
+    def ends(self) -> float:
+        """When it ends if its client stays away (seconds since 1970); inf while connected."""
+        return math.inf if self.ended is None else self.ended + self.expiry
+
+    def record(self) -> bytes:
+        return _encode(Record(self.expiry, self.ended, tuple(self.memberships.values()), self.will))
+
+    @classmethod
+    def restored(cls, client_id: str, record: bytes, bindings: list[Binding], now: float) -> Session:
+        """Raises msgspec.DecodeError for what is no record. A session that was connected ended now."""
+        found = _decode(record)
+        session = cls(client_id, found.expiry)
+        session.ended = now if found.ended is None else found.ended
+        session.bindings = {binding.filter: binding for binding in bindings}
+        session.memberships = {membership.filter: membership for membership in found.memberships}
+        session.will = found.will
+        return session
+
+    # packet identifiers
+
+    def take(self, held: Held, redelivered: bool) -> int:
+        """A packet identifier for what is about to be written: the old one if this is the resend of it
+        [MQTT-4.4.0-1], otherwise one that is free [MQTT-2.2.1-4]. There is one, since the window is smaller."""
+        if self._resend and held.consumer is not None and held.consumer.kind is Kind.OWN:
+            packet_id = self._resend.pop(held.slot, 0) if redelivered else 0
+            if packet_id:
+                self.in_flight[packet_id] = held
+                return packet_id
+            if not redelivered:
+                # Resends come first; what is left expired or was dropped meanwhile.
+                for packet_id in self._resend.values():
+                    del self.in_flight[packet_id]
+                self._resend.clear()
+        packet_id = self._last_packet_id
+        in_flight = self.in_flight
+        while True:
+            packet_id = packet_id % 65_535 + 1
+            if packet_id not in in_flight:
+                break
+        self._last_packet_id = packet_id
+        in_flight[packet_id] = held
+        return packet_id
+
+    def lose_connection(self) -> None:
+        """Keeps the identifiers of its own queue's deliveries and of retained messages, for the resend; what came
+        from shared queues belongs to the others again."""
+        self._resend.clear()
+        for packet_id, held in list(self.in_flight.items()):
+            if held.retained is not None:
+                continue
+            if held.consumer is not None and held.consumer.kind is Kind.OWN:
+                self._resend[held.slot] = packet_id
+            else:
+                del self.in_flight[packet_id]
+
+    def retained_in_flight(self) -> list[tuple[int, Retained]]:
+        """Retained messages that were sent and not acknowledged, in order."""
+        return [(packet_id, held.retained) for packet_id, held in self.in_flight.items() if held.retained is not None]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def queue_name(client_id: str) -> str:
+    return QUEUE_NAMES + client_id
+
+
+def is_client_id(client_id: str) -> bool:
+    """Whether a session may be named so; the names of shares are not free."""
+    return not client_id.startswith(SHARE_PREFIX) and len(client_id.encode()) <= MAX_CLIENT_ID_BYTES
+
+
+def is_reserved(queue: str) -> bool:
+    """Whether the queue is a session's, a share's or a link's, and no client's business."""
+    return queue.startswith(RESERVED)
+
+
+def target_of(filter: str, session: Session) -> Target | Reason:
+    """What the filter leads to, or why it is refused."""
+    if filter.startswith(SHARE_PREFIX):
+        name, _, inner = filter[len(SHARE_PREFIX) :].partition("/")
+        # [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+        if not name or "+" in name or "#" in name or check_filter(inner, mqtt=True) or inner.startswith(QUEUE_PREFIX):
+            return Reason.TOPIC_FILTER_INVALID
+        return Target(Kind.SHARE, QUEUE_NAMES + filter, inner)
+    if filter.startswith(QUEUE_PREFIX):
+        queue = filter[len(QUEUE_PREFIX) :]
+        return Reason.NOT_AUTHORIZED if is_reserved(queue) else Target(Kind.QUEUE, queue, "")
+    if check_filter(filter, mqtt=True):
+        return Reason.TOPIC_FILTER_INVALID
+    return Target(Kind.OWN, session.queue, filter)

@@ -1,0 +1,249 @@
+"""Owns Sessions: every MQTT session of the daemon, connected or not, their shares, expiries and delayed wills.
+
+Its rule: one client id has one session and at most one connection, over all MQTT listeners; what a session with an
+expiry has survives a restart.
+"""
+
+from __future__ import annotations
+
+import math
+from asyncio import Future
+from collections.abc import Sequence
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from gateway.errors import UnknownQueueError
+from gateway.logs import log
+from gateway.message import Message
+from gateway.transport import Binding, Gateway, Options, Outcome, StateChange
+from transports.mqtt.session import (
+    QUEUE_NAMES,
+    DelayedWill,
+    Kind,
+    Session,
+    Target,
+    target_of,
+)
+from transports.mqtt.settings import MqttSettings
+
+OWNER = "mqtt"
+_STATE = "session/"
+
+
+class Client(Protocol):
+    """A session's connection, as far as others need it."""
+
+    def taken_over(self) -> None:
+        """Another connection has this client id now: let go of the session at once (`Sessions.close`)."""
+
+
+class SessionsFullError(Exception):
+    """There are as many sessions as there may be."""
+
+
+class NameTakenError(Exception):
+    """The session's queue name belongs to somebody else's queue."""
+
+
+_of_gateway: WeakValueDictionary[int, Sessions] = WeakValueDictionary()
+"""By the gateway's id, which stays its own as long as its Sessions live."""
+
+
+class Sessions:
+    """All sessions, made once for each daemon with what its store has."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._sessions: dict[str, Session] = {}
+        self._clients: dict[str, Client] = {}
+        self._shares: dict[str, set[str]] = {}
+        """Client ids of the members, by the share's queue."""
+        self._next_due = math.inf
+        self._restore()
+
+    @classmethod
+    def of(cls, gateway: Gateway) -> Sessions:
+        """The one of this daemon: all its MQTT listeners share it, and the first one makes it."""
+        found = _of_gateway.get(id(gateway))
+        if found is None:
+            found = _of_gateway[id(gateway)] = cls(gateway)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def _restore(self) -> None:
+        now = self.gateway.now()
+        changes = []
+        for key, record in self.gateway.state(OWNER).items():
+            if not key.startswith(_STATE):
+                continue
+            client_id = key[len(_STATE) :]
+            try:
+                session = Session.restored(client_id, record, [], now)
+            except msgspec.DecodeError as error:
+                log.error("an MQTT session could not be read and is dropped", client_id=client_id, error=str(error))
+                changes.append(StateChange(OWNER, key, None))
+                continue
+            if self.gateway.queue(session.queue) is None:
+                # Its definition is durable before its record is, so nothing is lost here but a broken store's rest.
+                log.error("an MQTT session has no queue and is dropped", client_id=client_id)
+                changes.append(StateChange(OWNER, key, None))
+                continue
+            session.bindings = {b.filter: b for b in self.gateway.bindings(session.queue) if b.owner == OWNER}
+            self._sessions[client_id] = session
+            for membership in session.memberships.values():
+                target = target_of(membership.filter, session)
+                if isinstance(target, Target) and target.kind is Kind.SHARE and self.gateway.queue(target.queue):
+                    self._shares.setdefault(target.queue, set()).add(client_id)
+            changes.append(self.change(session))
+            self._watch(session)
+        for view in list(self.gateway.queues()):
+            kept = view.name in self._shares or view.name[len(QUEUE_NAMES) :] in self._sessions
+            if view.owner == OWNER and not kept:
+                self.gateway.delete(view.name)  # of sessions that ended with the last run
+        if changes:
+            self.put(changes)
+
+    # a client comes and goes
+
+    def open(
+        self, client_id: str, clean_start: bool, expiry: float, client: Client, settings: MqttSettings
+    ) -> tuple[Session, bool]:
+        """The client's session and whether it was there before. An earlier connection is closed first
+        [MQTT-3.1.4-3]. Raises SessionsFullError and NameTakenError."""
+        earlier = self._clients.get(client_id)
+        if earlier is not None:
+            earlier.taken_over()
+        session = self._sessions.get(client_id)
+        if session is not None and clean_start:  # [MQTT-3.1.2-4]
+            self._end(session)
+            session = None
+        present = session is not None
+        if session is None:
+            if len(self._sessions) >= settings.max_sessions:
+                raise SessionsFullError(f"there are {len(self._sessions)} MQTT sessions already")
+            session = Session(client_id)
+            if self.gateway.queue(session.queue) is not None:
+                raise NameTakenError(f"queue {session.queue} is not the MQTT transport's")
+            self.gateway.declare(session.queue, settings.session_policy(expiry > 0), OWNER)
+            self._sessions[client_id] = session
+        session.will = None  # [MQTT-3.1.3-9]
+        session.expiry = expiry
+        session.ended = None
+        self._clients[client_id] = client
+        return session, present
+
+    def close(self, session: Session, client: Client, will: Message | None, will_delay: float) -> None:
+        """The client's connection is gone. `will` is what is to be published, at the latest when the session ends
+        [MQTT-3.1.2-8]."""
+        if self._clients.get(session.client_id) is not client:
+            return
+        del self._clients[session.client_id]
+        now = self.gateway.now()
+        delay = min(will_delay, session.expiry)
+        if will is not None and delay > 0:
+            session.will = DelayedWill(will, now + delay)
+        elif will is not None:
+            self.publish(will)
+        if session.expiry <= 0:
+            self._end(session)
+            return
+        session.ended = now
+        self._watch(session)
+        self.put([self.change(session)])
+
+    def _end(self, session: Session) -> None:
+        del self._sessions[session.client_id]
+        if session.will is not None:
+            self.publish(session.will.message)
+        for membership in session.memberships.values():
+            target = target_of(membership.filter, session)
+            if isinstance(target, Target) and target.kind is Kind.SHARE:
+                self.leave(session, target.queue)
+        self._delete(session.queue)
+        self.put([StateChange(OWNER, _STATE + session.client_id, None)])
+
+    def forget(self, session: Session) -> None:
+        """Its queue was deleted by an operator: it is no more."""
+        session.expiry = 0.0
+
+    def _delete(self, queue: str) -> None:
+        try:
+            self.gateway.delete(queue)
+        except UnknownQueueError:
+            log.warning("a queue of the MQTT transport was deleted by somebody else", queue=queue)
+
+    # time
+
+    def _watch(self, session: Session) -> None:
+        due = session.ends if session.will is None else min(session.ends, session.will.due)
+        self._next_due = min(self._next_due, due)
+
+    def sweep(self) -> None:
+        """Ends sessions and publishes wills whose time has come; to be called every second or so."""
+        now = self.gateway.now()
+        if now < self._next_due:
+            return
+        self._next_due = math.inf
+        for session in list(self._sessions.values()):
+            if session.ended is None:
+                continue
+            if session.ends <= now:
+                self._end(session)
+                continue
+            if session.will is not None and session.will.due <= now:
+                will, session.will = session.will.message, None
+                self.publish(will, (self.change(session),))
+            self._watch(session)
+
+    # shares
+
+    def join(self, session: Session, target: Target, settings: MqttSettings) -> None:
+        """Makes the client a member. The share's queue is durable whoever is in it, so that a member with a lasting
+        session may join at any time."""
+        members = self._shares.get(target.queue)
+        if members is None:
+            self.gateway.declare(target.queue, settings.session_policy(True), OWNER)
+            self.gateway.bind(Binding(queue=target.queue, filter=target.filter, owner=OWNER, options=Options(qos=1)))
+            members = self._shares[target.queue] = set()
+        members.add(session.client_id)
+
+    def leave(self, session: Session, queue: str) -> None:
+        """The last one to leave takes the queue with him (ruling 26)."""
+        members = self._shares.get(queue)
+        if members is None or session.client_id not in members:
+            return
+        members.discard(session.client_id)
+        if not members:
+            del self._shares[queue]
+            self._delete(queue)
+
+    # what survives
+
+    def change(self, session: Session) -> StateChange:
+        """The session as it is now, for the next commit; nothing if it has no expiry."""
+        value = session.record() if session.expiry > 0 else None
+        return StateChange(OWNER, _STATE + session.client_id, value)
+
+    def put(self, changes: Sequence[StateChange]) -> None:
+        """Makes changes durable in the background."""
+        self.gateway.put(changes).add_done_callback(_told)
+
+    def publish(self, will: Message, changes: Sequence[StateChange] = ()) -> None:
+        future = self.gateway.accept((will,), changes)
+        counters = self.gateway.counters(will.source)
+
+        def done(future: Future[Sequence[Outcome]]) -> None:
+            if not future.cancelled() and future.result()[0] is Outcome.REFUSED:
+                counters.dropped["will-refused"] += 1
+                log.warning("a will was refused", transport=will.source, client_id=will.client_id, topic=will.topic)
+
+        future.add_done_callback(done)
+
+
+def _told(future: Future[bool]) -> None:
+    if not future.cancelled() and not future.result():
+        log.warning("the store refused a change of an MQTT session")

@@ -1,0 +1,64 @@
+"""Owns MqttSettings: what the configuration can say about an MQTT listener, with every default.
+
+Its rule: settings are data, checked when they are read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gateway.address import Address
+from gateway.policy import DISCARD, Octets, QueuePolicy, Seconds
+
+
+class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An MQTT listener, 3.1.1 and 5.0 on one port.
+
+    listen: host:port. allow_anonymous: clients without a user name are let in although there are users, and the
+    listener may be reached from elsewhere although there are none.
+    connect_timeout: seconds until CONNECT must be whole. max_keep_alive: seconds; longer ones of MQTT 5 clients
+    are cut to it (Server Keep Alive), 0 leaves all as they are.
+    max_packet_size: the largest packet a client may send. receive_maximum: how many QoS 1 messages a client may
+    send ahead of their PUBACKs. max_in_flight: how many we send ahead of a client's PUBACKs.
+    max_session_expiry: seconds a session is kept for an absent client; 3.1.1 sessions without clean session are
+    kept so long. max_messages, max_bytes: of one session's or share's queue, which then drops its oldest.
+    max_buffered: bytes that wait for a slow reader; beyond it QoS 0 messages are dropped.
+    """
+
+    type: str = "mqtt"
+    listen: Address = Address.parse("127.0.0.1:1883")
+    allow_anonymous: bool = False
+    connect_timeout: Seconds = Seconds(10)
+    max_keep_alive: Seconds = Seconds(0)
+    max_packet_size: Octets = Octets(1 << 20)
+    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1000
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=16_384)] = 1000
+    max_session_expiry: Seconds = Seconds(7 * 86400)
+    max_messages: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    max_bytes: Octets = Octets(64 << 20)
+    max_buffered: Octets = Octets(1 << 20)
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_sessions: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_topic_levels: Annotated[int, msgspec.Meta(ge=1, le=128)] = 128
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.max_packet_size <= 268_435_460:
+            raise ValueError("max_packet_size must be from 1KB to 256MB")
+        if self.max_keep_alive > 65_535:
+            raise ValueError("max_keep_alive must be at most 65535s")
+        if self.connect_timeout <= 0:
+            raise ValueError("connect_timeout must be above 0")
+
+    def session_policy(self, durable: bool) -> QueuePolicy:
+        """What the queue of a session or a share promises (rulings 12, 14 and 20)."""
+        return QueuePolicy(
+            durable=durable,
+            max_deliveries=None,
+            dead_letter=DISCARD,
+            max_messages=self.max_messages,
+            max_bytes=self.max_bytes,
+            overflow="drop-oldest",
+        )
