@@ -30,6 +30,15 @@ def hash_password(password: str) -> str:
     return argon2.PasswordHasher().hash(password)
 
 
+def is_hash(text: str) -> bool:
+    """Whether this is an argon2 hash that can be checked."""
+    try:
+        argon2.extract_parameters(text)
+    except argon2.exceptions.InvalidHashError:
+        return False
+    return True
+
+
 class Access:
     """The users of one configuration. A check that succeeded is remembered under a keyed hash, never the password,
     and the secret of that hash does not outlive the process."""
@@ -54,10 +63,8 @@ class Access:
         """Takes other users from now on; who is in already stays. Raises ValueError and changes nothing if a hash
         is none."""
         for name, password_hash in users.items():
-            try:
-                argon2.extract_parameters(password_hash)
-            except argon2.exceptions.InvalidHashError as error:
-                raise ValueError(f"the password hash of user {name!r} is no argon2 hash") from error
+            if not is_hash(password_hash):
+                raise ValueError(f"the password hash of user {name!r} is no argon2 hash")
         self._users = dict(users)
         self._decoy = None
         self._parameters = next(map(argon2.extract_parameters, users.values()), None)

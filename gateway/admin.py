@@ -26,6 +26,7 @@ from gateway.transport import Gateway, Outcome, Verdict
 from gateway.views import DeliveryView, MessageView, StoredView, build, show_delivery, show_stored
 
 NAME = "admin"
+API = "/api/v1"
 STATUS = {Outcome.STORED: 201, Outcome.DUPLICATE: 200, Outcome.UNROUTED: 404, Outcome.REFUSED: 429}
 MAX_FEEDS = 100
 PAGE = 500
@@ -171,7 +172,7 @@ class Admin:
         return web.app([Route(e.path, self._guarded(e), methods=[e.method]) for e in self.endpoints])
 
     def _endpoints(self) -> list[Endpoint]:
-        api = "/api/v1"
+        api = API
         refused = {404: "No route leads to a queue", 429: "A queue is full, or the store"}
         return [
             Endpoint("GET", "/healthz", "The daemon runs", self._health, open=True),
@@ -213,6 +214,8 @@ class Admin:
                 except web.Refused:
                     self.counters.refusals["bad-credentials"] += 1
                     raise
+            if endpoint.path.startswith(API) and "replaying" in self.operations.readiness().reasons:
+                raise web.Refused(503, "the store is being replayed; ask again when /readyz says so")
             taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
             try:
                 return await endpoint.handler(*taken)

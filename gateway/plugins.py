@@ -9,9 +9,8 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -47,12 +46,6 @@ class Unloaded(msgspec.Struct, frozen=True):
     type: str
     section: dict[str, Any]
     error: str
-
-
-class Runnable(Protocol):
-    """The part of a Transport that `supervise` needs."""
-
-    async def run(self, gateway: Gateway) -> None: ...
 
 
 def installed() -> dict[str, importlib.metadata.EntryPoint]:
@@ -123,19 +116,18 @@ def create(name: str, settings: msgspec.Struct) -> Transport:
     return cast(Transport, found(name, settings))
 
 
-async def supervise(name: str, make: Callable[[], Runnable], to: Gateway) -> None:
-    """Makes the transport and runs it until cancelled; after a failure again, with backoff and jitter:
-    `supervise("mqtt", lambda: create("mqtt", settings), gateway)`.
+async def supervise(name: str, settings: msgspec.Struct, to: Gateway) -> None:
+    """Makes the transport and runs it until cancelled; after a failure again, with backoff and jitter.
 
     Raises only ListenError, of the very first run: the address can't be had and the daemon should not start."""
-    transport: Runnable | None = None
+    transport: Transport | None = None
     first = True
     delay = FIRST_DELAY
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
         try:
-            transport = transport or make()
+            transport = transport or create(name, settings)
             await transport.run(to)
             if _cancelled():
                 return

@@ -171,6 +171,10 @@ class Decoder:
         return FAILED
 
 
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Address) else encode_custom(value)
+
+
 class SchemaWriter:
     """Makes JSON Schema (2020-12) for settings types. `special` names what stands for a type of its own."""
 
@@ -225,8 +229,7 @@ class SchemaWriter:
             entry = dict(self.schema(field.type))
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if default is not msgspec.NODEFAULT and default is not None:
-                plain = msgspec.to_builtins(default, enc_hook=encode_custom) if default != () else []
-                entry["default"] = encode_custom(plain) if isinstance(plain, SecondsRange) else plain
+                entry["default"] = [] if default == () else msgspec.to_builtins(default, enc_hook=_plain)
             properties[field.encode_name] = entry
             if field.required:
                 names = (

@@ -14,17 +14,14 @@ import msgspec
 
 from gateway import plugins
 from gateway.address import Address
+from gateway.checks import Checks
 from gateway.document import Faults, Node, nearest, read
 from gateway.errors import ConfigError
+from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
-from gateway.schema import FAILED, Decoder
-from gateway.template import Template
-from gateway.topics import check_filter
+from gateway.schema import FAILED, Decoder, SchemaWriter
 
 MB = 1024 * 1024
-RESERVED = ("mqtt.", "link.", "amq.")
-"""Beginnings of queue names that belong to sessions and shares, to outboxes, and to AMQP (ruling 25)."""
-MAX_NAME_BYTES = 255
 
 
 class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,9 +142,7 @@ class _Loader:
                 values[key] = value
         settings = Settings(**values)
         settings = msgspec.structs.replace(settings, users=self._users(settings), queues=self._dead_letters(settings))
-        self._check_queues(settings)
-        self._check_routes(settings)
-        self._check_listeners(settings)
+        Checks(settings, self.root, self.faults).run()
         self.faults.check()
         return settings
 
@@ -212,12 +207,14 @@ class _Loader:
     @staticmethod
     def _check_hash(faults: Faults, line: int, key: str, password_hash: str) -> None:
         # The value itself is a secret, or a password written here by mistake: it is never shown.
-        if not password_hash.startswith("$argon2"):
+        from gateway.access import is_hash  # argon2 is loaded only where there are users
+
+        if not is_hash(password_hash):
             faults.add(line, key, "is no argon2 hash; make one with `gateway hash-password`")
 
     def _dead_letters(self, settings: Settings) -> dict[str, QueuePolicy]:
         """A queue of dead letters tries for ever and discards what is dead there (ruling 20), unless it says more."""
-        targets = {policy.dead_letter for policy in settings.queues.values()}
+        targets = {DEAD_LETTERS, *(policy.dead_letter for policy in settings.queues.values())}
         queues = dict(settings.queues)
         for name, policy in settings.queues.items():
             node = self.root.child("queues", name)
@@ -228,150 +225,27 @@ class _Loader:
                 queues[name] = policy
         return queues
 
-    # what must fit together
 
-    def _fault(self, text: str, *keys: str) -> None:
-        self.faults.add(self.root.child(*keys).line, ".".join(keys), text)
-
-    def _check_queues(self, settings: Settings) -> None:
-        # A queue whose own section has a fault is still one that others may name.
-        known = self.root.keys("queues")
-        links = self.root.keys("transports")
-        for name in known:
-            if why := _bad_name(name, links):
-                self._fault(why, "queues", name)
-        for name, policy in settings.queues.items():
-            self._check_policy(name, policy)
-            target = policy.dead_letter
-            if not isinstance(target, str):
-                self._fault("expected the name of a queue", "queues", name, "dead_letter")
-            elif target not in known and target not in (DEAD_LETTERS, DISCARD):
-                near = nearest(target, [*known, DEAD_LETTERS, DISCARD], "queues")
-                self._fault(f'no queue is named "{target}"{near}', "queues", name, "dead_letter")
-        self._check_cycles(settings.queues)
-
-    def _check_policy(self, name: str, policy: QueuePolicy) -> None:
-        for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
-            if text is None or (key == "dedup" and text == "sha256"):
-                continue
-            try:
-                Template(text)
-            except ValueError as error:
-                self._fault(str(error), "queues", name, key, *(["key"] if key == "dedup" else []))
-        if policy.group is None:
-            if policy.on_exhausted == "park":
-                self._fault("park holds a group; give the queue a group", "queues", name, "on_exhausted")
-            if policy.group_in_flight > 1:
-                self._fault("needs a group; a queue without one has no such limit", "queues", name, "group_in_flight")
-            if policy.dedup and policy.dedup.scope == "group":
-                self._fault("scope group needs a group", "queues", name, "dedup", "scope")
-        if policy.delay > policy.max_delay:
-            self._fault("is longer than max_delay", "queues", name, "delay")
-        if policy.max_bytes is not None and policy.max_bytes <= 0:
-            self._fault("must be above 0; leave it out for no limit", "queues", name, "max_bytes")
-        if policy.ack_timeout is not None and policy.ack_timeout <= 0:
-            self._fault("must be above 0; leave it out for no timeout", "queues", name, "ack_timeout")
-        if policy.dedup and policy.dedup.window <= 0:
-            self._fault("must be above 0; leave dedup out to store every message", "queues", name, "dedup", "window")
-        if policy.expires is not None:
-            self._fault("a queue of the configuration does not expire; take this key out", "queues", name, "expires")
-
-    def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
-        told: set[str] = set()
-        for start in queues:
-            chain: list[str] = []
-            name: object = start
-            while isinstance(name, str) and name in queues and name not in chain:
-                chain.append(name)
-                name = queues[name].dead_letter
-            if name == start and start not in told:
-                told.update(chain)
-                self._fault(
-                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}", "queues", start, "dead_letter"
-                )
-
-    def _check_routes(self, settings: Settings) -> None:
-        nodes = self.root.child("routes").value
-        links = self.root.keys("transports")
-        for number, route in enumerate(settings.routes):
-            # The routes were decoded all or none, so node and route agree.
-            node = nodes[number] if isinstance(nodes, list) else self.root
-            key = f"routes[{number}]"
-            if why := check_filter(route.filter):
-                self.faults.add(node.child("from").line, f"{key}.from", f'"{route.filter}" {why}')
-            elif route.filter.startswith("$queue/"):
-                text = "what is sent to $queue/ goes straight to that queue, past the routes"
-                self.faults.add(node.child("from").line, f"{key}.from", text)
-            if route.source is not None and route.source not in links:
-                near = nearest(route.source, links, "transports")
-                text = f'no transport is named "{route.source}"{near}'
-                self.faults.add(node.child("source").line, f"{key}.source", text)
-            if not route.targets:
-                self.faults.add(node.child("to").line, f"{key}.to", "names no queue")
-            for target in route.targets:
-                if why := self._bad_target(target, settings):
-                    self.faults.add(node.child("to").line, f"{key}.to", why)
-
-    def _bad_target(self, target: str, settings: Settings) -> str:
-        known, links = self.root.keys("queues"), self.root.keys("transports")
-        if target in known or target == DEAD_LETTERS:
-            return ""
-        link, colon, path = target.partition(":")
-        if not colon:
-            return f'no queue is named "{target}"{nearest(target, known, "queues")}'
-        if link not in links:
-            return f'no link is named "{link}"{nearest(link, links, "transports")}'
-        found = settings.transports.get(link)
-        if found is not None and not isinstance(found, plugins.Unloaded) and not plugins.is_link(found.type):
-            return f'transport "{link}" of type {found.type} takes no messages from routes; a link does'
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration with all transports that are installed and can be imported."""
+    sections: list[dict[str, Any]] = []
+    writer = SchemaWriter({TransportSettings: {"$ref": "#/$defs/transport"}})
+    for kind in sorted(plugins.installed()):
         try:
-            Template(path)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    def _check_listeners(self, settings: Settings) -> None:
-        listeners: list[tuple[tuple[str, ...], Any]] = [
-            (("transports", name), transport) for name, transport in settings.transports.items()
-        ]
-        if settings.admin is not None:
-            listeners.append((("admin",), settings.admin))
-        for keys, section in listeners:
-            text = getattr(section, "listen", None)
-            if text is None:
-                continue
-            try:
-                address = Address.parse(text)
-            except ValueError as error:
-                self._fault(str(error), *keys, "listen")
-                continue
-            has_users = bool(settings.users) or self.root.says("users") or self.root.says("users_file")
-            if not address.loopback and not has_users and not getattr(section, "allow_anonymous", False):
-                self._fault(
-                    f"{address} can be reached from other machines and there are no users: add `users`, listen on "
-                    f"127.0.0.1, or write `allow_anonymous: true` here",
-                    *keys,
-                    "listen",
-                )
-
-
-def _bad_name(name: str, links: list[str]) -> str:
-    """Why this can't be the name of a YAML queue; "" if it can."""
-    for prefix in RESERVED:
-        if name.startswith(prefix):
-            return f"names that begin with {prefix} are reserved"
-    if name in (DEAD_LETTERS, DISCARD):
-        return "this name is built in"
-    if not name or not name.isprintable() or name != name.strip():
-        return "a queue's name is printable text without blanks at its ends"
-    if len(name.encode()) > MAX_NAME_BYTES:
-        return f"a queue's name has at most {MAX_NAME_BYTES} bytes"
-    if "+" in name or "#" in name:
-        return "a queue's name has no wildcards"
-    link, colon, _ = name.partition(":")
-    if colon and link in links:
-        return f'this name would mean a target of the link "{link}"'
-    return ""
+            section = writer.object(plugins.load(kind).Settings)
+        except plugins.PluginError as error:
+            log.warning("a transport is left out of the schema", error=str(error))
+            continue
+        section["properties"]["type"] = {"const": kind}
+        section["required"] = ["type"]
+        sections.append({"if": {"properties": {"type": {"const": kind}}}, "then": section})
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gateway.yaml"}
+    schema |= writer.object(Settings)
+    schema["properties"]["admin"] = {"anyOf": [schema["properties"]["admin"], {"const": False}]}
+    kinds = [section["if"]["properties"]["type"]["const"] for section in sections]
+    transport = {"type": "object", "required": ["type"], "properties": {"type": {"enum": kinds}}, "allOf": sections}
+    schema["$defs"] = {**writer.definitions, "transport": transport}
+    return schema
 
 
 __all__ = [
@@ -383,5 +257,6 @@ __all__ = [
     "StoreSettings",
     "TransportSettings",
     "UserSettings",
+    "json_schema",
     "load",
 ]

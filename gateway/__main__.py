@@ -1,0 +1,205 @@
+"""Owns the command line: `gateway`, also `python -m gateway`.
+
+Its rule: a failure is one clear text on standard error and a status: 1 the daemon did not do it, 2 the command, the
+configuration, the store or an address is wrong, 3 no daemon answers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.commands import (
+    AsJson,
+    consume,
+    dead_letters_app,
+    groups_app,
+    print_json,
+    publish,
+    queues_app,
+    read_headers,
+)
+from gateway.errors import ConfigError, GatewayError, ListenError, StoreError
+
+# What only some commands need is imported by these, so that each starts quickly.
+
+DEFAULT_CONFIG = Path("config/gateway.yaml")
+
+app = typer.Typer(
+    help="A lightweight MQTT/AMQP broker gateway: FIFO groups, dedup and dead letters in one process.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(publish)
+app.command()(consume)
+app.add_typer(queues_app, name="queues")
+app.add_typer(groups_app, name="groups")
+app.add_typer(dead_letters_app, name="dead-letters")
+
+Config = Annotated[Path, typer.Argument(help="The configuration.", metavar="CONFIG")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("mqtt-amqp-gateway"))
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; SIGHUP reads routes, queues and users again.
+
+    Example: gateway run config/gateway.yaml
+    """
+    from gateway import server
+    from gateway.greeting import greeting
+    from gateway.settings import load
+
+    settings = load(config, os.environ)
+    server.run(settings, config, lambda addresses: print(greeting(settings, addresses), flush=True))
+
+
+@app.command()
+def check(config: Config = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Check a configuration and change nothing; every fault is named with file, line and key.
+
+    Example: gateway check config/gateway.yaml
+    """
+    from gateway import plugins
+    from gateway.settings import load
+
+    try:
+        settings = load(config, os.environ, strict=True)
+    except ConfigError as error:
+        if as_json:
+            print_json({"valid": False, "faults": str(error).splitlines()})
+            raise typer.Exit(2) from error
+        raise
+    problems = plugins.shadowed()
+    if as_json:
+        print_json({"valid": True, "faults": [], "warnings": problems})
+        return
+    for problem in problems:
+        typer.echo(f"warning: {problem}", err=True)
+    counts = (
+        (len(settings.transports), "transport"),
+        (len(settings.queues), "queue"),
+        (len(settings.routes), "route"),
+        (len(settings.users), "user"),
+    )
+    typer.echo(f"{config} is valid: " + ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts))
+
+
+@app.command()
+def explain(
+    config: Config,
+    topic: Annotated[str, typer.Option(help="A topic, or $queue/NAME for one queue.")],
+    body: Annotated[str, typer.Option(help="The body.")] = "",
+    header: Annotated[list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="May be repeated.")] = None,
+    client_id: Annotated[str, typer.Option(help="The client that publishes it.")] = "",
+    source: Annotated[str, typer.Option(help="The transport that takes it in.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Tell where a message would go and why: queues, routes, group and dedup key. Needs no daemon.
+
+    Example: gateway explain config/gateway.yaml --topic shop/7/orders --header order-id=1001
+    """
+    from gateway import explain as explaining
+    from gateway import tables
+    from gateway.message import QUEUE_PREFIX, Properties, to_topic
+    from gateway.settings import load
+    from gateway.topics import check_name
+
+    settings = load(config, os.environ)
+    if why := check_name(topic.removeprefix(QUEUE_PREFIX)):
+        raise ConfigError(f"--topic {topic!r} {why}")
+    if source and source not in settings.transports:
+        raise ConfigError(f"--source {source!r}: the configuration has no such transport")
+    properties = Properties(headers=tuple(read_headers(header)))
+    message = to_topic(topic, body.encode(), properties=properties, client_id=client_id, source=source)
+    steps = explaining.explain(explaining.configured(settings), message)
+    if as_json:
+        print_json(steps)
+    else:
+        rows = []
+        for step in steps:
+            fate = f"dead letters: {step.invalid}" if step.invalid else "stored"
+            rows.append((step.queue, "; ".join(step.bindings), step.group, step.dedup_key, fate))
+        tables.show(("queue", "because", "group", "dedup key", "then"), rows, f"unrouted: nothing takes {topic}")
+    if not steps:
+        raise typer.Exit(1)
+
+
+@app.command("hash-password")
+def hash_password(
+    user: Annotated[str, typer.Option("--user", help="Print a line for `users_file`.", show_default=False)] = "",
+) -> None:
+    """Make the argon2 hash of a password for `users`. Asks for it, or reads it from standard input.
+
+    Example: gateway hash-password --user alice >> users.txt
+    """
+    from gateway.access import hash_password as make
+
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise ConfigError("an empty password protects nothing")
+    typer.echo(f"{user}:{make(password)}" if user else make(password))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors; it covers the plugins that are installed.
+
+    Example: gateway schema > config/schema.json
+    """
+    import json
+
+    from gateway.settings import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def main() -> None:
+    """The entry point."""
+    from gateway.client import UnreachableError
+
+    try:
+        app(prog_name="gateway")
+    except (ConfigError, StoreError, ListenError) as error:
+        _fail(error, 2)
+    except UnreachableError as error:
+        _fail(error, 3)
+    except GatewayError as error:
+        _fail(error, 1)
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`); nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    print(f"gateway: {error}" if "\n" not in str(error) else error, file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

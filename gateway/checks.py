@@ -1,0 +1,188 @@
+"""Owns what must fit together in a configuration: names, routes, dead letters, groups, listeners.
+
+Its rule: each check names the key to change; one that has nothing to look at says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gateway import plugins
+from gateway.address import Address
+from gateway.document import Faults, Node, nearest
+from gateway.policy import DEAD_LETTERS, DISCARD, QueuePolicy
+from gateway.template import Template
+from gateway.topics import check_filter
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+RESERVED = ("mqtt.", "link.", "amq.")
+"""Beginnings of queue names that belong to sessions and shares, to outboxes, and to AMQP (ruling 25)."""
+MAX_NAME_BYTES = 255
+
+
+class Checks:
+    """Looks at settings whose types are right. `root` tells where each key stands; a section that could not be read
+    is there, although the settings lack it."""
+
+    def __init__(self, settings: Settings, root: Node, faults: Faults) -> None:
+        self.settings = settings
+        self.root = root
+        self.faults = faults
+        self.queues = root.keys("queues")
+        self.transports = root.keys("transports")
+
+    def run(self) -> None:
+        self._check_queues()
+        self._check_routes()
+        self._check_transports()
+        self._check_listeners()
+
+    def _fault(self, text: str, *keys: str) -> None:
+        self.faults.add(self.root.child(*keys).line, ".".join(keys), text)
+
+    def _check_queues(self) -> None:
+        # A queue whose own section has a fault is still one that others may name.
+        for name in self.queues:
+            if why := _bad_name(name, self.transports):
+                self._fault(why, "queues", name)
+        for name, policy in self.settings.queues.items():
+            self._check_policy(name, policy)
+            target = policy.dead_letter
+            if not isinstance(target, str):
+                self._fault("expected the name of a queue", "queues", name, "dead_letter")
+            elif target not in self.queues and target not in (DEAD_LETTERS, DISCARD):
+                near = nearest(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
+                self._fault(f'no queue is named "{target}"{near}', "queues", name, "dead_letter")
+        self._check_cycles(self.settings.queues)
+
+    def _check_policy(self, name: str, policy: QueuePolicy) -> None:
+        for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
+            if text is None or (key == "dedup" and text == "sha256"):
+                continue
+            try:
+                Template(text)
+            except ValueError as error:
+                self._fault(str(error), "queues", name, key, *(["key"] if key == "dedup" else []))
+        if policy.group is None:
+            if policy.on_exhausted == "park":
+                self._fault("park holds a group; give the queue a group", "queues", name, "on_exhausted")
+            if policy.group_in_flight > 1:
+                self._fault("needs a group; a queue without one has no such limit", "queues", name, "group_in_flight")
+            if policy.dedup and policy.dedup.scope == "group":
+                self._fault("scope group needs a group", "queues", name, "dedup", "scope")
+        if policy.delay > policy.max_delay:
+            self._fault("is longer than max_delay", "queues", name, "delay")
+        if policy.max_bytes is not None and policy.max_bytes <= 0:
+            self._fault("must be above 0; leave it out for no limit", "queues", name, "max_bytes")
+        if policy.ack_timeout is not None and policy.ack_timeout <= 0:
+            self._fault("must be above 0; leave it out for no timeout", "queues", name, "ack_timeout")
+        if policy.dedup and policy.dedup.window <= 0:
+            self._fault("must be above 0; leave dedup out to store every message", "queues", name, "dedup", "window")
+        if policy.expires is not None:
+            self._fault("a queue of the configuration does not expire; take this key out", "queues", name, "expires")
+
+    def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
+        told: set[str] = set()
+        for start in queues:
+            chain: list[str] = []
+            name: object = start
+            while isinstance(name, str) and name in queues and name not in chain:
+                chain.append(name)
+                name = queues[name].dead_letter
+            if name == start and start not in told:
+                told.update(chain)
+                self._fault(
+                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}", "queues", start, "dead_letter"
+                )
+
+    def _check_routes(self) -> None:
+        nodes = self.root.child("routes").value
+        for number, route in enumerate(self.settings.routes):
+            # The routes were decoded all or none, so node and route agree.
+            node = nodes[number] if isinstance(nodes, list) else self.root
+            key = f"routes[{number}]"
+            if why := check_filter(route.filter):
+                self.faults.add(node.child("from").line, f"{key}.from", f'"{route.filter}" {why}')
+            elif route.filter.startswith("$queue/"):
+                text = "what is sent to $queue/ goes straight to that queue, past the routes"
+                self.faults.add(node.child("from").line, f"{key}.from", text)
+            if route.source is not None and route.source not in self.transports:
+                near = nearest(route.source, self.transports, "transports")
+                text = f'no transport is named "{route.source}"{near}'
+                self.faults.add(node.child("source").line, f"{key}.source", text)
+            if not route.targets:
+                self.faults.add(node.child("to").line, f"{key}.to", "names no queue")
+            for target in route.targets:
+                if why := self._bad_target(target):
+                    self.faults.add(node.child("to").line, f"{key}.to", why)
+
+    def _bad_target(self, target: str) -> str:
+        if target in self.queues or target == DEAD_LETTERS:
+            return ""
+        link, colon, path = target.partition(":")
+        if not colon:
+            return f'no queue is named "{target}"{nearest(target, self.queues, "queues")}'
+        if link not in self.transports:
+            return f'no link is named "{link}"{nearest(link, self.transports, "transports")}'
+        found = self.settings.transports.get(link)
+        if found is not None and not isinstance(found, plugins.Unloaded) and not plugins.is_link(found.type):
+            return f'transport "{link}" of type {found.type} takes no messages from routes; a link does'
+        try:
+            Template(path)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _check_transports(self) -> None:
+        """A transport that takes from a queue of ours names one that is there."""
+        for name, section in self.settings.transports.items():
+            queue = getattr(section, "queue", None)
+            if isinstance(queue, str) and queue not in self.queues and queue != DEAD_LETTERS:
+                near = nearest(queue, self.queues, "queues")
+                self._fault(f'no queue is named "{queue}"{near}', "transports", name, "queue")
+
+    def _check_listeners(self) -> None:
+        listeners: list[tuple[tuple[str, ...], Any]] = [
+            (("transports", name), transport) for name, transport in self.settings.transports.items()
+        ]
+        if self.settings.admin is not None:
+            listeners.append((("admin",), self.settings.admin))
+        for keys, section in listeners:
+            text = getattr(section, "listen", None)
+            if text is None:
+                continue
+            try:
+                address = Address.parse(text)
+            except ValueError as error:
+                self._fault(str(error), *keys, "listen")
+                continue
+            has_users = bool(self.settings.users) or self.root.says("users") or self.root.says("users_file")
+            if not address.loopback and not has_users and not getattr(section, "allow_anonymous", False):
+                self._fault(
+                    f"{address} can be reached from other machines and there are no users: add `users`, listen on "
+                    f"127.0.0.1, or write `allow_anonymous: true` here",
+                    *keys,
+                    "listen",
+                )
+
+
+def _bad_name(name: str, links: list[str]) -> str:
+    """Why this can't be the name of a YAML queue; "" if it can."""
+    for prefix in RESERVED:
+        if name.startswith(prefix):
+            return f"names that begin with {prefix} are reserved"
+    if name == DISCARD:
+        return f"{DISCARD} stands for no queue; choose another name"
+    if not name or not name.isprintable() or name != name.strip():
+        return "a queue's name is printable text without blanks at its ends"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"a queue's name has at most {MAX_NAME_BYTES} bytes"
+    if "+" in name or "#" in name:
+        return "a queue's name has no wildcards"
+    link, colon, _ = name.partition(":")
+    if colon and link in links:
+        return f'this name would mean a target of the link "{link}"'
+    return ""
