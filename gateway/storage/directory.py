@@ -140,8 +140,8 @@ class StoreDirectory:
         return True
 
     def room(self) -> int:
-        """Bytes that can still be written, the reserve included."""
-        return self._free() + self._held
+        """Bytes that can still be written before the reserve is touched."""
+        return max(0, self._free() + self._held - self._reserve)
 
     def size(self, number: int) -> int:
         """Bytes of that database and what stands beside it, without the reserve."""

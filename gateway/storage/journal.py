@@ -81,9 +81,9 @@ class Journal(Protocol):
         ...
 
     def room(self) -> int:
-        """Bytes that may still be written before the file system is full (a large number if unknown). Space that
-        the store holds in reserve is part of it: refuse new messages while room() is below the reserve, and
-        settlements still have theirs."""
+        """Bytes that new messages may still take before the file system is full (a large number if unknown). What
+        a store keeps in reserve is not in it: a commit without bodies may use that, so settlements still fit when
+        this is 0."""
         ...
 
     def size(self) -> int:

@@ -46,8 +46,9 @@ _log = logging.getLogger(__name__)
 
 
 class SqliteJournal:
-    """A Journal in the directory `path`, made if it is missing. `reserve`: bytes of disk set aside while it is open,
-    so that settlements still find room when something else has filled the disk."""
+    """A Journal in the directory `path`, made if it is missing. `reserve`: bytes of disk set aside while it is open.
+    Only a commit without bodies may use them, so settlements still find room when messages, or another program, have
+    filled the disk."""
 
     durable = True
 
@@ -120,7 +121,7 @@ class SqliteJournal:
                 self._roll_back(writer)
                 if not _is_full(error):
                     self._fail(error)
-                if not self._release():
+                if commit.bodies or not self._release():  # the reserve is for settlements
                     raise StoreFullError(f"{self._file}: the disk is full; free some space") from error
             except BaseException:
                 self._roll_back(writer)
@@ -214,20 +215,16 @@ class SqliteJournal:
 
     def _checkpoint(self, writer: sqlite3.Connection) -> None:
         """Raises StoreFailedError. On a full disk the log just grows on, and `commit` finds out."""
-        while True:
-            try:
-                with self._reading:
-                    pragma(writer, "wal_checkpoint(PASSIVE)")
-                self._logged = 0
-                self._directory.hold()
-                return
-            except OSError as error:
+        try:
+            with self._reading:
+                pragma(writer, "wal_checkpoint(PASSIVE)")
+            self._logged = 0
+            self._directory.hold()
+        except OSError as error:
+            self._fail(error)
+        except sqlite3.Error as error:
+            if not _is_full(error):
                 self._fail(error)
-            except sqlite3.Error as error:
-                if not _is_full(error):
-                    self._fail(error)
-                if not self._release():
-                    return
 
     def _roll_back(self, writer: sqlite3.Connection) -> None:
         if writer.in_transaction:  # SQLite itself has rolled back after most errors
