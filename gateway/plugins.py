@@ -9,8 +9,9 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -116,18 +117,25 @@ def create(name: str, settings: msgspec.Struct) -> Transport:
     return cast(Transport, found(name, settings))
 
 
-async def supervise(name: str, settings: msgspec.Struct, to: Gateway) -> None:
-    """Makes the transport and runs it until cancelled; after a failure again, with backoff and jitter.
+class Runnable(Protocol):
+    """The part of a Transport that `supervise` needs."""
+
+    async def run(self, gateway: Gateway) -> None: ...
+
+
+async def supervise(name: str, make: Callable[[], Runnable], to: Gateway) -> None:
+    """Makes the transport and runs it until cancelled; after a failure again, with backoff and jitter:
+    `supervise("mqtt", lambda: create("mqtt", settings), gateway)`.
 
     Raises only ListenError, of the very first run: the address can't be had and the daemon should not start."""
-    transport: Transport | None = None
+    transport: Runnable | None = None
     first = True
     delay = FIRST_DELAY
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
         try:
-            transport = transport or create(name, settings)
+            transport = transport or make()
             await transport.run(to)
             if _cancelled():
                 return
