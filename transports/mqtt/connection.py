@@ -13,15 +13,13 @@ from functools import partial
 from typing import Any
 
 from gateway.logs import log
-from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE
-from gateway.transport import Gateway, Message, Outcome, TransportCounters, User
+from gateway.transport import Gateway, Message, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
-from transports.mqtt.encoding import PINGRESP, encode, positive_pubacks, pubacks
-from transports.mqtt.inbound import Terms, capabilities, message_of, negotiate
+from transports.mqtt.encoding import PINGRESP, encode
+from transports.mqtt.inbound import Terms, capabilities, negotiate
 from transports.mqtt.outbound import Outbound, PublishCache
 from transports.mqtt.packets import (
     V5,
-    V311,
     Ack,
     ConnAck,
     Connect,
@@ -40,6 +38,7 @@ from transports.mqtt.packets import (
     UnsubAck,
     Unsubscribe,
 )
+from transports.mqtt.publishing import Publishing
 from transports.mqtt.session import NEVER, Session
 from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError
 from transports.mqtt.settings import MqttSettings
@@ -74,7 +73,7 @@ class MqttConnection(TcpConnection):
         self.shared = shared
         self.decoder = Decoder(shared.settings.max_packet_size, shared.topics)
         self.client_id = ""
-        self._version = 0
+        self.version = 0
         self._connect: Connect | None = None
         self._terms: Terms | None = None
         self._session: Session | None = None
@@ -86,7 +85,7 @@ class MqttConnection(TcpConnection):
         """Seconds without a byte from the client, in which it could have sent one."""
         self._patience = float(shared.settings.connect_timeout)
         """How long `_quiet` may get, 0 for no limit."""
-        self._unacked = 0
+        self.publishing = Publishing(self)
         self._unanswered = 0
         self._draining = False
         self._authenticating: Future[User | None] | None = None
@@ -120,7 +119,7 @@ class MqttConnection(TcpConnection):
                 try:
                     _HANDLERS[kind](self, packet)
                 except ProtocolError as error:
-                    self._fail(error.reason, error.why)
+                    self.fail(error.reason, error.why)
                 if self.closing:
                     return
         self._take(acks, publishes)
@@ -132,132 +131,25 @@ class MqttConnection(TcpConnection):
             if self._draining:
                 self._end_if_drained()
         if publishes and not self.closing and not self._draining:
-            self._publish(publishes)
+            self.publishing.take(publishes)
 
-    def _publish(self, publishes: list[Publish]) -> None:
-        source, client_id = self.shared.name, self.client_id
-        messages: list[Message] = []
-        packet_ids: list[int] = []
-        if self.gateway.pressure.high and self._session is not None and self._session.in_flight:
-            # It is not paused, so that its PUBACKs still come; it is refused instead (ruling 22).
-            self._refuse(publishes, Reason.QUOTA_EXCEEDED)
-            return
-        for publish in publishes:
-            if publish.qos == 2:
-                self._accept(messages, packet_ids)
-                self._fail(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not supported")  # [MQTT-3.2.2-11]
-                return
-            topic = publish.topic
-            if publish.properties or topic[0] == "$":
-                try:
-                    message = message_of(publish, source, client_id)
-                except ProtocolError as error:
-                    self._accept(messages, packet_ids)
-                    self._fail(error.reason, error.why)
-                    return
-                if isinstance(message, Reason):
-                    self._accept(messages, packet_ids)
-                    messages, packet_ids = [], []
-                    self._refuse([publish], message)
-                    continue
-                if publish.retain and not message.retain:
-                    self.counters.dropped["retain-on-queue"] += 1
-            else:
-                message = Message(
-                    topic,
-                    publish.payload,
-                    TOPIC_EXCHANGE,
-                    publish.qos,
-                    publish.retain,
-                    NO_PROPERTIES,
-                    None,
-                    0.0,
-                    source,
-                    client_id,
-                )
-            messages.append(message)
-            packet_ids.append(publish.packet_id)
-        self._accept(messages, packet_ids)
+    # what publishing asks
 
-    def _accept(self, messages: list[Message], packet_ids: list[int]) -> None:
-        """packet_ids: 0 for messages of QoS 0."""
-        if not messages or self.closing:
-            return
-        if not self._count_unacked(packet_ids):
-            return
-        self.counters.messages_in += len(messages)
-        future = self.gateway.accept(messages)
-        future.add_done_callback(partial(self._accepted, packet_ids))
-        pressure = self.gateway.pressure
-        if pressure.high and not (self._session is not None and self._session.in_flight):
-            self.pause("pressure")
-            pressure.on_low(partial(self.resume, "pressure"))
-
-    def _count_unacked(self, packet_ids: Sequence[int]) -> bool:
-        """False if these are more than the client may send ahead [MQTT-3.3.4-9]. 3.1.1 has no such limit: its
-        clients wait."""
-        self._unacked += len(packet_ids) - packet_ids.count(0)
-        limit = self.shared.settings.receive_maximum
-        if self._unacked > limit:
-            if self._version == V5:
-                self._fail(Reason.RECEIVE_MAXIMUM_EXCEEDED, f"more than {limit} messages without PUBACK")
-                return False
-            self.pause("unacked")
-        return True
-
-    def _accepted(self, packet_ids: list[int], future: Future[Sequence[Outcome]]) -> None:
-        if future.cancelled():
-            return
-        outcomes = future.result()
-        stored = outcomes.count(Outcome.STORED) == len(outcomes)
-        if stored and 0 not in packet_ids:
-            self._answer(len(packet_ids), positive_pubacks(packet_ids))
-            return
-        answers: list[tuple[int, int]] = []
-        refused = False
-        for packet_id, outcome in zip(packet_ids, outcomes, strict=True):
-            if outcome is Outcome.REFUSED:
-                if not packet_id:
-                    self.counters.dropped["qos0-refused"] += 1
-                    continue
-                self.counters.refusals["queue-full"] += 1
-                if self._version == V311:
-                    refused = True
-                    break
-            if packet_id:
-                answers.append((packet_id, _PUBACK_REASONS[outcome]))
-        self._answer(len(packet_ids) - packet_ids.count(0), pubacks(answers, self._version))
-        if refused:
-            self._close_refused("a message was refused")
-
-    def _refuse(self, publishes: Sequence[Publish], reason: Reason) -> None:
-        """Not accepted, for a reason of this transport; answered behind all that came before."""
-        packet_ids = [publish.packet_id for publish in publishes if publish.packet_id]
-        self.counters.dropped[f"qos0-{reason.label}"] += len(publishes) - len(packet_ids)
-        if not packet_ids or self.closing or not self._count_unacked(packet_ids):
-            return
-        self.counters.refusals[reason.label] += len(packet_ids)
-
-        def answer(barrier: Future[bool]) -> None:
-            if self._version == V311:
-                self._close_refused(f"a message was refused: {reason.label}")
-            else:
-                self._answer(len(packet_ids), pubacks([(one, reason) for one in packet_ids], V5))
-
-        self.gateway.put().add_done_callback(answer)
-
-    def _answer(self, count: int, data: bytes) -> None:
-        self._unacked -= count
+    def answered(self, data: bytes) -> None:
+        """PUBACKs, perhaps none; something that was waited for is over."""
         if self.closing:
             return
         if data:
             self.send(data)
-        if self._unacked <= self.shared.settings.receive_maximum:
-            self.resume("unacked")
         if self._draining:
             self._end_if_drained()
 
-    def _close_refused(self, why: str) -> None:
+    @property
+    def has_unsettled(self) -> bool:
+        """Whether PUBACKs of the client are due; then it must be read."""
+        return self._session is not None and bool(self._session.in_flight)
+
+    def refuse(self, why: str) -> None:
         """3.1.1 has no negative PUBACK: the client learns by the end of its connection (ruling 22)."""
         if not self.closing:
             self._say_closed(why)
@@ -267,7 +159,7 @@ class MqttConnection(TcpConnection):
 
     def _on_connect(self, connect: Connect) -> None:
         self._connect = connect
-        self._version = connect.version
+        self.version = connect.version
         shared = self.shared
         terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
         if isinstance(terms, Reason):
@@ -329,14 +221,14 @@ class MqttConnection(TcpConnection):
     def _opened(self, terms: Terms, present: bool) -> None:
         assert self._connect is not None and self._session is not None
         shared, settings = self.shared, self.shared.settings
-        told = capabilities(self._connect, terms, settings) if self._version == V5 else {}
-        self.send(encode(ConnAck(Reason.SUCCESS, present, told), self._version))
+        told = capabilities(self._connect, terms, settings) if self.version == V5 else {}
+        self.send(encode(ConnAck(Reason.SUCCESS, present, told), self.version))
         self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
         self._quiet = 0.0
         outbound = self._outbound = Outbound(
             self.gateway,
             self._session,
-            self._version,
+            self.version,
             terms.window,
             terms.max_packet_size,
             settings.max_buffered,
@@ -347,7 +239,7 @@ class MqttConnection(TcpConnection):
             self._session_gone,
         )
         self._subscriptions = Subscriptions(
-            self.gateway, shared.sessions, self._session, outbound, settings, self._version
+            self.gateway, shared.sessions, self._session, outbound, settings, self.version
         )
         outbound.resume()
         self._subscriptions.resume()
@@ -357,7 +249,7 @@ class MqttConnection(TcpConnection):
         """CONNACK with a reason, then the end [MQTT-3.1.4-5]."""
         self.counters.refusals[reason.label] += 1
         log.info("connection refused", transport=self.shared.name, peer=self.peer, reason=reason.label)
-        self.send(encode(ConnAck(reason), version or self._version))
+        self.send(encode(ConnAck(reason), version or self.version))
         self._end(lost=False)
 
     # the rest of the packets
@@ -370,13 +262,13 @@ class MqttConnection(TcpConnection):
     def _subscribed(self, packet_id: int, reasons: tuple[int, ...], done: Callable[[bool], Any], kept: bool) -> None:
         if not kept:
             reasons = (Reason.UNSPECIFIED_ERROR,) * len(reasons)
-        self.send(encode(SubAck(packet_id, reasons), self._version))
+        self.send(encode(SubAck(packet_id, reasons), self.version))
         done(kept)
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self._subscriptions is not None
         reasons = self._subscriptions.unsubscribe(packet)
-        self._expect(lambda kept: self.send(encode(UnsubAck(packet.packet_id, reasons), self._version)))
+        self._expect(lambda kept: self.send(encode(UnsubAck(packet.packet_id, reasons), self.version)))
 
     def _expect(self, answer: Callable[[bool], None]) -> None:
         """Answers once all that the packet changed is durable."""
@@ -415,7 +307,7 @@ class MqttConnection(TcpConnection):
 
     def _on_fault(self, fault: Fault) -> None:
         if self._session is not None:
-            self._fail(fault.reason, fault.why)
+            self.fail(fault.reason, fault.why)
             return
         self._count_fault(fault.reason, fault.why)
         if fault.version:
@@ -427,7 +319,7 @@ class MqttConnection(TcpConnection):
 
     # the end
 
-    def _fail(self, reason: Reason, why: str) -> None:
+    def fail(self, reason: Reason, why: str) -> None:
         """Ends the connection because of what the client did [MQTT-4.13.1-1]."""
         if self.closing:
             return
@@ -446,7 +338,7 @@ class MqttConnection(TcpConnection):
 
     def _disconnect(self, reason: Reason, properties: Properties5) -> None:
         """Tells an MQTT 5 client why [MQTT-3.14.0-1]: 3.1.1 has no such packet."""
-        if self._version != V5 or self._outbound is None:
+        if self.version != V5 or self._outbound is None:
             return
         data = encode(Disconnect(reason, properties), V5)
         if len(data) > self._outbound.max_packet_size:  # [MQTT-3.14.2-3]
@@ -514,15 +406,14 @@ class MqttConnection(TcpConnection):
         self._end_if_drained()
 
     def _end_if_drained(self) -> None:
-        waits = self._unacked or self._unanswered or (self._session is not None and self._session.in_flight)
-        if not waits:
+        if not (self.publishing.unacked or self._unanswered or self.has_unsettled):
             self.shut_down()
 
     def shut_down(self) -> None:
         if self.closing:
             return
-        if self._outbound is None and self._version:
-            self.send(encode(ConnAck(Reason.SERVER_SHUTTING_DOWN), self._version))
+        if self._outbound is None and self.version:
+            self.send(encode(ConnAck(Reason.SERVER_SHUTTING_DOWN), self.version))
         self._disconnect(Reason.SERVER_SHUTTING_DOWN, {})
         self._end(lost=False)
 
@@ -536,12 +427,6 @@ class MqttConnection(TcpConnection):
         self.flushed()
 
 
-_PUBACK_REASONS = {
-    Outcome.STORED: Reason.SUCCESS,
-    Outcome.DUPLICATE: Reason.SUCCESS,
-    Outcome.UNROUTED: Reason.NO_MATCHING_SUBSCRIBERS,
-    Outcome.REFUSED: Reason.QUOTA_EXCEEDED,
-}
 _HANDLERS: dict[type, Callable[[MqttConnection, Any], None]] = {
     Connect: MqttConnection._on_connect,
     Subscribe: MqttConnection._on_subscribe,
