@@ -136,7 +136,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
         items = tuple(headers.items()) if ordered is None else tuple(_merge(ordered, headers))
         if hints is not None:
             hints = {name: hint for name, hint in hints.items() if name in headers}
-        if hints or TYPES in headers:
+        if hints or _has_hints(items):
             items = (*items, (TYPES, hints or {}))
         fields["headers"] = items
     return Content(Properties(**fields) if fields else NO_PROPERTIES, qos, retain, ttl, topic)
@@ -214,6 +214,11 @@ def _merge(ordered: list[list[Any]], headers: dict[str, Any]) -> Iterable[tuple[
     for name, value in headers.items():
         if name not in first:
             yield name, value
+
+
+def _has_hints(items: tuple[tuple[str, Any], ...]) -> bool:
+    """The last header is our own one, or would be taken for it."""
+    return bool(items) and items[-1][0] == TYPES and isinstance(items[-1][1], dict)
 
 
 def _in_table(name: str) -> bool:
@@ -311,7 +316,7 @@ def _headers(
     items: tuple[tuple[str, Any], ...], native: bool, extra: dict[str, Any], added: dict[str, Any]
 ) -> bytes | None:
     hints: dict[str, Any] | None = None
-    if items and items[-1][0] == TYPES and isinstance(items[-1][1], dict):
+    if _has_hints(items):
         hints = items[-1][1]
         items = items[:-1]
     table: dict[str, Any] = {}
