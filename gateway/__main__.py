@@ -16,14 +16,14 @@ import typer
 from gateway.commands import (
     AsJson,
     consume,
-    dead_letters_app,
     groups_app,
     print_json,
     publish,
     queues_app,
     read_headers,
 )
-from gateway.errors import ConfigError, GatewayError, ListenError, StoreError
+from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, UnreachableError
+from gateway.redrive import dead_letters_app
 
 # What only some commands need is imported by these, so that each starts quickly.
 
@@ -35,11 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(publish)
-app.command()(consume)
-app.add_typer(queues_app, name="queues")
-app.add_typer(groups_app, name="groups")
-app.add_typer(dead_letters_app, name="dead-letters")
 
 Config = Annotated[Path, typer.Argument(help="The configuration.", metavar="CONFIG")]
 
@@ -178,10 +173,15 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
+app.command()(publish)
+app.command()(consume)
+app.add_typer(queues_app, name="queues")
+app.add_typer(groups_app, name="groups")
+app.add_typer(dead_letters_app, name="dead-letters")
+
+
 def main() -> None:
     """The entry point."""
-    from gateway.client import UnreachableError
-
     try:
         app(prog_name="gateway")
     except (ConfigError, StoreError, ListenError) as error:

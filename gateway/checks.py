@@ -159,7 +159,8 @@ class Checks:
             except ValueError as error:
                 self._fault(str(error), *keys, "listen")
                 continue
-            has_users = bool(self.settings.users) or self.root.says("users") or self.root.says("users_file")
+            # Users that have a fault are users nevertheless; an empty file of users has none.
+            has_users = bool(self.settings.users) or bool(self.root.keys("users"))
             if not address.loopback and not has_users and not getattr(section, "allow_anonymous", False):
                 self._fault(
                     f"{address} can be reached from other machines and there are no users: add `users`, listen on "

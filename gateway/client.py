@@ -11,22 +11,10 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from gateway.errors import GatewayError
+from gateway.errors import DeniedError, UnreachableError
 
 T = TypeVar("T")
 _API = "/api/v1/"
-
-
-class UnreachableError(GatewayError):
-    """No daemon answers at that address."""
-
-
-class DeniedError(GatewayError):
-    """The daemon answered, and did not do it; the text is its own."""
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class AdminClient:

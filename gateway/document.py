@@ -190,12 +190,12 @@ class _Reader:
         if "${" in text:
             before = len(self.faults)
             text = _VARIABLE.sub(lambda hit: self._variable(hit, key, line), text)
-            node = Node(line, text if found.style else _resolve(text), text)
+            node = Node(line, text if found.style else resolve(text), text)
             node.faulty = len(self.faults) > before
             return node
         if found.style or found.tag == _YAML_TAG + "str":
             return Node(line, text)
-        return Node(line, _resolve(text))
+        return Node(line, resolve(text))
 
     def _variable(self, hit: re.Match[str], key: str, line: int) -> str:
         if hit[0] == "$${":
@@ -215,7 +215,8 @@ class _Reader:
         return value
 
 
-def _resolve(text: str) -> Scalar:
+def resolve(text: str) -> Scalar:
+    """What a plain scalar means."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

@@ -36,3 +36,15 @@ class QueueMismatchError(GatewayError):
 
 class ListenError(GatewayError):
     """A listener can't have its address; the text names transport, address and cause."""
+
+
+class UnreachableError(GatewayError):
+    """No daemon answers at that address."""
+
+
+class DeniedError(GatewayError):
+    """A daemon answered, and did not do what it was asked; the text is its own, `status` that of HTTP."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status

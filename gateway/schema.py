@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from gateway.address import Address
-from gateway.document import Faults, Node, nearest
+from gateway.document import Faults, Node, nearest, resolve
 from gateway.policy import Octets, Seconds, SecondsRange, decode_custom, encode_custom
 
 FAILED = object()
@@ -146,9 +146,12 @@ class Decoder:
         try:
             return msgspec.convert(node.plain(), kind, dec_hook=decode_custom)
         except msgspec.ValidationError as error:
-            if node.text is not None and node.text != node.value and _is_text(kind):
-                return node.text  # a secret of digits from the environment is still text
-            return self._wrong(node, kind, key, error)
+            # A secret of digits from the environment is still text, and "${PORT}" in quotes still a number: there
+            # the quotes belong to the place, as in {port: "${PORT}"}, and not to the value.
+            other = node.text if _is_text(kind) or node.text is None else resolve(node.text)
+            if node.text is None or other == node.value:
+                return self._wrong(node, kind, key, error)
+            return self._leaf(Node(node.line, other), kind, key)
 
     def _wrong(self, node: Node, kind: Any, key: str, error: Exception | None = None) -> Any:
         value = node.value

@@ -27,8 +27,9 @@ def console() -> Console:
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
-    """A table; a column whose name ends in `>` is aligned to the right. `empty` is said if there are no rows."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table; a column whose name ends in `>` is aligned to the right. Without columns there is no head. `empty` is
+    said if there are no rows."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=bool(columns))
     for column in columns:
         right = column.endswith(">")
         table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
