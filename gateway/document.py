@@ -16,7 +16,7 @@ import yaml
 from gateway.errors import ConfigError
 
 # Plain scalars follow YAML 1.2's core schema: `on`, `1:30` and `2026-01-01` are text, as everybody expects.
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
@@ -25,6 +25,9 @@ _WORDS: dict[str, bool | None] = {
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _YAML_TAG = "tag:yaml.org,2002:"
+_TAGS = frozenset(
+    _YAML_TAG + name for name in ("null", "bool", "int", "float", "str", "timestamp", "value", "merge", "map", "seq")
+)
 _MAX_DEPTH = 50
 
 Scalar = str | int | float | bool | None
@@ -152,7 +155,7 @@ class _Reader:
         if depth > _MAX_DEPTH:  # also ends an alias that holds itself
             self.faults.add(line, key, f"nested deeper than {_MAX_DEPTH} levels")
             return Node(line, None)
-        if not found.tag.startswith(_YAML_TAG):
+        if found.tag not in _TAGS:
             self.faults.add(line, key, f"unknown tag {found.tag!r}")
         if isinstance(found, yaml.MappingNode):
             return Node(line, self._mapping(found, key, depth))
@@ -220,7 +223,7 @@ def resolve(text: str) -> Scalar:
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
-        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        return int(text, 16) if text.startswith("0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
