@@ -117,7 +117,7 @@ class MqttConnection(TcpConnection):
                 if self.closing:
                     return
                 try:
-                    _HANDLERS[kind](self, packet)
+                    _HANDLERS.get(kind, MqttConnection._on_other)(self, packet)
                 except ProtocolError as error:
                     self.fail(error.reason, error.why)
                 if self.closing:
