@@ -6,6 +6,7 @@ Its rule: a plugin that fails is reported by its name with the cause, tried agai
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.metadata
 import importlib.util
 import random
@@ -108,6 +109,8 @@ def create(name: str, settings: msgspec.Struct) -> Transport:
     """A transport, made with its name and settings. Raises PluginError, or ConfigError for a section whose plugin
     was not there when the configuration was read and which does not fit it."""
     kind: str = settings.type  # type: ignore[attr-defined]
+    if isinstance(settings, Unloaded):
+        importlib.invalidate_caches()  # it may have been installed since
     found: Any = load(kind)
     if isinstance(settings, Unloaded):
         try:

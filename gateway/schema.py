@@ -122,7 +122,7 @@ class Decoder:
                 self.faults.add(item.line, path, f"unknown key{nearest(name, fields, 'keys')}")
         for field in fields.values():
             if field.required and field.name not in values:
-                self.faults.add(node.line, key, f"the key {field.encode_name} is missing")
+                self.faults.add(node.line, key, f'missing key "{field.encode_name}"')
         if len(self.faults) > before:
             return FAILED
         try:

@@ -161,7 +161,7 @@ class _Loader:
             return FAILED
         kind = node.value.get("type")
         if kind is None:
-            self.faults.add(node.line, key, "the key type is missing")
+            self.faults.add(node.line, key, 'missing key "type"')
             return FAILED
         if not isinstance(kind.value, str):
             return self.decoder.decode(kind, str, f"{key}.type")

@@ -1,0 +1,55 @@
+"""Owns a gateway inside the test's own loop: the real core and committer on a memory store, no sockets.
+
+Its rule: it is made as the daemon makes it, so what passes here is not a fake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gateway.access import Access
+from gateway.clock import Clock
+from gateway.committer import Committer
+from gateway.core import Core
+from gateway.explain import configured_bindings
+from gateway.flow import Pressure
+from gateway.local import LocalGateway
+from gateway.operator import Operator
+from gateway.replay import restore
+from gateway.settings import Settings, load
+from gateway.storage.memory import MemoryJournal
+
+
+@contextlib.asynccontextmanager
+async def local_gateway(
+    config: str = "", users: Mapping[str, str] | None = None, drain_timeout: float = 5.0
+) -> AsyncIterator[tuple[LocalGateway, Operator]]:
+    """config: queues and routes in YAML. users: argon2 hashes by name."""
+    settings = _settings(config)
+    core = Core(Clock(), b"secret", settings.max_memory)
+    journal = MemoryJournal()
+    journal.open()
+    pressure = Pressure()
+    committer = Committer(core, journal, pressure, settings.max_backlog)
+    access = Access(users or {})
+    gateway = LocalGateway(committer, access, pressure, drain_timeout)
+    operator = Operator()
+    restored = restore(core, journal)
+    core.configure(settings.queues, configured_bindings(settings))
+    committer.start(restored)
+    operator.take_over(gateway)
+    try:
+        yield gateway, operator
+    finally:
+        await committer.close()
+        access.close()
+
+
+def _settings(config: str) -> Settings:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "gateway.yaml")
+        path.write_text(config)
+        return load(path, {})
