@@ -118,7 +118,7 @@ class Sessions:
         if earlier is not None:
             earlier.taken_over()
         session = self._sessions.get(client_id)
-        if session is not None and clean_start:  # [MQTT-3.1.2-4]
+        if session is not None and (clean_start or session.ends <= self.gateway.now()):  # [MQTT-3.1.2-4]
             self._end(session)
             session = None
         present = session is not None
