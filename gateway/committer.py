@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.core import Core
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
@@ -29,6 +29,9 @@ SETTLE_DELAY_SECONDS = 0.005
 """How long settlements alone wait for more of them; nobody waits for their commit."""
 RETRY_SECONDS = 0.5
 IDLE_TIDY_SECONDS = 0.02
+ROOM_OCTETS = 8 << 20
+"""With less than this left on the disk, above what the store holds in reserve, messages are refused."""
+REREAD_SECONDS = 5.0
 
 
 class _Worker:
@@ -63,12 +66,18 @@ class _Worker:
                 return  # the loop is closed: nobody is left to be told
 
 
+class _Written(NamedTuple):
+    """error: why only the first of two commits is durable."""
+
+    last_id: int
+    room: int
+    error: StoreError | None
+
+
 class Committer:
     """Accepts into the core, commits, answers, delivers. All methods on the loop's thread."""
 
-    def __init__(
-        self, core: Core, journal: Journal, pressure: Pressure, max_backlog: int = 64 << 20, reserve: int = 0
-    ) -> None:
+    def __init__(self, core: Core, journal: Journal, pressure: Pressure, max_backlog: int = 64 << 20) -> None:
         self.core = core
         self.journal = journal
         self.pressure = pressure
@@ -79,7 +88,6 @@ class Committer:
         self._writer = _Worker("journal-writer", self._loop)
         self._reader = _Worker("journal-reader", self._loop)
         self._max_backlog = max_backlog
-        self._reserve = reserve
         self._loaded: list[asyncio.Future[None]] = []
         self._running = False
         self._scheduled = False
@@ -89,6 +97,7 @@ class Committer:
         self._retry: asyncio.TimerHandle | None = None
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
+        self._ended = False
         self._idle: asyncio.Future[None] | None = None
         self._last_id = 0
         self._log_octets = 0
@@ -96,6 +105,7 @@ class Committer:
         self._refresh: Refresh | None = None
         self._tidy = True
         core.poke = self.poke
+        core.report = lambda what, error: log.fault(what, error)
         core.overloaded = True
 
     def start(self, restored: Restored) -> None:
@@ -118,7 +128,6 @@ class Committer:
             if not future.done():
                 future.set_result(outcomes)
 
-        self._remember(changes)
         self.core.accept(Accept(batch, changes, resolve))
         self._relieve()
         self.poke()
@@ -131,10 +140,15 @@ class Committer:
             if not future.done():
                 future.set_result(ok)
 
-        self._remember(changes)
         self.core.accept(Accept((), changes, resolve))
         self.poke()
         return future
+
+    def _refuse_all(self) -> None:
+        waiting, self.core.gather.accepts = self.core.gather.accepts, []
+        for accept in waiting:
+            accept.outcomes = [Outcome.REFUSED] * len(accept.messages)
+        self._answer(waiting, ok=False)
 
     def state(self, owner: str) -> dict[str, bytes]:
         return dict(self.states.get(owner, {}))
@@ -150,7 +164,9 @@ class Committer:
 
     def poke(self) -> None:
         """Something happened: one turn follows in this iteration of the loop."""
-        if not self._scheduled and not self._closed:
+        if self._ended:
+            self._refuse_all()
+        elif not self._scheduled and not self._closed:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -222,34 +238,42 @@ class Committer:
         messages = len(gather.pending) if gather is not None else 0
         octets = (len(commit.record) + sum(len(data) for _, data in commit.bodies)) if commit is not None else 0
 
-        def done(result: tuple[int, int] | None, error: BaseException | None) -> None:
+        def done(result: _Written | None, error: BaseException | None) -> None:
             self._running = False
-            if error is not None:
+            if error is not None or result is None:
                 self._failed(error)
                 return
-            assert result is not None
             self.stats.observe(messages, octets, time.perf_counter() - began)
-            self._last_id = max(self._last_id, result[0])
-            self._watch_room(result[1])
-            self._log_octets += octets
+            self._last_id = max(self._last_id, result.last_id)
+            if commit is not None:
+                self._log_octets += len(commit.record)
+                self._answer(core.committed())
+            if result.error is not None:
+                self._failed(result.error)
+                return
+            self._watch_room(result.room)
             if copied is not None:
                 self._copied(copied)
-            if commit is not None:
-                self._answer(core.committed())
             self._consider_refresh()
             self._relieve()
             self._turn()
 
         self._writer.call(lambda: self._commit(commit, copied), done)
 
-    def _commit(self, commit: Commit | None, copied: Commit | None) -> tuple[int, int]:
-        """In the writer's thread: the id of the last record, and the room that is left."""
-        first = self.journal.commit(commit) if commit is not None else 0
-        second = self.journal.commit(copied) if copied is not None else 0
-        return max(first, second), self.journal.room()
+    def _commit(self, commit: Commit | None, copied: Commit | None) -> _Written:
+        """In the writer's thread. Raises StoreError if `commit` is not durable; if only `copied` is not, it is told."""
+        last_id = self.journal.commit(commit) if commit is not None else 0
+        try:
+            if copied is not None:
+                last_id = self.journal.commit(copied)
+        except StoreError as error:
+            return _Written(last_id, self.journal.room(), error)
+        return _Written(last_id, self.journal.room(), None)
 
     def _answer(self, accepts: Sequence[Accept], ok: bool = True) -> None:
         for accept in accepts:
+            if ok and accept.changes and not accept.is_refused():
+                self._remember(accept.changes)
             accept.resolve(accept.outcomes, ok)
 
     def _relieve(self) -> None:
@@ -263,11 +287,11 @@ class Committer:
 
     # what can go wrong
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException | None) -> None:
         self.stats.failures += 1
         core = self.core
         self._refresh = None
-        if not isinstance(error, StoreError):
+        if error is not None and not isinstance(error, StoreError):
             log.fault("commit failed", error)
         elif not core.refusing:
             log.error("commit failed", error=str(error))
@@ -284,10 +308,10 @@ class Committer:
     def _watch_room(self, room: int) -> None:
         """The last of the disk is kept for settlements (`store.reserve`)."""
         core = self.core
-        if room < self._reserve:
+        if room < ROOM_OCTETS:
             if not core.refusing:
-                log.error("the disk is nearly full, messages are refused", room=room, reserve=self._reserve)
-            core.refusing = f"the store has only {room} bytes left on its disk, its reserve is {self._reserve}"
+                log.error("the disk is nearly full, messages are refused", room=room)
+            core.refusing = f"the disk of the store has only {room} bytes left above the reserve"
             self._retry = self._retry or self._loop.call_later(RETRY_SECONDS, self._try_again)
         elif core.refusing:
             core.refusing = ""
@@ -308,7 +332,9 @@ class Committer:
         """After a failed fsync only a new, complete file may be appended to (ruling 2)."""
         core = self.core
         records, states = snapshot(core, self.states)
-        rows = sorted(core.rows)
+        # What is still on its way to the disk is not in the old file.
+        unwritten = {row for row, _ in (*core.gather.moved_bodies.close(), *core.gather.bodies.close())}
+        rows = sorted(core.rows.keys() - unwritten)
         self._running = True
 
         def done(last_id: int | None, error: BaseException | None) -> None:
@@ -333,13 +359,25 @@ class Committer:
     # bodies
 
     def _read(self, rows: list[int]) -> None:
+        def read() -> dict[int, bytes]:
+            """In the reader's thread. One row that can't be read does not hold up the others."""
+            found: dict[int, bytes] = {}
+            for row in rows:
+                try:
+                    found |= self.journal.read([row])
+                except StoreError as error:
+                    log.error("bodies could not be read", row=row, error=str(error))
+            return found
+
         def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
             if self._closed:
                 return
             if error is not None:
-                log.error("bodies could not be read", error=str(error))
-                self._loop.call_later(RETRY_SECONDS, self._read, rows)
-                return
+                log.fault("reading failed", error)
+            missing = {row for row in rows if row not in (found or {}) and row in self.core.rows}
+            if missing:
+                self.core.unreadable |= missing
+                self._loop.call_later(REREAD_SECONDS, self._read_again, missing)
             self.core.loaded(found or {})
             waiting, self._loaded = self._loaded, []
             for future in waiting:
@@ -347,15 +385,21 @@ class Committer:
                     future.set_result(None)
             self.poke()
 
-        self._reader.call(lambda: self.journal.read(rows), done)
+        self._reader.call(read, done)
+
+    def _read_again(self, rows: set[int]) -> None:
+        self.core.unreadable -= rows
+        self.core.wake_all()
 
     async def message(self, source: Queue, slot: int) -> Message | None:
         """The message of an entry, read from the disk if need be; None if the entry is gone meanwhile."""
         ident = source.entries.ident[slot]
-        while ident and source.entries.ident[slot] == ident:
+        while ident and source.entries.holds(slot, ident):
             message = source.message(slot)
             if message is not None:
                 return message
+            if self.core.is_unreadable(source.entries.row[slot]):
+                return None
             future: asyncio.Future[None] = self._loop.create_future()
             self._loaded.append(future)
             self.poke()
@@ -426,13 +470,13 @@ class Committer:
     async def close(self) -> None:
         """Flushes, then closes the journal."""
         await self.flush()
-        self._closed = True
+        self._closed = self._ended = True
         for timer in (self._timer, self._lazy, self._retry):
             if timer is not None:
                 timer.cancel()
         closed: asyncio.Future[None] = self._loop.create_future()
         # Who still waits hears that nothing was stored.
-        self._answer(self.core.take_refused())
+        self._refuse_all()
 
         def done(result: None, error: BaseException | None) -> None:
             if error is not None:

@@ -77,6 +77,8 @@ class Core:
         """More is accepted than the disk can take: everything is refused."""
         self.poke: Callable[[], None] = _nobody
         """Called when there is something to dispatch or to commit."""
+        self.report: Callable[[str, Exception], None] = _unreported
+        """Told of what should not have been."""
         self.next_ident = 1
         self.committed_ident = 0
         self.next_row = 1
@@ -101,10 +103,10 @@ class Core:
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
         now = self.now()
-        accept.outcomes = outcomes = [self._decide(message, now) for message in accept.messages]
+        accept.outcomes = [self._decide(message, now) for message in accept.messages]
         gather = self.gather
         gather.accepts.append(accept)
-        if accept.changes and (not outcomes or any(outcome is not Outcome.REFUSED for outcome in outcomes)):
+        if accept.changes and not accept.is_refused():
             gather.states += accept.changes
 
     def _decide(self, message: Message, now: float) -> Outcome:
@@ -366,11 +368,17 @@ class Core:
     def jitter(self) -> float:
         return self._rng.random()
 
+    def is_unreadable(self, row: int) -> bool:
+        return row in self.unreadable
+
+    def consumer_failed(self, queue: Queue, error: Exception) -> None:
+        self.report(f"a consumer of queue {queue.name} failed and lost its subscription", error)
+
     def body(self, row: int) -> bytes | None:
         data = self._row_cache.get(row)
         if data is not None:
             self._row_cache.move_to_end(row)
-        else:
+        elif row not in self.unreadable:
             self.wanted.add(row)
         return data
 
@@ -398,12 +406,17 @@ class Core:
     def loaded(self, rows: Mapping[int, bytes]) -> None:
         """What was read; queues that waited may go on."""
         for row, data in rows.items():
+            self.unreadable.discard(row)
             if row in self.rows and row not in self._row_cache:
                 self._row_cache[row] = data
                 self._row_cache_octets += len(data)
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        """Every queue with work and consumers is looked at again."""
         for queue in self.queues.values():
             if queue.subscriptions and queue.depth:
-                self._dirty[queue] = None
+                self.wake(queue)
 
     def _trim_row_cache(self) -> None:
         while self._row_cache_octets > ROW_CACHE_OCTETS and len(self._row_cache) > 1:
@@ -601,6 +614,8 @@ class Core:
         """Puts its present definition in the next commit."""
         if queue.policy.durable:
             self.gather.forced_states.append(_queue_state(queue))
+        else:
+            self.gather.forced_states.append(StateChange(OWNER, f"queue/{queue.name}", None))
 
     def states(self) -> list[StateChange]:
         """All durable queues and bindings, for a new store."""
@@ -636,6 +651,7 @@ class Core:
             subscription.detach()
         queue.take_back_all()
         queue.purge()
+        queue.resident.clear()
         queue.deleted = True
         del self.queues[name]
         del self.by_number[queue.number]
@@ -675,8 +691,9 @@ class Core:
         wanted = {DEAD_LETTERS: DEAD_LETTER_POLICY, **policies}
         for name, policy in wanted.items():
             queue = self.queues.get(name)
-            if queue is not None and queue.policy.durable and not policy.durable and queue.entries.count:
-                raise GatewayError(f"queue {name}: it holds {queue.entries.count} messages and can't become transient")
+            held = queue.entries.count + queue.pending_count if queue is not None else 0
+            if queue is not None and queue.policy.durable and not policy.durable and held:
+                raise GatewayError(f"queue {name}: it holds {held} messages and can't become transient")
         notes: list[str] = []
         for name, policy in wanted.items():
             owner = CONFIG if name in policies else OWNER
@@ -714,6 +731,10 @@ def _queue_state(queue: Queue) -> StateChange:
 
 def _nobody() -> None:
     pass
+
+
+def _unreported(what: str, error: Exception) -> None:
+    raise error
 
 
 def binding_key(binding: Binding) -> str:

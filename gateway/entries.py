@@ -113,6 +113,10 @@ class Entries:
         if not self.count:
             self._reset()
 
+    def holds(self, slot: int, ident: int) -> bool:
+        """Whether the slot is still that entry; for whoever kept a slot while others may have been removed."""
+        return slot < len(self.ident) and self.ident[slot] == ident
+
     def _grow(self, slots: int) -> None:
         for name in _COLUMNS:
             column: array[int] | array[float] = getattr(self, name)

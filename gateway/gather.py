@@ -55,6 +55,10 @@ class Accept:
         self.resolve = resolve
         self.outcomes: Sequence[Outcome] = ()
 
+    def is_refused(self) -> bool:
+        """All of its messages were; then its changes are not made."""
+        return bool(self.messages) and all(outcome is Outcome.REFUSED for outcome in self.outcomes)
+
 
 class Bodies:
     """Rows being filled. A row is closed at 256 KB; a larger body has a row of its own."""
@@ -166,7 +170,7 @@ class Gather:
 
     def commit(self, now: float) -> Commit:
         """What the journal gets; an empty Commit if nothing here is durable."""
-        durable = [entry for entry in self.entries() if entry.row]
+        durable = [entry for entry in self.entries() if entry.row and entry.queue.policy.durable]
         record = Record(now)
         if durable:
             fill(record, list(zip(*durable, strict=True)))

@@ -124,10 +124,10 @@ class Operator:
                     break
         stored: list[StoredMessage] = []
         for slot, ident in places:
-            if entries.ident[slot] != ident:
+            if not entries.holds(slot, ident):
                 continue
             message = await self._committer.message(found, slot)
-            if message is not None and entries.ident[slot] == ident:
+            if message is not None and entries.holds(slot, ident):
                 stored.append(self._stored(found, slot, message))
         return stored
 
@@ -163,7 +163,7 @@ class Operator:
             if source.deleted:
                 error = f"queue {queue} is gone"
                 break
-            if source.entries.ident[slot] != ident or slot in source.flying:
+            if not source.entries.holds(slot, ident) or slot in source.flying:
                 skipped += 1
                 continue
             error = await self._redrive_one(source, slot, ident, to)
@@ -187,7 +187,7 @@ class Operator:
         chosen: list[tuple[int, int]] = []
         skipped = 0
         for slot, ident in [(slot, entries.ident[slot]) for slot in entries.slots()]:
-            if entries.ident[slot] != ident or (wanted is not None and ident not in wanted):
+            if not entries.holds(slot, ident) or (wanted is not None and ident not in wanted):
                 continue
             deaths = extras[entries.extra[slot]].deaths
             if not deaths or (selection.queue is not None and deaths[0].queue != selection.queue):
@@ -223,17 +223,19 @@ class Operator:
             return core.refusing
         if target.is_full(source.entries.length[slot]) and target.may_refuse():
             return f"queue {name} is full; the rest is where it was"
+        entries = source.entries
         group = extra.group
         if target.group_template is not None and (group is None or name != died_in):
             message = await self._committer.message(source, slot)
-            if message is None or source.entries.ident[slot] != ident:
-                return ""
+            if message is None:
+                return f"message {ident} can't be read" if entries.holds(slot, ident) else ""
             try:
                 group = target.group_template.render(Fields(message))
             except MissingValueError as error:
                 return f"queue {name} can't take message {ident}: {error}"
-        if target.policy.durable and not source.entries.row[slot]:
-            await self._committer.message(source, slot)
+        if not entries.holds(slot, ident) or slot in source.flying:
+            return ""  # somebody took it meanwhile
+        # A body that is in memory only is there now, since its entry is neither on disk nor in flight.
         core.move(source, slot, target, msgspec.structs.replace(extra, group=group), group=group or "")
         source.remove(slot)
         core.wake(source)

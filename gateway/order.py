@@ -70,11 +70,10 @@ class Competing:
             self._cursor = slot
 
     def peek(self, holder: object, now: float) -> int:
-        ident = self._entries.ident
         returned = self._returned
         while returned:
             number, slot = returned[0]
-            if ident[slot] == number:
+            if self._entries.holds(slot, number):
                 return slot
             heappop(returned)
         cursor = self._cursor
@@ -102,8 +101,8 @@ class Competing:
         if self._waiting:
             self._waiting.pop(slot, None)
         if len(self._returned) > 64 and len(self._returned) > 2 * self._entries.count:
-            ident = self._entries.ident
-            self._returned = [item for item in self._returned if ident[item[1]] == item[0] and item[1] != slot]
+            holds = self._entries.holds
+            self._returned = [item for item in self._returned if item[1] != slot and holds(item[1], item[0])]
             heapify(self._returned)
 
     def forget(self, holder: object) -> None:

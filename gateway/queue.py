@@ -49,6 +49,13 @@ class Ledger(Protocol):
         """A row of bodies that is in memory; None: asked for, `wake` follows."""
         ...
 
+    def is_unreadable(self, row: int) -> bool:
+        """That row could not be read; it is tried again later."""
+        ...
+
+    def consumer_failed(self, queue: Queue, error: Exception) -> None:
+        """A consumer raised, which none may."""
+
     def extra(self, number: int) -> Extra: ...
     def keep(self, octets: int) -> None:
         """That many octets of bodies more (or less) are in memory."""
@@ -229,7 +236,8 @@ class Queue:
 
     def spill(self, slot: int, ident: int) -> None:
         """Forgets the body in memory if the entry still waits and its body is on disk."""
-        if self.entries.ident[slot] == ident and self.entries.row[slot] and self.resident.pop(slot, None) is not None:
+        entries = self.entries
+        if entries.holds(slot, ident) and entries.row[slot] and self.resident.pop(slot, None) is not None:
             self.ledger.keep(-self.entries.length[slot])
 
     # entries out
@@ -328,6 +336,9 @@ class Queue:
             else:
                 message = self.message(slot)
                 if message is None:
+                    if self.ledger.is_unreadable(entries.row[slot]):
+                        self._put_off(slot, subscription, now)
+                        continue
                     break  # it keeps its place until its body is there
             order.take(slot, subscription)
             extra = self.ledger.extra(entries.extra[slot])
@@ -359,7 +370,14 @@ class Queue:
         self._turn = turn
         for subscription, batch in batches.items():
             self.counters.delivered += len(batch)
+            self._deliver(subscription, batch)
+
+    def _deliver(self, subscription: QueueSubscription, batch: list[Delivery]) -> None:
+        try:
             subscription.consumer.deliver(batch)
+        except Exception as error:  # a transport's fault stays its own: it loses its consumer, not a message
+            self.ledger.consumer_failed(self, error)
+            subscription.detach(lost=True)
 
     def _watch_settlement(self, deadline: float, delivery: Delivery, subscription: QueueSubscription) -> None:
         timeouts = self._timeouts
@@ -370,10 +388,10 @@ class Queue:
 
     def deliver_live(self, batch: list[Delivery]) -> None:
         """QoS 0 to whoever is connected."""
-        for subscription in self.subscriptions:
+        for subscription in list(self.subscriptions):
             if subscription.live:
                 self.counters.delivered += len(batch)
-                subscription.consumer.deliver(batch)
+                self._deliver(subscription, batch)
 
     # settlement
 
@@ -505,7 +523,9 @@ class Queue:
         entries = self.entries
         for slot in slots:
             # The slot may be another's by now, which then has its own time.
-            if not entries.ident[slot] or not 0 < entries.expires[slot] <= now or slot in self.flying:
+            if slot >= len(entries.ident) or not entries.ident[slot] or slot in self.flying:
+                continue
+            if not 0 < entries.expires[slot] <= now:
                 continue
             if not self.is_parked_head(slot) and not self._expire(slot):
                 self._watch(slot, int(now) + 2)
@@ -580,7 +600,8 @@ class QueueSubscription:
         found: list[Delivery] = []
         for id in ids:
             delivery = held.pop(id, None)
-            if delivery is None:
+            # Held and not flying: the queue was deleted or emptied under it.
+            if delivery is None or queue.flying.get(delivery.slot) is not delivery:
                 queue.counters.stale += 1
             else:
                 found.append(delivery)
@@ -610,7 +631,8 @@ class QueueSubscription:
 
     def detach(self, lost: bool = False) -> None:
         self.cancel()
-        held = list(self.held.values())
+        flying = self._queue.flying
+        held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
         self.held.clear()
         for delivery in reversed(held[1:] if lost else held):
             self._queue.give_back(delivery)

@@ -16,6 +16,7 @@ import msgspec
 from gateway import retained
 from gateway.core import OWNER, Core, QueueDefinition
 from gateway.errors import StoreError
+from gateway.gather import fill
 from gateway.order import Grouped
 from gateway.policy import decode_custom
 from gateway.queue import Queue
@@ -113,10 +114,14 @@ class _Restore:
             self.last_id = id
             self.octets += len(data)
             self.time = max(self.time, record.time)
-            self.settled.update(unpack("q", record.settled))
+            settled = unpack("q", record.settled)
+            self.settled.update(settled)
             for ident, attempts, error in record.attempts:
                 self.attempts[ident] = (attempts, error)
             self.dues.update(record.dues)
+            # A settlement may outlive its entry's record; its ident must not come again all the same.
+            named = [*settled, *(item[0] for item in record.attempts), *(item[0] for item in record.dues)]
+            core.next_ident = max(core.next_ident, max(named, default=0) + 1)
             for place, until in enumerate(unpack("d", record.key_expires)):
                 if until > now:
                     core.dedup.add(record.keys[place * 16 : place * 16 + 16], until)
@@ -148,6 +153,8 @@ class _Restore:
             queue = by_number.get(number)
             if queue is None:
                 continue  # its queue was deleted
+            if ident <= queue.entries.ident[queue.entries.last]:
+                continue  # a new file had it already, and the commit that was under way then wrote it again
             slot = queue.store(ident, None, row, offset, length, expires, accepted, group, extra, dues.get(ident, 0.0))
             rows.append(row)
             if extra:
@@ -167,12 +174,14 @@ class _Restore:
     def _finish(self) -> None:
         core = self.core
         core.rows = dict(self.rows)
+        present = {row for row, _ in self.journal.rows()}
+        core.unreadable = core.rows.keys() - present
         core.extras.restored(self.extra_uses)
         core.committed_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
-        for row, _ in self.journal.rows():
+        for row in present:
             core.next_row = max(core.next_row, row + 1)
             if row not in core.rows:
                 core.gather.dropped.append(row)
@@ -213,12 +222,13 @@ class Refresh:
 
     def _names(self) -> Iterator[Record]:
         core = self._core
+        # What was named anew since the walk began stands in a record already, and must have the last word.
         for extras in _slices(list(core.extras.items())):
-            yield Record(core.now(), extras_named=extras)
+            yield Record(core.now(), extras_named=[item for item in extras if core.extras[item[0]] == item[1]])
         for queue in list(core.queues.values()):
             if queue.policy.durable:
                 for names in _slices(list(queue.groups.items())):
-                    groups = [(queue.number, number, name) for number, name in names]
+                    groups = [(queue.number, *item) for item in names if queue.groups.name(item[0]) == item[1]]
                     yield Record(core.now(), groups_named=groups)
 
     def _entries(self, queue: Queue) -> Iterator[Record]:
@@ -264,6 +274,12 @@ def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[lis
     while not last:
         record, last = refresh.next_slice()
         records.append(record)
+    moved = [entry for entry in core.gather.moved if entry.row and entry.queue.policy.durable]
+    if moved:
+        # Gone from where they were, and not yet committed where they go.
+        record_of_moved = Record(core.now())
+        fill(record_of_moved, list(zip(*moved, strict=True)))
+        records.append(encode(record_of_moved))
     changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
     return records, [*changes, *core.retained.states(), *core.states()]
 

@@ -75,7 +75,7 @@ class Daemon:
         core = Core(clock, os.urandom(SECRET_BYTES), settings.max_memory)
         journal = _journal(settings)
         access = Access({name: user.password_hash for name, user in settings.users.items()})
-        committer = Committer(core, journal, pressure, settings.max_backlog, settings.store.reserve)
+        committer = Committer(core, journal, pressure, settings.max_backlog)
         gateway = LocalGateway(committer, access, pressure, settings.drain_timeout)
         self._gateway = gateway
         try:
@@ -111,7 +111,7 @@ class Daemon:
         with _unwrapped():
             async with anyio.create_task_group() as group:
                 group.start_soon(plugins.supervise, ADMIN, lambda: admin, gateway)
-                await up.wait()
+                await _either(up, self._stop)
                 gateway.on_started = None
                 yield
                 group.cancel_scope.cancel()
@@ -127,6 +127,8 @@ class Daemon:
         core.gather.forced_states.append(core.secret_state())
         for note in core.configure(settings.queues, configured_bindings(settings)):
             log.warning(note)
+        if core.unreadable:
+            log.error("bodies are missing in the store, their messages can't be delivered", rows=len(core.unreadable))
         messages = sum(queue.entries.count for queue in core.queues.values())
         committer.start(restored)
         if not await committer.put():
@@ -192,6 +194,16 @@ class Daemon:
         self.settings = settings
         self._gateway.committer.poke()
         log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+
+async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+    """Until one of the two is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (first, second)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _journal(settings: Settings) -> Journal:
