@@ -53,7 +53,7 @@ def split(data: bytes, limit: int) -> tuple[list[RawFrame], int, AmqpError | Non
     frames: list[RawFrame] = []
     at, end = 0, len(data)
     unpack = _FRAME.unpack_from
-    while at + 7 < end:
+    while at + 7 <= end:
         kind, channel, size = unpack(data, at)
         if size + OVERHEAD > limit:
             return frames, at, AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above {limit}")

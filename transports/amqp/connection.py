@@ -532,7 +532,13 @@ class AmqpConnection(TcpConnection):
         self.answer(channel, self.declarations.queue_declare(channel.id, method))
 
     def _queue_delete(self, channel: Channel, method: Any) -> None:
-        self.answer(channel, self.declarations.queue_delete(channel.id, method))
+        notices: list[bytes] = []
+        self.consuming.notices = notices
+        try:
+            answer = self.declarations.queue_delete(channel.id, method)
+        finally:
+            self.consuming.notices = None
+        self.answer(channel, answer._replace(frame=answer.frame + b"".join(notices)))
 
     def _queue_purge(self, channel: Channel, method: Any) -> None:
         self.answer(channel, self.declarations.queue_purge(channel.id, method))

@@ -56,6 +56,8 @@ class Consuming:
         self.octets = Credit(octets=WINDOW)
         self.done: dict[AmqpConsumer, list[int]] = {}
         """Acknowledged and not yet settled: one call for each subscription and turn."""
+        self.notices: list[bytes] | None = None
+        """While this connection deletes a queue: its consumers hear of it after the answer, as clients expect."""
         self._handed: dict[AmqpConsumer, list[int]] = {}
         self._starved: dict[AmqpConsumer, None] = {}
         self._addresses: dict[tuple[str, str], bytes] = {}
@@ -115,7 +117,11 @@ class Consuming:
             return
         del channel.consumers[consumer.tag]
         if self.connection.client_can("consumer_cancel_notify"):
-            self.connection.send(encode_method(channel.id, amqp.Basic.Cancel, consumer_tag=consumer.tag, nowait=True))
+            notice = encode_method(channel.id, amqp.Basic.Cancel, consumer_tag=consumer.tag, nowait=True)
+            if self.notices is not None:
+                self.notices.append(notice)
+            else:
+                self.connection.send(notice)
 
     def qos(self, channel: Channel, method: amqp.Basic.Qos) -> None:
         """As RabbitMQ has it: `global` is the whole channel, without it each consumer that comes later."""

@@ -1,0 +1,87 @@
+"""Owns Raw: an AMQP client of plain blocking sockets, for what no library would send or would hide.
+
+Its rule: it sends what a test says, and shows every frame that comes but heartbeats.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+from pamqp import body, commands, frame, header
+from pamqp.heartbeat import Heartbeat
+
+from tests.harness.process import Address
+
+HELLO = b"AMQP\x00\x00\x09\x01"
+CAPABILITIES = {"authentication_failure_close": True, "consumer_cancel_notify": True, "connection.blocked": True}
+
+
+class Raw:
+    """A client that sends what it is told and shows the frames that come back. Channel 1 is open."""
+
+    def __init__(self, address: Address) -> None:
+        self.socket = socket.create_connection(address, timeout=10)
+        self._buffer = b""
+        self.published = 0
+        self.prefetch = 0
+
+    def login(self, **tune: int) -> None:
+        self.socket.sendall(HELLO)
+        self.expect(commands.Connection.Start)
+        self.send(commands.Connection.StartOk({"capabilities": CAPABILITIES}, "PLAIN", "\0guest\0guest"), 0)
+        offered = self.expect(commands.Connection.Tune)
+        limits = {"channel_max": offered.channel_max, "frame_max": offered.frame_max, "heartbeat": 0, **tune}
+        self.send(commands.Connection.TuneOk(**limits), 0)
+        self.send(commands.Connection.Open(), 0)
+        self.expect(commands.Connection.OpenOk)
+        self.send(commands.Channel.Open())
+        self.expect(commands.Channel.OpenOk)
+
+    def send(self, *frames: Any, channel: int | None = None) -> None:
+        if len(frames) == 2 and isinstance(frames[1], int):
+            frames, channel = frames[:1], frames[1]
+        number = 1 if channel is None else channel
+        self.socket.sendall(b"".join(frame.marshal(one, number) for one in frames))
+
+    def read(self) -> Any:
+        """The next frame that is no heartbeat; None at the end of the stream."""
+        while True:
+            if len(self._buffer) >= 7:
+                size = struct.unpack(">I", self._buffer[3:7])[0] + 8
+                if len(self._buffer) >= size:
+                    one, self._buffer = self._buffer[:size], self._buffer[size:]
+                    found = frame.unmarshal(one)[2]
+                    if not isinstance(found, Heartbeat):
+                        return found
+                    continue
+            data = self.socket.recv(65536)
+            if not data:
+                return None
+            self._buffer += data
+
+    def expect(self, kind: type[Any]) -> Any:
+        found = self.read()
+        assert isinstance(found, kind), (found, getattr(found, "reply_text", ""))
+        return found
+
+    def call(self, method: Any, answer: type[Any]) -> Any:
+        self.send(method)
+        return self.expect(answer)
+
+    def publish(self, content: bytes, key: str = "", exchange: str = "", **options: Any) -> None:
+        self.published += 1
+        properties = commands.Basic.Properties(**options.pop("properties", {}))
+        self.send(
+            commands.Basic.Publish(exchange=exchange, routing_key=key, **options),
+            header.ContentHeader(0, len(content), properties),
+            *([body.ContentBody(content)] if content else []),
+        )
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def is_alive(self) -> bool:
+        self.send(commands.Channel.Open(), 2)
+        return isinstance(self.read(), commands.Channel.OpenOk)
