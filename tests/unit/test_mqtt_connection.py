@@ -1,0 +1,403 @@
+"""MQTT connections on a real core and a transport that only records: pressure, credit, clocks, what is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from gateway.access import Access
+from gateway.address import Address
+from gateway.clock import Clock
+from gateway.committer import Committer
+from gateway.core import Core
+from gateway.flow import Pressure
+from gateway.local import LocalGateway
+from gateway.message import Message
+from gateway.policy import QueuePolicy
+from gateway.replay import restore
+from gateway.storage.memory import MemoryJournal
+from gateway.transport import Binding
+from transports.mqtt.codec import Decoder, TopicNames
+from transports.mqtt.connection import MqttConnection, Shared
+from transports.mqtt.encoding import EncodedPublish, encode
+from transports.mqtt.packets import (
+    V5,
+    V311,
+    Ack,
+    ConnAck,
+    Connect,
+    Disconnect,
+    PingReq,
+    PingResp,
+    Property,
+    Publish,
+    Reason,
+    Request,
+    SubAck,
+    Subscribe,
+    Type,
+    Will,
+)
+from transports.mqtt.sessions import Sessions
+from transports.mqtt.settings import MqttSettings
+from transports.tcp import HIGH_WATER
+
+
+class RecordingTransport(asyncio.Transport):
+    """Takes all bytes at once; with `stuck` it keeps them in its write buffer."""
+
+    def __init__(self, protocol: MqttConnection) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.data = bytearray()
+        self.writes = 0
+        self.reading = True
+        self.stuck = False
+        self.held = 0
+        self.ended = False
+
+    def writelines(self, parts: Any) -> None:
+        data = b"".join(parts)
+        self.writes += 1
+        self.data += data
+        if self.stuck:
+            self.held += len(data)
+            if self.held > HIGH_WATER and self.protocol.writable:
+                self.protocol.pause_writing()
+
+    def release(self) -> None:
+        """The peer reads again."""
+        self.stuck, self.held = False, 0
+        self.protocol.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.held
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    def close(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.protocol.loop.call_soon(self.protocol.connection_lost, None)
+
+    abort = close
+
+
+class Peer:
+    """The client's end of one connection."""
+
+    def __init__(self, shared: Shared, version: int) -> None:
+        self.version = version
+        self.connection = MqttConnection(shared)
+        self.transport = RecordingTransport(self.connection)
+        self.connection.connection_made(self.transport)
+        self._decoder = Decoder(1 << 28, TopicNames(), version)
+
+    def send(self, *packets: Any) -> None:
+        """As one piece; nothing arrives while reading is paused."""
+        assert self.transport.reading
+        self.connection.data_received(b"".join(encode(packet, self.version) for packet in packets))
+
+    def received(self) -> list[Any]:
+        """What came since the last call."""
+        found, used = self._decoder.decode(self.transport.data)
+        del self.transport.data[:used]
+        return list(found)
+
+
+class House:
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.gateway = shared.gateway
+        self.pressure = shared.gateway.pressure
+
+    async def settle_down(self) -> None:
+        """Everything that was begun is done."""
+        for _ in range(3):
+            await self.gateway.put()
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async def connect(self, version: int = V5, client_id: str = "a", **fields: Any) -> Peer:
+        peer = Peer(self.shared, version)
+        peer.send(Connect(client_id, version, **fields))
+        await self.settle_down()
+        (answer,) = peer.received()
+        assert isinstance(answer, ConnAck) and answer.reason == Reason.SUCCESS
+        return peer
+
+    async def subscribe(self, peer: Peer, *filters: str, qos: int = 1) -> None:
+        peer.send(Subscribe(1, tuple(Request(filter, qos) for filter in filters)))
+        await self.settle_down()
+        assert any(isinstance(packet, SubAck) for packet in peer.received())
+
+
+@asynccontextmanager
+async def house(**settings: Any) -> AsyncIterator[House]:
+    core = Core(Clock(), b"s" * 32)
+    journal = MemoryJournal()
+    journal.open()
+    restored = restore(core, journal)
+    committer = Committer(core, journal, Pressure())
+    access = Access({})
+    gateway = LocalGateway(committer, access, Pressure(), 1.0)  # a pressure that only the test changes
+    committer.start(restored)
+    shared = Shared("mqtt", MqttSettings(listen=Address.parse("127.0.0.1:0"), **settings), gateway, Sessions(gateway))
+    try:
+        yield House(shared)
+        for connection in list(shared.connections):
+            connection.abort()
+    finally:
+        await committer.close()
+        access.close()
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @wraps(test)
+    def inner(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return inner
+
+
+@run
+async def test_under_pressure_a_publisher_is_not_read_and_its_clock_stands_still() -> None:
+    async with house() as it:
+        one = await it.connect(keep_alive=10)
+        it.pressure.set(True)
+        one.send(Publish("t", b"", 1, packet_id=1), PingReq())
+        assert not one.transport.reading
+        await it.settle_down()
+        # What was read already is handled; nothing more is.
+        assert one.received() == [PingResp(), Ack(Type.PUBACK, 1, Reason.NO_MATCHING_SUBSCRIBERS)]
+        one.connection.tick(1000)
+        one.connection.tick(1000)
+        assert one.received() == []
+        it.pressure.set(False)
+        assert one.transport.reading
+        one.connection.tick(14)
+        assert one.received() == []
+        one.connection.tick(2)  # more than one and a half keep-alives
+        await it.settle_down()
+        assert one.received()[0].reason == Reason.KEEP_ALIVE_TIMEOUT
+
+
+@run
+async def test_under_pressure_a_client_with_deliveries_is_read_and_its_publishes_refused() -> None:
+    async with house() as it:
+        five, three = await it.connect(V5, "five"), await it.connect(V311, "three")
+        await it.subscribe(five, "t")
+        await it.subscribe(three, "t")
+        it.gateway.accept([Message("t", b"x")])
+        await it.settle_down()
+        (mine,), (yours,) = five.received(), three.received()
+        it.pressure.set(True)
+        five.send(Publish("t", b"", 1, packet_id=1), Publish("t", b""))
+        three.send(Publish("t", b"", 1, packet_id=1))
+        assert five.transport.reading
+        await it.settle_down()
+        assert five.received() == [Ack(Type.PUBACK, 1, Reason.QUOTA_EXCEEDED)]
+        assert three.transport.ended
+        assert five.connection.counters.dropped["qos0-quota-exceeded"] == 1
+        assert yours.payload == b"x"
+        # With its PUBACK it holds nothing more, so its publish is taken, and then it waits.
+        five.send(Ack(Type.PUBACK, mine.packet_id), Publish("t", b"y", 1, packet_id=2))
+        assert not five.transport.reading
+        await it.settle_down()
+        assert Ack(Type.PUBACK, 2) in five.received()
+        it.pressure.set(False)
+
+
+@run
+async def test_deliveries_stop_while_the_client_takes_no_bytes_and_go_on_after() -> None:
+    async with house(max_in_flight=10_000) as it:
+        slow = await it.connect()
+        await it.subscribe(slow, "t")
+        slow.transport.stuck = True
+        for _ in range(100):
+            it.gateway.accept([Message("t", b"x" * 50_000)])
+        await it.settle_down()
+        assert HIGH_WATER < slow.transport.held < 2 * HIGH_WATER
+        came = slow.received()
+        assert 20 < len(came) < 40
+        slow.transport.release()
+        for _ in range(20):
+            await it.settle_down()
+        assert len(came) + len(slow.received()) == 100
+
+
+@run
+async def test_one_turn_makes_one_write() -> None:
+    async with house() as it:
+        one = await it.connect()
+        await it.subscribe(one, "t")
+        before = one.transport.writes
+        one.send(*[Publish("t", b"%d" % n, 1, packet_id=n + 1) for n in range(200)])
+        await it.settle_down()
+        assert len(one.received()) == 400
+        assert one.transport.writes - before <= 3
+
+
+@run
+async def test_a_fan_out_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(EncodedPublish):
+        def __init__(self, *args: Any) -> None:
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr("transports.mqtt.outbound.EncodedPublish", Counted)
+    async with house() as it:
+        peers = [await it.connect(version, f"{version}-{n}") for version in (V311, V5) for n in range(10)]
+        for peer in peers:
+            await it.subscribe(peer, "t")
+        it.gateway.accept([Message("t", b"x", qos=1), Message("t", b"y", qos=0)])
+        await it.settle_down()
+        for peer in peers:
+            assert [(p.payload, p.qos) for p in peer.received()] == [(b"y", 0), (b"x", 1)]
+        assert len(made) == 4
+
+
+@run
+async def test_what_is_kept_encoded_is_bounded() -> None:
+    async with house() as it:
+        one = await it.connect()
+        await it.subscribe(one, "t", qos=0)
+        cache = it.shared.cache
+        for n in range(100):
+            it.gateway.accept([Message("t", b"%d" % n * 100_000, qos=0)])
+            await it.settle_down()
+        kept = sum(encoded.size for _, encoded in cache._encoded.values())
+        assert kept <= cache.max_octets
+
+
+@run
+async def test_a_connection_that_breaks_counts_an_attempt_for_its_oldest_delivery_alone() -> None:
+    async with house() as it:
+        policy = QueuePolicy(max_deliveries=2, dead_letter="none")
+        it.gateway.declare("q", policy, "config")
+        it.gateway.accept([Message("q", b"%d" % n, "") for n in range(3)])
+        for _ in range(2):
+            worker = await it.connect()
+            await it.subscribe(worker, "$queue/q")
+            worker.connection.connection_lost(OSError("reset"))
+            await it.settle_down()
+        worker = await it.connect()
+        worker.send(Subscribe(1, (Request("$queue/q", 1),)))
+        await it.settle_down()
+        assert [p.payload for p in worker.received() if isinstance(p, Publish)] == [b"1", b"2"]
+        worker.send(Disconnect())
+        for _ in range(3):  # a goodbye counts nothing
+            worker = await it.connect()
+            await it.subscribe(worker, "$queue/q")
+            worker.send(Disconnect())
+            await it.settle_down()
+        assert it.gateway.queue("q").depth == 2
+
+
+@run
+async def test_a_deleted_queue_ends_its_consumers_and_a_deleted_session_its_connection() -> None:
+    async with house() as it:
+        it.gateway.declare("q", QueuePolicy(), "config")
+        one = await it.connect(client_id="a", properties={Property.SESSION_EXPIRY_INTERVAL: 100})
+        await it.subscribe(one, "$queue/q", "t")
+        it.gateway.accept([Message("q", b"x", "")])
+        await it.settle_down()
+        (came,) = one.received()
+        it.gateway.delete("q")
+        one.send(Ack(Type.PUBACK, came.packet_id), PingReq())
+        await it.settle_down()
+        assert one.received() == [PingResp()]
+        it.gateway.delete("mqtt.a")
+        await it.settle_down()
+        (goodbye,) = one.received()
+        assert goodbye.reason == Reason.ADMINISTRATIVE_ACTION
+        again = Peer(it.shared, V5)
+        again.send(Connect("a", V5, False, properties={Property.SESSION_EXPIRY_INTERVAL: 100}))
+        await it.settle_down()
+        assert again.received()[0].session_present is False
+
+
+@run
+async def test_a_client_that_leaves_while_it_connects_leaves_nothing() -> None:
+    async with house() as it:
+        one = Peer(it.shared, V5)
+        one.send(Connect("a", properties={Property.SESSION_EXPIRY_INTERVAL: 100}, will=Will("t", b"", 1)))
+        one.connection.connection_lost(None)
+        two = Peer(it.shared, V5)
+        two.send(Connect("b"))
+        two.connection.connection_lost(None)
+        await it.settle_down()
+        assert it.shared.connections == set()
+        assert [queue.name for queue in it.gateway.queues() if queue.name.startswith("mqtt.")] == ["mqtt.a"]
+
+
+@run
+async def test_packet_identifiers_stay_unique_over_reconnects_and_shares() -> None:
+    expiry = {Property.SESSION_EXPIRY_INTERVAL: 100}
+    async with house() as it:
+        one = await it.connect(client_id="a", properties=expiry)
+        await it.subscribe(one, "t/#", "$share/s/t/#")
+        it.gateway.accept([Message(f"t/{n}", b"") for n in range(20)])
+        await it.settle_down()
+        first = one.received()
+        assert len({p.packet_id for p in first}) == 40
+        one.connection.connection_lost(None)
+        it.gateway.accept([Message(f"t/x{n}", b"") for n in range(20)])
+        again = Peer(it.shared, V5)
+        again.send(Connect("a", V5, False, properties=expiry))
+        await it.settle_down()
+        came = [p for p in again.received() if isinstance(p, Publish)]
+        assert len(came) == 80
+        assert len({p.packet_id for p in came}) == 80
+        resent = {(p.topic, p.packet_id) for p in came if p.dup}
+        assert len(resent) == 20 and resent <= {(p.topic, p.packet_id) for p in first}
+
+
+@run
+async def test_a_puback_for_what_will_be_resent_frees_nothing() -> None:
+    expiry = {Property.SESSION_EXPIRY_INTERVAL: 100, Property.RECEIVE_MAXIMUM: 1}
+    async with house() as it:
+        one = await it.connect(client_id="a", properties=expiry)
+        await it.subscribe(one, "t")
+        it.gateway.accept([Message("t", b"0"), Message("t", b"1")])
+        await it.settle_down()
+        (came,) = one.received()
+        one.connection.connection_lost(None)
+        again = Peer(it.shared, V5)
+        again.send(Connect("a", V5, False, properties=expiry))
+        await it.settle_down()
+        _, resent = again.received()
+        assert (resent.packet_id, resent.dup) == (came.packet_id, True)
+        again.send(Ack(Type.PUBACK, came.packet_id), Ack(Type.PUBACK, came.packet_id))
+        await it.settle_down()
+        assert [p.payload for p in again.received()] == [b"1"]
+
+
+@run
+async def test_a_route_to_a_full_queue_does_not_stop_the_others() -> None:
+    async with house() as it:
+        it.gateway.declare("small", QueuePolicy(max_messages=1), "config")
+        it.gateway.bind(Binding(queue="small", filter="small", owner="config"))
+        one = await it.connect()
+        one.send(*[Publish(topic, b"", 1, packet_id=n) for n, topic in enumerate(("small", "small", "x"), 1)])
+        one.send(Publish("small", b""))
+        await it.settle_down()
+        assert [p.reason for p in one.received()] == [0, Reason.QUOTA_EXCEEDED, Reason.NO_MATCHING_SUBSCRIBERS]
+        assert one.connection.counters.dropped["qos0-refused"] == 1
