@@ -202,7 +202,7 @@ class Admin:
             Endpoint("POST", f"{api}/consume", "Delivers from a queue until the connection ends", self._consume,
                      Consume, FeedLine, stream=True, statuses=_NO_QUEUE | {503: "Too many consumers"}),
             Endpoint("POST", f"{api}/settle", "Settles deliveries of a consumer", self._settle, Settle, Count,
-                     statuses={404: "There is no such consumer"}),
+                     statuses={404: "There is no such consumer", 503: "Not yet on disk"}),
         ]  # fmt: skip
 
     def _guarded(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -358,7 +358,11 @@ class Admin:
         feed = self.feeds.get(asked.consumer)
         if feed is None:
             raise web.Refused(404, "there is no such consumer; its deliveries went back when its stream ended")
-        return web.as_json(Count(feed.settle(asked.ids, Verdict(asked.verdict), asked.error)))
+        count = feed.settle(asked.ids, Verdict(asked.verdict), asked.error)
+        # Unlike on a connection of many messages, who asks here wants to hear that it is for good.
+        if not await self.gateway.put():
+            raise web.Refused(503, "settled, but the store could not be written; after a crash it may come again")
+        return web.as_json(Count(count))
 
     def _must_be_ready(self) -> None:
         readiness = self.operations.readiness()

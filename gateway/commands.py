@@ -118,7 +118,7 @@ def publish(
         content_type=content_type,
         retain=retain,
         ttl=read_seconds("--ttl", ttl),
-        delay=read_seconds("--delay", delay) or 0.0,
+        delay=read_seconds("--delay", delay),
         client_id=client_id,
     )
     answer = connect(admin, user, password).post("publish", message, Answer, also=(404, 429))

@@ -66,7 +66,7 @@ class MessageView(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     app_id: str | None = None
     cluster_id: str | None = None
     ttl: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    delay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    delay: Annotated[float, msgspec.Meta(ge=0)] | None = None
     source: str = ""
     client_id: str = ""
 
@@ -102,7 +102,7 @@ def show(message: Message, body: bytes | None = None) -> MessageView:
         headers=[(name, plain(value)) for name, value in properties.headers],
         correlation_id=None if properties.correlation_id is None else Body.of(properties.correlation_id),
         ttl=message.ttl,
-        delay=message.delay,
+        delay=message.delay or None,
         source=message.source,
         client_id=message.client_id,
         **{name: getattr(properties, name) for name in _SAME},
@@ -128,7 +128,7 @@ def build(view: MessageView, source: str, client_id: str) -> Message:
         retain=view.retain,
         properties=properties,
         ttl=view.ttl,
-        delay=view.delay,
+        delay=view.delay or 0.0,
         source=source,
         client_id=view.client_id or client_id,
     )
