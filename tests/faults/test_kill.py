@@ -204,14 +204,7 @@ async def test_kill_9_loses_nothing_and_repeats_nothing_settled(make_daemon: Cal
         await all_lost(senders, workers)
 
     workers = await begin(daemon, history, senders, choices, 0)
-    async with asyncio.timeout(60):
-        for sender in senders:
-            await sender.answered.wait()
-        # What is held or was nacked comes again only when it is settled, so no single event says "drained".
-        while not (history.acknowledged <= history.done and history.delivered <= history.done):
-            for worker in workers:
-                worker.settle_all()
-            await asyncio.sleep(0.02)
+    await drain(history, senders, workers)
     assert workers[0].peer
     assert await workers[0].peer.depth("load") == 0
     for peer in [worker.peer for worker in workers] + [sender.peer for sender in senders]:
@@ -242,6 +235,27 @@ async def begin(
     for sender in senders:
         sender.begin(more)
     return workers
+
+
+async def drain(history: History, senders: Sequence[Sender], workers: Sequence[Worker]) -> None:
+    """Until all is acknowledged and settled."""
+    try:
+        async with asyncio.timeout(60):
+            for sender in senders:
+                await sender.answered.wait()
+            # What is held or was nacked comes again only when it is settled, so no single event says "drained".
+            while not (history.acknowledged <= history.done and history.delivered <= history.done):
+                for worker in workers:
+                    worker.settle_all()
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        unanswered = sum(len(sender.unanswered) for sender in senders)
+        missing = sorted(history.acknowledged - history.done)
+        held = sum(len(worker.held) for worker in workers)
+        pytest.fail(
+            f"seed {SEED}: not drained: {unanswered} unanswered, {held} held, {len(missing)} missing, the first of"
+            f" them {missing[:5]}; {history.faults[:10]}"
+        )
 
 
 async def vanish_now_and_then(daemon: Daemon, workers: list[Worker], choices: random.Random) -> None:
