@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from gateway.compaction import Compaction, is_due
 from gateway.core import Core
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
@@ -32,6 +33,7 @@ IDLE_TIDY_SECONDS = 0.02
 ROOM_OCTETS = 8 << 20
 """With less than this left on the disk, above what the store holds in reserve, messages are refused."""
 REREAD_SECONDS = 5.0
+COMPACTION_PAUSE_SECONDS = 0.005
 
 
 class _Worker:
@@ -103,6 +105,7 @@ class Committer:
         self._log_octets = 0
         self._next_check = REFRESH_OCTETS
         self._refresh: Refresh | None = None
+        self._compaction: Compaction | None = None
         self._tidy = True
         core.poke = self.poke
         core.report = lambda what, error: log.fault(what, error)
@@ -255,6 +258,7 @@ class Committer:
             if copied is not None:
                 self._copied(copied)
             self._consider_refresh()
+            self._consider_compaction()
             self._relieve()
             self._turn()
 
@@ -405,6 +409,37 @@ class Committer:
             self.poke()
             await future
         return None
+
+    # the bodies' rows
+
+    def _consider_compaction(self) -> None:
+        if self._compaction is None and not self.core.refusing and is_due(self.core):
+            self._compaction = Compaction(self.core)
+            self._loop.call_soon(self._compact)
+
+    def _compact(self) -> None:
+        """One short step of the compaction, then the next one after a pause."""
+        compaction = self._compaction
+        if compaction is None or self._closed or self.core.refusing:
+            self._compaction = None
+            return
+        if not compaction.scanned:
+            compaction.step()
+            self._loop.call_later(COMPACTION_PAUSE_SECONDS, self._compact)
+            return
+        rows = compaction.next_rows()
+        if not rows:
+            self._compaction = None
+            return
+
+        def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
+            if error is not None:
+                log.error("bodies could not be read for compaction", error=str(error))
+            compaction.copy(found or {})
+            self.poke()
+            self._loop.call_later(COMPACTION_PAUSE_SECONDS, self._compact)
+
+        self._reader.call(lambda: self.journal.read(rows), done)
 
     # the log's length
 

@@ -85,6 +85,10 @@ class Core:
         self.next_queue = 1
         self.rows: dict[int, int] = {}
         """How many entries refer to each row of bodies."""
+        self.row_peaks: dict[int, int] = {}
+        """How many did at most, where that is more than one."""
+        self.sparse: set[int] = set()
+        """Rows that less than half of their entries still refer to."""
         self.resident_octets = 0
         self.wanted: set[int] = set()
         self.unreadable: set[int] = set()
@@ -178,9 +182,9 @@ class Core:
             self.next_ident = ident + 1
             if policy.durable:
                 if not row:
-                    row, offset, length = gather.bodies.add(message, self._new_row)
+                    row, offset, length = gather.bodies.add(message, self.new_row)
                     gather.octets += length
-                self.rows[row] = self.rows.get(row, 0) + 1
+                self._refer(row)
                 place = (row, offset, length)
             else:
                 gather.octets += octets
@@ -230,10 +234,17 @@ class Core:
         self.gather.states.append(self.retained.change(message, now))
         self.gather.retained.append((message, now))
 
-    def _new_row(self) -> int:
+    def new_row(self) -> int:
         row = self.next_row
         self.next_row = row + 1
         return row
+
+    def _refer(self, row: int) -> None:
+        """One entry more refers to this row."""
+        uses = self.rows.get(row, 0) + 1
+        self.rows[row] = uses
+        if uses > 1:
+            self.row_peaks[row] = uses
 
     # commit
 
@@ -271,6 +282,15 @@ class Core:
                 self._fresh.append((queue, slot, entry.ident))
             if queue.policy.overflow != "refuse":
                 queue.evict()
+        for move in gather.relocations:
+            entries = move.queue.entries
+            if entries.holds(move.slot, move.ident) and entries.row[move.slot] == move.old_row:
+                entries.row[move.slot], entries.offset[move.slot] = move.row, move.offset
+                self._refer(move.row)
+                self._release_row(move.old_row)
+        for row, _ in gather.copied_bodies.full:
+            if row not in self.rows:
+                self.gather.dropped.append(row)
         for message, at in gather.retained:
             self.retained.apply(message, at)
         if gather.live:
@@ -292,6 +312,7 @@ class Core:
         later, self.gather = self.gather, Gather()
         for undone in (gather, later):
             self._undo(undone)
+            self.sparse.update(move.old_row for move in undone.relocations if move.old_row in self.rows)
         self.gather.carry(later)
         self.gather.carry(gather)
         for accept in gather.accepts:
@@ -311,6 +332,7 @@ class Core:
                     self.rows[entry.row] = left
                 else:
                     del self.rows[entry.row]
+                    self.row_peaks.pop(entry.row, None)
         for digest, _ in gather.keys:
             self.dedup.forget(digest)
         undone = {entry.ident for entry in gather.pending}
@@ -338,8 +360,12 @@ class Core:
         left = self.rows[row] - 1
         if left:
             self.rows[row] = left
+            if 2 * left < self.row_peaks[row]:
+                self.sparse.add(row)
             return
         del self.rows[row]
+        self.row_peaks.pop(row, None)
+        self.sparse.discard(row)
         self.gather.dropped.append(row)
         data = self._row_cache.pop(row, None)
         if data is not None:
@@ -539,8 +565,8 @@ class Core:
             row = offset = 0
             length = len(message.body) + UNSTORED_OCTETS
             if found.policy.durable:
-                row, offset, length = self.gather.bodies.add(message, self._new_row)
-                self.rows[row] = self.rows.get(row, 0) + 1
+                row, offset, length = self.gather.bodies.add(message, self.new_row)
+                self._refer(row)
             self._pend(self.gather.pending, found, message, (row, offset, length), now, extra, None)
 
     def move(
@@ -561,9 +587,9 @@ class Core:
             assert message is not None
             place = (0, 0, len(message.body) + UNSTORED_OCTETS)
             if target.policy.durable:
-                place = self.gather.moved_bodies.add(message, self._new_row)
+                place = self.gather.moved_bodies.add(message, self.new_row)
         if place[0]:
-            self.rows[place[0]] = self.rows.get(place[0], 0) + 1
+            self._refer(place[0])
         if message is None:
             message = queue.resident.get(slot) or (queue.flying[slot].message if slot in queue.flying else None)
         if group is None:

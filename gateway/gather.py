@@ -39,6 +39,17 @@ class Pending(NamedTuple):
     due: float
 
 
+class Relocation(NamedTuple):
+    """An entry whose body is copied from a row that is mostly dead."""
+
+    queue: Queue
+    slot: int
+    ident: int
+    old_row: int
+    row: int
+    offset: int
+
+
 class Accept:
     """One call of `accept` or `put`. outcomes are what will be true once the commit is done."""
 
@@ -82,6 +93,16 @@ class Bodies:
             self.close()
         return place
 
+    def append(self, body: bytes, next_row: Callable[[], int]) -> tuple[int, int]:
+        """Row and offset of a body that is encoded already."""
+        if not self.number:
+            self.number = next_row()
+        place = (self.number, len(self._row))
+        self._row += body
+        if len(self._row) >= ROW_OCTETS:
+            self.close()
+        return place
+
     def close(self) -> list[tuple[int, bytes]]:
         """All rows so far."""
         if self.number:
@@ -98,6 +119,7 @@ class Gather:
         "accepts",
         "attempts",
         "bodies",
+        "copied_bodies",
         "dropped",
         "dues",
         "extras",
@@ -109,6 +131,7 @@ class Gather:
         "moved_bodies",
         "octets",
         "pending",
+        "relocations",
         "retained",
         "settled",
         "states",
@@ -124,6 +147,8 @@ class Gather:
         self.states: list[StateChange] = []
         self.retained: list[tuple[Message, float]] = []
         self.live: list[tuple[Queue, Message, Options]] = []
+        self.relocations: list[Relocation] = []
+        self.copied_bodies = Bodies()
         # Carried over:
         self.settled: list[int] = []
         self.attempts: list[tuple[int, int, str]] = []
@@ -148,6 +173,7 @@ class Gather:
             or self.groups
             or self.extras
             or self.forced_states
+            or self.relocations
         )
 
     def carry(self, other: Gather) -> None:
@@ -183,10 +209,14 @@ class Gather:
         record.dues = self.dues
         record.groups_named = self.groups
         record.extras_named = self.extras
-        useful = durable or self.settled or self.keys or self.attempts or self.groups or self.extras
+        if self.relocations:
+            record.moved_idents = pack("q", [item.ident for item in self.relocations])
+            record.moved_rows = pack("q", [item.row for item in self.relocations])
+            record.moved_offsets = pack("I", [item.offset for item in self.relocations])
+        useful = durable or self.settled or self.keys or self.attempts or self.groups or self.extras or self.relocations
         return Commit(
             record=encode(record) if useful else b"",
-            bodies=[*self.moved_bodies.close(), *self.bodies.close()],
+            bodies=[*self.moved_bodies.close(), *self.bodies.close(), *self.copied_bodies.close()],
             dropped=self.dropped,
             state=[*self.forced_states, *self.states],
         )

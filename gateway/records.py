@@ -34,7 +34,7 @@ class Record(msgspec.Struct, array_like=True):
     refresh: not 0 for entries copied forward from older records, whose number it is; `refreshed` tells that it is
     complete, and is committed with the trim of what it replaces. groups_named: (queue, group number, value),
     extras_named: (extra number, value); a later one replaces an earlier one. attempts: (ident, count, error).
-    dues: (ident, when it may be delivered) of delayed entries.
+    dues: (ident, when it may be delivered) of delayed entries. moved: entries whose body is in another place now.
     """
 
     time: float
@@ -56,6 +56,9 @@ class Record(msgspec.Struct, array_like=True):
     refresh: int = 0
     refreshed: bool = False
     dues: list[tuple[int, float]] = []
+    moved_idents: bytes = b""
+    moved_rows: bytes = b""
+    moved_offsets: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

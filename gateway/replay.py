@@ -62,7 +62,9 @@ class _Restore:
         self.attempts: dict[int, tuple[int, str]] = {}
         self.dues: dict[int, float] = {}
         self.rows: Counter[int] = Counter()
+        self.row_octets: Counter[int] = Counter()
         self.extra_uses: Counter[int] = Counter()
+        self.moved: dict[int, tuple[int, int]] = {}
         self.complete = 0
         self.time = 0.0
         self.last_id = 0
@@ -119,6 +121,8 @@ class _Restore:
             for ident, attempts, error in record.attempts:
                 self.attempts[ident] = (attempts, error)
             self.dues.update(record.dues)
+            places = zip(unpack("q", record.moved_rows), unpack("I", record.moved_offsets), strict=True)
+            self.moved.update(zip(unpack("q", record.moved_idents), places, strict=True))
             # A settlement may outlive its entry's record; its ident must not come again all the same.
             named = [*settled, *(item[0] for item in record.attempts), *(item[0] for item in record.dues)]
             core.next_ident = max(core.next_ident, max(named, default=0) + 1)
@@ -145,8 +149,9 @@ class _Restore:
     def _add_entries(self, record: Record) -> None:
         by_number = self.core.by_number
         columns: list[array[Any]] = [unpack(code, getattr(record, name)) for name, code in COLUMNS]
-        settled, dues, attempts = self.settled, self.dues, self.attempts
+        settled, dues, attempts, moved = self.settled, self.dues, self.attempts, self.moved
         rows: array[int] = array("q")
+        row_octets = self.row_octets
         for ident, number, group, row, offset, length, expires, accepted, extra in zip(*columns, strict=True):
             if ident in settled:
                 continue
@@ -155,8 +160,11 @@ class _Restore:
                 continue  # its queue was deleted
             if ident <= queue.entries.ident[queue.entries.last]:
                 continue  # a new file had it already, and the commit that was under way then wrote it again
+            if moved and ident in moved:
+                row, offset = moved[ident]
             slot = queue.store(ident, None, row, offset, length, expires, accepted, group, extra, dues.get(ident, 0.0))
             rows.append(row)
+            row_octets[row] += length
             if extra:
                 self.extra_uses[extra] += 1
             if attempts and ident in attempts:
@@ -174,8 +182,10 @@ class _Restore:
     def _finish(self) -> None:
         core = self.core
         core.rows = dict(self.rows)
-        present = {row for row, _ in self.journal.rows()}
-        core.unreadable = core.rows.keys() - present
+        core.row_peaks = {row: uses for row, uses in self.rows.items() if uses > 1}
+        present = dict(self.journal.rows())
+        core.sparse = {row for row, octets in self.row_octets.items() if 2 * octets < present.get(row, 0)}
+        core.unreadable = core.rows.keys() - present.keys()
         core.extras.restored(self.extra_uses)
         core.committed_ident = core.next_ident - 1
         for queue in core.queues.values():

@@ -1,0 +1,83 @@
+"""Owns the rewriting of body rows that are mostly dead, so that the store stays near the size of what lives in it.
+
+Its rule: a body is copied, then its entry's new place is committed with the copy, and only then is the old row let go
+(ruling 27). Each step is short; the scan that finds the entries of many rows at once is cut in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from gateway.core import Core
+from gateway.gather import Relocation
+from gateway.queue import Queue
+
+SCAN_SLOTS = 50_000
+"""Of one slice of the scan: a few milliseconds."""
+STEP_OCTETS = 1 << 20
+"""Of bodies copied in one step, about."""
+FEW_ROWS = 16
+
+
+def is_due(core: Core) -> bool:
+    """More than a quarter of the rows are less than half alive."""
+    return len(core.sparse) >= max(FEW_ROWS, len(core.rows) // 4)
+
+
+class Compaction:
+    """One pass: finds what lives in the rows that are sparse now, and copies it together."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._victims = frozenset(core.sparse)
+        core.sparse -= self._victims
+        self._living: dict[int, list[tuple[Queue, int, int]]] = {}
+        self._scan = self._find()
+        self._rows: list[int] = []
+        self.scanned = False
+
+    def step(self) -> None:
+        """One slice of the scan."""
+        if next(self._scan, None) is None:
+            self.scanned = True
+            self._rows = sorted(self._living, reverse=True)
+
+    def next_rows(self) -> list[int]:
+        """Rows to read for the next `copy`; none: the pass is over."""
+        chosen: list[int] = []
+        octets = 0
+        while self._rows and octets < STEP_OCTETS:
+            row = self._rows.pop()
+            octets += sum(queue.entries.length[slot] for queue, slot, _ in self._living[row])
+            chosen.append(row)
+        return chosen
+
+    def copy(self, rows: Mapping[int, bytes]) -> None:
+        """Puts what still lives in these rows into the next commit, at new places. A row that could not be read stays
+        as it is."""
+        core = self._core
+        gather = core.gather
+        for row, data in rows.items():
+            # Entries that share a body go on sharing it.
+            places: dict[int, tuple[int, int]] = {}
+            for queue, slot, ident in self._living.pop(row, ()):
+                entries = queue.entries
+                if not entries.holds(slot, ident) or entries.row[slot] != row:
+                    continue
+                offset = entries.offset[slot]
+                place = places.get(offset)
+                if place is None:
+                    body = data[offset : offset + entries.length[slot]]
+                    place = places[offset] = gather.copied_bodies.append(body, core.new_row)
+                gather.relocations.append(Relocation(queue, slot, ident, row, *place))
+
+    def _find(self) -> Iterator[bool]:
+        victims, living = self._victims, self._living
+        for queue in list(self._core.queues.values()):
+            entries = queue.entries
+            for start in range(0, len(entries.row), SCAN_SLOTS):
+                some = entries.row[start : start + SCAN_SLOTS]
+                for slot, row in enumerate(some, start):
+                    if row in victims and entries.ident[slot]:
+                        living.setdefault(row, []).append((queue, slot, entries.ident[slot]))
+                yield True
