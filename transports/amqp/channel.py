@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.flow import Credit
+from gateway.flow import UNLIMITED, Credit
 from transports.amqp.codec import Publish
 from transports.amqp.errors import CONTENT_TOO_LARGE, PRECONDITION_FAILED, UNEXPECTED_FRAME, AmqpError
 from transports.amqp.properties import Content
 
 if TYPE_CHECKING:
     from transports.amqp.consumer import AmqpConsumer
-
-HELD_BACK = 1 << 50
-"""Credit taken away while the peer has stopped the flow (channel.flow)."""
 
 
 class Route(NamedTuple):
@@ -189,5 +186,5 @@ class Channel:
         """channel.flow from the peer [AMQP 1.5.2.3]."""
         if active != self.flowing:
             self.flowing = active
-            # Counted in messages far beyond any credit, so that what the gate counts meanwhile stays right.
-            self.gate.grant(messages=HELD_BACK if active else -HELD_BACK)
+            # All that it started with, so that what the gate has counted since stays right.
+            self.gate.grant(messages=UNLIMITED if active else -UNLIMITED)
