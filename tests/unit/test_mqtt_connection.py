@@ -9,19 +9,16 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.access import Access
 from gateway.address import Address
-from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
 from gateway.flow import Pressure
-from gateway.local import LocalGateway
 from gateway.message import Message
 from gateway.policy import QueuePolicy
-from gateway.replay import restore
-from gateway.storage.memory import MemoryJournal
 from gateway.transport import Binding
+from tests.harness.local import local_gateway
+from tests.wire.mqtt_strategies import packets
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.encoding import EncodedPublish, encode
@@ -148,23 +145,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(**settings: Any) -> AsyncIterator[House]:
-    core = Core(Clock(), b"s" * 32)
-    journal = MemoryJournal()
-    journal.open()
-    restored = restore(core, journal)
-    committer = Committer(core, journal, Pressure())
-    access = Access({})
-    gateway = LocalGateway(committer, access, Pressure(), 1.0)  # a pressure that only the test changes
-    committer.start(restored)
-    shared = Shared("mqtt", MqttSettings(listen=Address.parse("127.0.0.1:0"), **settings), gateway, Sessions(gateway))
-    try:
+async def house(**limits: Any) -> AsyncIterator[House]:
+    async with local_gateway() as (gateway, _):
+        gateway.pressure = Pressure()  # which only the test changes
+        listener = MqttSettings(listen=Address.parse("127.0.0.1:0"), **limits)
+        shared = Shared("mqtt", listener, gateway, Sessions(gateway))
         yield House(shared)
         for connection in list(shared.connections):
             connection.abort()
-    finally:
-        await committer.close()
-        access.close()
+        await asyncio.sleep(0)
 
 
 def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -401,3 +390,66 @@ async def test_a_route_to_a_full_queue_does_not_stop_the_others() -> None:
         await it.settle_down()
         assert [p.reason for p in one.received()] == [0, Reason.QUOTA_EXCEEDED, Reason.NO_MATCHING_SUBSCRIBERS]
         assert one.connection.counters.dropped["qos0-refused"] == 1
+
+
+@run
+async def test_qos_0_from_a_share_is_settled_as_it_is_written_and_costs_no_window() -> None:
+    async with house(max_in_flight=3) as it:
+        one = await it.connect()
+        await it.subscribe(one, "$share/s/t")
+        for n in range(50):
+            it.gateway.accept([Message("t", b"%d" % n, qos=0)])
+        for _ in range(30):
+            await it.settle_down()
+        assert [(p.payload, p.qos) for p in one.received()] == [(b"%d" % n, 0) for n in range(50)]
+        share = it.gateway.queue("mqtt.$share/s/t")
+        assert (share.depth, share.in_flight) == (0, 0)
+
+
+@run
+async def test_a_message_that_mqtt_cannot_name_reaches_queue_consumers_under_the_queues_name() -> None:
+    async with house() as it:
+        it.gateway.declare("q", QueuePolicy(), "config")
+        it.gateway.bind(Binding(queue="q", filter="#", exchange="logs", owner="config"))
+        one = await it.connect()
+        await it.subscribe(one, "$queue/q", "#")
+        it.gateway.accept([Message("a/+/b", b"1", "logs"), Message("a/b", b"2", "logs"), Message("q", b"3", "")])
+        await it.settle_down()
+        assert [(p.topic, p.payload) for p in one.received()] == [("$queue/q", b"1"), ("a/b", b"2"), ("$queue/q", b"3")]
+
+
+@run
+async def test_what_the_wire_cannot_hold_is_given_up_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transports.mqtt.fields.MAX_SIZE", 1000)
+    async with house() as it:
+        one = await it.connect(properties={Property.RECEIVE_MAXIMUM: 1})
+        await it.subscribe(one, "t")
+        it.gateway.accept([Message("t", b"x" * 2000), Message("t", b"x" * 2000, qos=0), Message("t", b"y")])
+        for _ in range(5):
+            await it.settle_down()
+        assert [p.payload for p in one.received()] == [b"y"]
+        assert one.connection.counters.dropped["packet-too-large"] == 1
+
+
+@pytest.mark.parametrize("version", [V311, V5])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_sequence_of_packets_raises_or_touches_another_client(data: st.DataObject, version: int) -> None:
+    sequence = data.draw(st.lists(packets(version), max_size=12))
+
+    @run
+    async def play() -> None:
+        async with house() as it:
+            other, one = await it.connect(V5, "other"), await it.connect(version, "one")
+            await it.subscribe(other, "watched")
+            for packet in sequence:
+                if one.transport.ended or not one.transport.reading:
+                    break
+                one.send(packet)
+                await it.settle_down()
+            other.received()
+            it.gateway.accept([Message("watched", b"x")])
+            await it.settle_down()
+            assert [packet.payload for packet in other.received()] == [b"x"]
+
+    play()

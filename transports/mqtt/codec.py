@@ -95,6 +95,8 @@ class Decoder:
         packets: list[Packet | Fault] = []
         at = 0
         try:
+            if not self.version and buffer and buffer[0] >> 4 != Type.CONNECT:
+                raise violation("the first packet is not CONNECT")  # [MQTT-3.1.0-1], said before it is whole
             body, stop = self._frame(buffer, 0, len(buffer))
             if not stop:
                 return packets, 0
@@ -185,8 +187,6 @@ class Decoder:
         return 0, 0
 
     def _other(self, kind: int, flags: int, data: bytes, at: int, stop: int) -> Packet:
-        if not self.version and kind != Type.CONNECT:
-            raise violation("the first packet is not CONNECT")  # [MQTT-3.1.0-1]
         read = _READ.get(kind)
         if read is None or flags != _FLAGS.get(kind, 0) or (kind == Type.AUTH and self.version == V311):
             raise malformed(f"packet type {kind} with flags {flags}")  # [MQTT-2.1.3-1]

@@ -223,6 +223,9 @@ class MqttConnection(TcpConnection):
         shared, settings = self.shared, self.shared.settings
         told = capabilities(self._connect, terms, settings) if self.version == V5 else {}
         self.send(encode(ConnAck(Reason.SUCCESS, present, told), self.version))
+        log.debug(
+            "client connected", transport=shared.name, peer=self.peer, client_id=self.client_id, session_present=present
+        )
         self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
         self._quiet = 0.0
         outbound = self._outbound = Outbound(

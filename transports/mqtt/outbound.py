@@ -13,7 +13,7 @@ from gateway.flow import Credit
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, Message
 from gateway.transport import Binding, Delivery, Gateway, Options, Subscription, TransportCounters, Verdict
 from transports.mqtt.encoding import EncodedPublish
-from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, Reason
+from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason
 from transports.mqtt.properties import is_topic_name, to_wire
 from transports.mqtt.session import Held, Kind, Retained, RetainedRead, Session
 
@@ -34,8 +34,9 @@ class PublishCache:
 
     def encode(
         self, message: Message, topic: str, version: int, qos: int, retain: bool, ids: tuple[int, ...], expiry: int
-    ) -> EncodedPublish:
-        """expiry: seconds that are left, -1 for no limit; `ids` are subscription identifiers."""
+    ) -> EncodedPublish | None:
+        """None if no PUBLISH can hold it. expiry: seconds that are left, -1 for no limit; `ids` are subscription
+        identifiers."""
         if version != V5:
             ids, expiry = (), -1
         # A message is known by its identity: the entry keeps it alive, so its id is not used again meanwhile.
@@ -50,7 +51,10 @@ class PublishCache:
                 properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: expiry}
             if ids:
                 properties = {**properties, Property.SUBSCRIPTION_IDENTIFIER: list(ids)}
-        encoded = EncodedPublish(version, topic.encode(), message.body, qos, retain, properties)
+        try:
+            encoded = EncodedPublish(version, topic.encode(), message.body, qos, retain, properties)
+        except (ProtocolError, UnicodeEncodeError):  # more than 256 MB, or a text that UTF-8 can't say
+            return None
         cost = encoded.size + 256
         if self._octets + cost > self.max_octets:
             self._encoded.clear()
@@ -211,7 +215,7 @@ class Outbound:
             encoded = cache.encode(
                 message, topic, version, qos, retain, options.subscription_ids, self._expiry(delivery)
             )
-            if encoded.size > self.max_packet_size:  # [MQTT-3.1.2-24]
+            if encoded is None or encoded.size > self.max_packet_size:  # [MQTT-3.1.2-24]
                 if id:
                     too_large.append(id)
                 else:
@@ -338,7 +342,7 @@ class Outbound:
                 del self.session.in_flight[packet_id]
             return
         encoded = self.cache.encode(message, message.topic, self.version, qos, True, options.subscription_ids, left)
-        if encoded.size > self.max_packet_size:
+        if encoded is None or encoded.size > self.max_packet_size:
             self.counters.dropped["packet-too-large"] += 1
             if packet_id:
                 del self.session.in_flight[packet_id]

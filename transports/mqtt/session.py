@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from gateway.message import QUEUE_PREFIX, Message
-from gateway.topics import check_filter
+from gateway.topics import check_filter, check_name
 from gateway.transport import Binding, Options
 from transports.mqtt.packets import Reason
 
@@ -111,6 +111,7 @@ class Session:
         "in_flight",
         "memberships",
         "queue",
+        "recorded",
         "retained",
         "will",
     )
@@ -124,6 +125,8 @@ class Session:
         """The bindings of its own queue, by filter, as the gateway has them."""
         self.memberships: dict[str, Membership] = {}
         self.will: DelayedWill | None = None
+        self.recorded = False
+        """The store may have a record of it."""
         self.in_flight: dict[int, Held] = {}
         self.retained: deque[RetainedRead] = deque()
         self._resend: dict[int, int] = {}
@@ -146,6 +149,7 @@ class Session:
         session.bindings = {binding.filter: binding for binding in bindings}
         session.memberships = {membership.filter: membership for membership in found.memberships}
         session.will = found.will
+        session.recorded = True
         return session
 
     # packet identifiers
@@ -218,6 +222,8 @@ def target_of(filter: str, session: Session) -> Target | Reason:
         return Target(Kind.SHARE, QUEUE_NAMES + filter, inner)
     if filter.startswith(QUEUE_PREFIX):
         queue = filter[len(QUEUE_PREFIX) :]
+        if check_name(filter):  # its deliveries could not be named so
+            return Reason.TOPIC_FILTER_INVALID
         return Reason.NOT_AUTHORIZED if is_reserved(queue) else Target(Kind.QUEUE, queue, "")
     if check_filter(filter, mqtt=True):
         return Reason.TOPIC_FILTER_INVALID

@@ -164,7 +164,8 @@ class Sessions:
             if isinstance(target, Target) and target.kind is Kind.SHARE:
                 self.leave(session, target.queue)
         self._delete(session.queue)
-        self.put([StateChange(OWNER, _STATE + session.client_id, None)])
+        if session.recorded:
+            self.put([StateChange(OWNER, _STATE + session.client_id, None)])
 
     def forget(self, session: Session) -> None:
         """Its queue was deleted by an operator: it is no more."""
@@ -224,8 +225,9 @@ class Sessions:
     # what survives
 
     def change(self, session: Session) -> StateChange:
-        """The session as it is now, for the next commit; nothing if it has no expiry."""
+        """The session as it is now, for the next commit; without an expiry it leaves no record."""
         value = session.record() if session.expiry > 0 else None
+        session.recorded = True
         return StateChange(OWNER, _STATE + session.client_id, value)
 
     def put(self, changes: Sequence[StateChange]) -> None:
