@@ -38,6 +38,8 @@ from transports.mqtt.packets import (
     SubAck,
     Subscribe,
     Type,
+    UnsubAck,
+    Unsubscribe,
     Will,
 )
 from transports.mqtt.sessions import Sessions
@@ -453,3 +455,68 @@ def test_no_sequence_of_packets_raises_or_touches_another_client(data: st.DataOb
             assert [packet.payload for packet in other.received()] == [b"x"]
 
     play()
+
+
+@run
+async def test_there_are_no_more_sessions_than_allowed() -> None:
+    async with house(max_sessions=1) as it:
+        await it.connect(client_id="a")
+        peer = Peer(it.shared, V5)
+        peer.send(Connect("b"))
+        await it.settle_down()
+        assert peer.received()[0].reason == Reason.QUOTA_EXCEEDED
+        assert peer.transport.ended
+        await it.connect(client_id="a")
+
+
+@run
+async def test_what_an_operator_deleted_is_made_again() -> None:
+    expiry = {Property.SESSION_EXPIRY_INTERVAL: 100}
+    async with house() as it:
+        one = await it.connect(client_id="a", properties=expiry)
+        await it.subscribe(one, "t", "$share/s/x")
+        it.gateway.delete("mqtt.$share/s/x")
+        await it.subscribe(one, "$share/s/x")
+        it.gateway.accept([Message("x", b"again")])
+        await it.settle_down()
+        assert [p.payload for p in one.received()] == [b"again"]
+        one.send(Disconnect())
+        await it.settle_down()
+        it.gateway.delete("mqtt.a")
+        again = Peer(it.shared, V5)
+        again.send(Connect("a", V5, False, properties=expiry))
+        await it.settle_down()
+        (hello,) = again.received()
+        assert (hello.reason, hello.session_present) == (Reason.SUCCESS, False)
+
+
+@run
+async def test_unsubscribing_from_a_queue_keeps_what_is_in_flight() -> None:
+    async with house() as it:
+        queue = it.gateway.declare("q", QueuePolicy(), "config")
+        one = await it.connect()
+        await it.subscribe(one, "$queue/q")
+        it.gateway.accept([Message("q", b"1", ""), Message("q", b"2", "")])
+        await it.settle_down()
+        first, second = one.received()
+        one.send(Unsubscribe(2, ("$queue/q",)))
+        it.gateway.accept([Message("q", b"3", "")])
+        await it.settle_down()
+        assert [type(packet) for packet in one.received()] == [UnsubAck]
+        one.send(Ack(Type.PUBACK, first.packet_id))
+        await it.settle_down()
+        assert (queue.depth, queue.in_flight) == (1, 1)
+        one.send(Ack(Type.PUBACK, second.packet_id, Reason.UNSPECIFIED_ERROR))
+        await it.settle_down()
+        assert (queue.depth, queue.in_flight) == (2, 0)
+
+
+@run
+async def test_retain_on_a_queue_is_cleared_and_counted() -> None:
+    async with house() as it:
+        it.gateway.declare("q", QueuePolicy(), "config")
+        one = await it.connect()
+        one.send(Publish("$queue/q", b"", 1, True, False, 1))
+        await it.subscribe(one, "$queue/q")
+        assert one.connection.counters.dropped["retain-on-queue"] == 1
+        assert list(it.gateway.retained("#")) == []

@@ -118,9 +118,11 @@ class Sessions:
         if earlier is not None:
             earlier.taken_over()
         session = self._sessions.get(client_id)
-        if session is not None and (clean_start or session.ends <= self.gateway.now()):  # [MQTT-3.1.2-4]
-            self._end(session)
-            session = None
+        if session is not None:
+            deleted = self.gateway.queue(session.queue) is None  # by an operator
+            if clean_start or deleted or session.ends <= self.gateway.now():  # [MQTT-3.1.2-4]
+                self._end(session)
+                session = None
         present = session is not None
         if session is None:
             if len(self._sessions) >= settings.max_sessions:
@@ -206,10 +208,10 @@ class Sessions:
         """Makes the client a member. The share's queue is durable whoever is in it, so that a member with a lasting
         session may join at any time."""
         members = self._shares.get(target.queue)
-        if members is None:
+        if members is None or self.gateway.queue(target.queue) is None:  # new, or deleted by an operator
             self.gateway.declare(target.queue, settings.session_policy(True), OWNER)
             self.gateway.bind(Binding(queue=target.queue, filter=target.filter, owner=OWNER, options=Options(qos=1)))
-            members = self._shares[target.queue] = set()
+            members = self._shares.setdefault(target.queue, set())
         members.add(session.client_id)
 
     def leave(self, session: Session, queue: str) -> None:
