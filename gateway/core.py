@@ -116,18 +116,19 @@ class Core:
     def _decide(self, message: Message, now: float) -> Outcome:
         if self.overloaded:
             return Outcome.REFUSED
+        retains = message.retain and message.exchange == TOPIC_EXCHANGE
+        if retains and self.refusing:
+            return Outcome.REFUSED
         targets = self.router.route(message)
         gather = self.gather
         if not targets:
-            if message.retain and message.exchange == TOPIC_EXCHANGE:
-                if self.refusing:
-                    return Outcome.REFUSED
+            if retains:
                 self._retain(message, now)
             return Outcome.UNROUTED
         fields: Fields | None = None
         plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
         live: list[tuple[Queue, Options]] = []
-        invalid: list[tuple[Queue, str]] = []
+        invalid: list[tuple[Queue, Message, list[Queue], str]] = []
         duplicates: list[Queue] = []
         octets = len(message.body) + UNSTORED_OCTETS
         for queue, options in targets:
@@ -146,12 +147,18 @@ class Core:
                     group = queue.group_template.render(fields) if queue.group_template is not None else None
                     digest = self._digest(queue, group, fields)
                 except MissingValueError as error:
-                    invalid.append((queue, str(error)))
+                    dead, bins = self._dead_letter_routes(queue, message)
+                    if any(self._refuses(found, octets) for found in bins):
+                        queue.counters.refused += 1
+                        return Outcome.REFUSED
+                    invalid.append((queue, dead, bins, str(error)))
                     continue
                 if digest is not None and self.dedup.seen(digest, now):
                     duplicates.append(queue)
                     continue
-            if queue.is_full(octets) and queue.may_refuse():
+            # An outbox may be here more than once, for other targets.
+            ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
+            if queue.is_full(octets, ahead) and queue.may_refuse():
                 queue.counters.refused += 1
                 return Outcome.REFUSED
             plan.append((queue, options, group, digest))
@@ -161,9 +168,9 @@ class Core:
             self._plan(message, plan, octets, now)
         for queue, options in live:
             gather.live.append((queue, message, options))
-        for queue, why in invalid:
-            self._bury_unstored(queue, message, why, now)
-        if message.retain and message.exchange == TOPIC_EXCHANGE:
+        for queue, dead, bins, why in invalid:
+            self._bury_unstored(queue, dead, bins, why, now)
+        if retains:
             self._retain(message, now)
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
 
@@ -194,7 +201,7 @@ class Core:
             if digest is not None and policy.dedup is not None:
                 until = now + policy.dedup.window
                 self.dedup.add(digest, until)
-                gather.keys.append((digest, until))
+                (gather.keys if policy.durable else gather.volatile_keys).append((digest, until))
             ttl = message.ttl
             if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
                 ttl = policy.ttl
@@ -231,8 +238,9 @@ class Core:
         return number
 
     def _retain(self, message: Message, now: float) -> None:
-        self.gather.states.append(self.retained.change(message, now))
-        self.gather.retained.append((message, now))
+        change, at = self.retained.change(message, now)
+        self.gather.states.append(change)
+        self.gather.retained.append((message, at))
 
     def new_row(self) -> int:
         row = self.next_row
@@ -333,7 +341,9 @@ class Core:
                 else:
                     del self.rows[entry.row]
                     self.row_peaks.pop(entry.row, None)
-        for digest, _ in gather.keys:
+            if entry.group:
+                entry.queue.groups.empty((entry.group,))
+        for digest, _ in (*gather.keys, *gather.volatile_keys):
             self.dedup.forget(digest)
         undone = {entry.ident for entry in gather.pending}
         gather.dues = [(ident, due) for ident, due in gather.dues if ident not in undone]
@@ -461,7 +471,7 @@ class Core:
                     continue
                 queue.dispatch(now)
                 order = queue.order
-                if isinstance(order, Grouped) and order.emptied:
+                if isinstance(order, Grouped) and (order.emptied or queue.groups.idle):
                     queue.groups.empty(order.emptied)
                     order.emptied.clear()
                     queue.groups.free_idle(order.heads, self.committed_ident)
@@ -512,10 +522,7 @@ class Core:
             message = queue.message(slot)
             if message is None:
                 return False
-            message = msgspec.structs.replace(
-                message, exchange=target.exchange, topic=message.topic if target.topic is None else target.topic
-            )
-            targets = [found for found, _ in self.router.route(message)]
+            message, targets = self._dead_letter_routes(queue, message)
             if reason is not Reason.REJECTED:
                 # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
                 been = {queue.name, *(death.queue for death in self.extras[entries.extra[slot]].deaths)}
@@ -546,28 +553,35 @@ class Core:
     def _has_place(self, queue: Queue, slot: int, message: Message | None) -> bool:
         return bool(queue.entries.row[slot]) or message is not None or queue.message(slot) is not None
 
-    def _bury_unstored(self, queue: Queue, message: Message, error: str, now: float) -> None:
-        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
+    def _dead_letter_routes(self, queue: Queue, message: Message) -> tuple[Message, list[Queue]]:
+        """Where a message that this queue gives up goes, and as which message."""
         target = queue.policy.dead_letter
-        if isinstance(target, ExchangeTarget):
-            message = msgspec.structs.replace(
-                message, exchange=target.exchange, topic=message.topic if target.topic is None else target.topic
-            )
-            targets = [found for found, _ in self.router.route(message)]
-        else:
-            targets = self._dead_letter_queues(queue, target)
+        if not isinstance(target, ExchangeTarget):
+            return message, self._dead_letter_queues(queue, target)
+        topic = message.topic if target.topic is None else target.topic
+        message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
+        return message, [found for found, _ in self.router.route(message)]
+
+    def _refuses(self, queue: Queue, octets: int) -> bool:
+        return bool(self.refusing and queue.policy.durable) or (queue.is_full(octets) and queue.may_refuse())
+
+    def _bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
+        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
         if not targets:
             queue.counters.dropped += 1
             return
         queue.counters.dead_lettered += 1
         extra = record_death(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
+        row = offset = length = 0
         for found in targets:
-            row = offset = 0
-            length = len(message.body) + UNSTORED_OCTETS
+            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
             if found.policy.durable:
-                row, offset, length = self.gather.bodies.add(message, self.new_row)
+                if not row:
+                    row, offset, length = self.gather.bodies.add(message, self.new_row)
                 self._refer(row)
-            self._pend(self.gather.pending, found, message, (row, offset, length), now, extra, None)
+                place = (row, offset, length)
+            self.gather.octets += place[2]
+            self._pend(self.gather.pending, found, message, place, now, extra, None)
 
     def move(
         self,

@@ -135,6 +135,7 @@ class Gather:
         "retained",
         "settled",
         "states",
+        "volatile_keys",
     )
 
     def __init__(self) -> None:
@@ -144,6 +145,7 @@ class Gather:
         self.pending: list[Pending] = []
         self.bodies = Bodies()
         self.keys: list[tuple[bytes, float]] = []
+        self.volatile_keys: list[tuple[bytes, float]] = []  # of transient queues: kept in memory only
         self.states: list[StateChange] = []
         self.retained: list[tuple[Message, float]] = []
         self.live: list[tuple[Queue, Message, Options]] = []

@@ -13,14 +13,15 @@ from gateway.records import NO_EXTRA, Extra
 class GroupNames:
     """Of one queue. Number 0 is no group."""
 
-    __slots__ = ("_free", "_idle", "_last", "_names", "_numbers")
+    __slots__ = ("_free", "_last", "_names", "_numbers", "idle")
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = [""]
         self._last: list[int] = [0]
         self._free: list[int] = []
-        self._idle: list[int] = []
+        self.idle: list[int] = []
+        """Numbers that may be free soon; a number may stand here twice."""
 
     def number(self, name: str, ident: int) -> tuple[int, bool]:
         """The group's number, for an entry with this ident, and whether it is new and must be journaled."""
@@ -66,12 +67,12 @@ class GroupNames:
 
     def empty(self, numbers: Iterable[int]) -> None:
         """These groups have no entries now."""
-        self._idle += numbers
+        self.idle += numbers
 
     def free_idle(self, live: Iterable[int] | dict[int, int], committed: int) -> None:
         """Frees those that are empty still, and for which nothing is on its way to the disk."""
         later: list[int] = []
-        for number in self._idle:
+        for number in self.idle:
             if number in live:
                 continue
             name = self._names[number]
@@ -82,7 +83,7 @@ class GroupNames:
                 self._free.append(number)
             else:
                 later.append(number)
-        self._idle = later
+        self.idle = later
 
     def items(self) -> Iterator[tuple[int, str]]:
         return ((number, name) for name, number in self._numbers.items())

@@ -173,12 +173,13 @@ class Queue:
 
     # entries in
 
-    def is_full(self, octets: int) -> bool:
-        """Whether one message more would pass a limit, what waits for its commit included."""
+    def is_full(self, octets: int, ahead: int = 0) -> bool:
+        """Whether one message more would pass a limit, what waits for its commit included, and `ahead` copies of it."""
         policy = self.policy
-        if policy.max_messages is not None and self.entries.count + self.pending_count >= policy.max_messages:
+        count = self.entries.count + self.pending_count + ahead
+        if policy.max_messages is not None and count >= policy.max_messages:
             return True
-        held = self.entries.octets + self.pending_octets
+        held = self.entries.octets + self.pending_octets + octets * ahead
         return policy.max_bytes is not None and held + octets > policy.max_bytes
 
     def may_refuse(self) -> bool:

@@ -5,6 +5,8 @@ Its rule: a change stands in the commit of the message that made it, and is seen
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from gateway.message import Message
@@ -24,22 +26,25 @@ _decode = msgspec.msgpack.Decoder(_Kept).decode
 
 
 class Retained:
-    """Topics with their retained messages, in the order in which they were set."""
+    """Topics with their retained messages, and when they were set."""
 
-    __slots__ = ("_kept", "_tree", "octets")
+    __slots__ = ("_kept", "_latest", "_tree", "octets")
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
         self._tree: NameTree[str] = NameTree()
+        self._latest = 0.0
         self.octets = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def change(self, message: Message, now: float) -> StateChange:
-        """What to journal for a message with the retain flag. An empty body clears [MQTT-3.3.1-6]."""
-        value = _encode(_Kept(now, message)) if message.body else None
-        return StateChange(OWNER, message.topic, value)
+    def change(self, message: Message, now: float) -> tuple[StateChange, float]:
+        """What to journal for a message with the retain flag, and the time to `apply` it with, which grows with each
+        change so that it tells their order. An empty body clears [MQTT-3.3.1-6]."""
+        self._latest = max(now, math.nextafter(self._latest, math.inf))
+        value = _encode(_Kept(self._latest, message)) if message.body else None
+        return StateChange(OWNER, message.topic, value), self._latest
 
     def apply(self, message: Message, now: float) -> None:
         """The change is committed."""
@@ -57,6 +62,7 @@ class Retained:
     def restore(self, value: bytes) -> None:
         """Raises msgspec.DecodeError for what is none."""
         kept = _decode(value)
+        self._latest = max(self._latest, kept.accepted)
         self.apply(kept.message, kept.accepted)
 
     def states(self) -> list[StateChange]:
@@ -65,11 +71,7 @@ class Retained:
 
     def find(self, filter: str, now: float) -> list[Message]:
         """Those that match and have not expired, with what is left of their time, in the order they were set."""
-        topics = set(self._tree.match(filter))
-        if len(topics) < len(self._kept) // 4:
-            found = sorted((self._kept[topic] for topic in topics), key=lambda kept: kept.accepted)
-        else:
-            found = [kept for topic, kept in self._kept.items() if topic in topics]
+        found = sorted((self._kept[topic] for topic in self._tree.match(filter)), key=lambda kept: kept.accepted)
         messages: list[Message] = []
         for kept in found:
             message = kept.message

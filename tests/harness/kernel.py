@@ -1,0 +1,323 @@
+"""Owns a core without a daemon: a clock that is set by hand, a journal, and commits made step by step.
+
+Its rule: nothing happens unless the test says so; `settle_down` is the only thing that loops.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from gateway.core import Core
+from gateway.gather import Accept
+from gateway.message import Message, Properties
+from gateway.order import Grouped
+from gateway.policy import QueuePolicy
+from gateway.queue import Queue, QueueSubscription
+from gateway.replay import Refresh, Restored, restore
+from gateway.storage.journal import Commit, StateChange
+from gateway.storage.memory import MemoryJournal
+from gateway.transport import Binding, Credit, Delivery, Outcome, Verdict
+
+START = 1_000_000.0
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Answer:
+    """What came of one call of `accept` or `put`; outcomes is None until it is answered."""
+
+    def __init__(self, order: list[Answer]) -> None:
+        self.outcomes: Sequence[Outcome] | None = None
+        self.ok: bool | None = None
+        self._order = order
+
+    def resolve(self, outcomes: Sequence[Outcome], ok: bool) -> None:
+        self.outcomes = list(outcomes)
+        self.ok = ok
+        self._order.append(self)
+
+
+class Worker:
+    """A consumer that keeps what it gets until told what to do with it."""
+
+    def __init__(self) -> None:
+        self.subscription: QueueSubscription
+        self.seen: list[Delivery] = []
+        """All that ever came, in order."""
+        self.held: dict[int, Delivery] = {}
+        self.batches: list[int] = []
+        self.ends: list[str] = []
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        self.batches.append(len(batch))
+        for delivery in batch:
+            self.seen.append(delivery)
+            if delivery.id:
+                self.held[delivery.id] = delivery
+
+    def closed(self, reason: str) -> None:
+        self.ends.append(reason)
+
+    @property
+    def bodies(self) -> list[str]:
+        """Of all that ever came."""
+        return [delivery.message.body.decode() for delivery in self.seen]
+
+    @property
+    def holding(self) -> list[str]:
+        return [delivery.message.body.decode() for delivery in self.held.values()]
+
+    def grant(self, messages: int = 1, octets: int = 0) -> Worker:
+        self.subscription.grant(messages, octets)
+        return self
+
+    def settle(self, verdict: Verdict, *bodies: str, error: str = "") -> int:
+        """Those it holds with these bodies, or all."""
+        ids = [id for id, held in self.held.items() if not bodies or held.message.body.decode() in bodies]
+        for id in ids:
+            del self.held[id]
+        return self.subscription.settle(ids, verdict, error)
+
+    def done(self, *bodies: str) -> int:
+        return self.settle(Verdict.DONE, *bodies)
+
+    def retry(self, *bodies: str, error: str = "") -> int:
+        return self.settle(Verdict.RETRY, *bodies, error=error)
+
+    def dead(self, *bodies: str, error: str = "") -> int:
+        return self.settle(Verdict.DEAD, *bodies, error=error)
+
+    def give_back(self, *bodies: str) -> int:
+        return self.settle(Verdict.RETURNED, *bodies)
+
+    def cancel(self) -> None:
+        self.subscription.cancel()
+
+    def detach(self, lost: bool = False) -> None:
+        self.held.clear()
+        self.subscription.detach(lost)
+
+
+class Kernel:
+    """One run of a core on a journal; `crash` gives the next run on the same journal."""
+
+    def __init__(
+        self,
+        queues: dict[str, QueuePolicy] | None = None,
+        routes: Iterable[tuple[str, str]] = (),
+        *,
+        max_memory: int = 1 << 30,
+        journal: MemoryJournal | None = None,
+        clock: Clock | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.journal = journal or MemoryJournal()
+        self.max_memory = max_memory
+        self.pokes = 0
+        self.answers: list[Answer] = []
+        """In the order in which they were given."""
+        self.core = Core(self.clock, b"s" * 32, max_memory, random.Random(seed))
+        self.core.poke = self._poked
+        self.restored: Restored = restore(self.core, self.journal)
+        self.last_id = self.restored.last_id
+        self.refresh: Refresh | None = None
+        self.core.gather.forced_states.append(self.core.secret_state())
+        self.policies = dict(queues or {})
+        self.routes = list(routes)
+        self.notes = self.configure()
+
+    def _poked(self) -> None:
+        self.pokes += 1
+
+    def configure(self) -> list[str]:
+        """`policies` and `routes` hold from now on."""
+        bindings = [Binding(queue=queue, filter=filter, owner="config") for filter, queue in self.routes]
+        return self.core.configure(self.policies, bindings)
+
+    def crash(self) -> Kernel:
+        """What comes up after a power cut: only what was committed to the journal."""
+        return Kernel(self.policies, self.routes, max_memory=self.max_memory, journal=self.journal, clock=self.clock)
+
+    # what comes in
+
+    def accept(self, *messages: Message, changes: Sequence[StateChange] = ()) -> Answer:
+        answer = Answer(self.answers)
+        self.core.accept(Accept(messages, changes, answer.resolve))
+        return answer
+
+    def put(self, *changes: StateChange) -> Answer:
+        return self.accept(changes=changes)
+
+    def send(self, queue: str, *bodies: str, **fields: object) -> list[Outcome]:
+        """Straight to a queue, committed and dispatched."""
+        answer = self.accept(*[to(queue, body, **fields) for body in bodies])
+        self.run()
+        assert answer.outcomes is not None
+        return list(answer.outcomes)
+
+    # steps
+
+    def begin(self) -> Commit | None:
+        return self.core.begin_commit()
+
+    def end(self, commit: Commit) -> None:
+        """The commit is on the disk."""
+        self.last_id = max(self.last_id, self.journal.commit(commit))
+        self._answer(self.core.committed(), True)
+
+    def fail(self) -> None:
+        """The commit could not be made."""
+        self._answer(self.core.failed(), False)
+
+    def _answer(self, accepts: Iterable[Accept], ok: bool) -> None:
+        for accept in accepts:
+            accept.resolve(accept.outcomes, ok)
+
+    def commit(self) -> bool:
+        """One commit with all that waits; False if nothing did."""
+        commit = self.begin()
+        if commit is None:
+            return False
+        self.end(commit)
+        return True
+
+    def commit_fails(self) -> bool:
+        """One commit with all that waits, rolled back."""
+        if self.begin() is None:
+            return False
+        self.fail()
+        return True
+
+    def dispatch(self) -> None:
+        """Delivers, and reads the bodies that are asked for, until nothing is."""
+        self.core.dispatch()
+        while rows := self.core.take_wanted():
+            self.core.loaded(self.journal.read(rows))
+            self.core.dispatch()
+
+    def run(self) -> None:
+        """Commits and delivers until nothing is left to do now."""
+        self.dispatch()
+        while self.commit():
+            self.dispatch()
+
+    def advance(self, seconds: float) -> None:
+        """Time passes, with every timer at its moment."""
+        end = self.clock.now + seconds
+        while self.core.next_due() <= end:
+            self.clock.now = max(self.clock.now, self.core.next_due())
+            self.core.tick()
+            self.dispatch()
+        self.clock.now = end
+        self.dispatch()
+
+    def copy_forward(self) -> bool:
+        """One slice of a refresh, as the committer makes it: what has gathered first. False at the end of the walk."""
+        if self.refresh is None:
+            self.commit()
+            self.refresh = Refresh(self.core, self.last_id + 1)
+        commit = self.begin()
+        record, last = self.refresh.next_slice()
+        copied = Commit(record=record, trim=self.refresh.first_kept if last else None)
+        if commit is not None:
+            self.end(commit)
+        self.last_id = max(self.last_id, self.journal.commit(copied))
+        if last:
+            self.refresh = None
+        return not last
+
+    # who takes
+
+    def worker(self, queue: str, credit: int = 1 << 30, pools: Sequence[Credit] = (), live: bool = False) -> Worker:
+        """Attached, with that credit; nothing is delivered before the next step."""
+        worker = Worker()
+        worker.subscription = self.core.attach(queue, worker, pools, live)
+        if credit:
+            worker.grant(credit)
+        return worker
+
+    def queue(self, name: str) -> Queue:
+        return self.core.get(name)
+
+    def content(self, queue: str) -> list[str]:
+        """The bodies of all that the queue holds, by arrival, in flight included."""
+        found = self.core.get(queue)
+        bodies: list[str] = []
+        for slot in list(found.entries.slots()):
+            message = found.message(slot)
+            if message is None:
+                self.core.loaded(self.journal.read(self.core.take_wanted()))
+                message = found.message(slot)
+            assert message is not None
+            bodies.append(message.body.decode())
+        return bodies
+
+    def deaths(self, queue: str) -> list[tuple[str, str, int, str]]:
+        """(queue, reason, attempts, error) of each dead letter's latest death, by arrival."""
+        found = self.core.get(queue)
+        latest = [self.core.extras[found.entries.extra[slot]].deaths[0] for slot in found.entries.slots()]
+        return [(death.queue, death.reason, death.attempts, death.error) for death in latest]
+
+    def leaks(self) -> list[str]:
+        """What is still kept although every queue is empty and everything is committed; [] if all is well."""
+        core = self.core
+        found: list[str] = []
+        if core.rows:
+            found.append(f"rows {core.rows}")
+        if core.resident_octets:
+            found.append(f"resident_octets {core.resident_octets}")
+        if extras := list(core.extras.items()):
+            found.append(f"extras {extras}")
+        if not core.gather.is_empty() or core.committing is not None:
+            found.append("the gather is not empty")
+        if bodies := list(self.journal.rows()):
+            found.append(f"bodies in the journal: {bodies}")
+        for queue in core.queues.values():
+            parts = {
+                "entries": queue.entries.count,
+                "octets": queue.entries.octets,
+                "resident": len(queue.resident),
+                "flying": len(queue.flying),
+                "attempts": len(queue.attempts),
+                "errors": len(queue.errors),
+                "doomed": len(queue.doomed),
+                "pending": queue.pending_count,
+                "pending octets": queue.pending_octets,
+                "groups": len(queue.groups),
+            }
+            if isinstance(queue.order, Grouped):
+                parts["heads"] = len(queue.order.heads)
+                parts["parked"] = len(queue.order.parked)
+                parts["blocked"] = len(queue.order.blocked)
+            found += [f"{queue.name}: {name} {count}" for name, count in parts.items() if count]
+        return found
+
+
+def to(queue: str, body: str = "x", **fields: object) -> Message:
+    """A message straight to that queue."""
+    return Message(queue, body.encode(), "", **fields)  # type: ignore[arg-type]
+
+
+def on(topic: str, body: str = "x", **fields: object) -> Message:
+    """A message to that topic."""
+    return Message(topic, body.encode(), **fields)  # type: ignore[arg-type]
+
+
+def grouped(queue: str, body: str, group: str, key: str | None = None, **fields: object) -> Message:
+    """Straight to a queue whose group is `{header[group]}` and whose dedup key is `{header[key]}`."""
+    headers = [("group", group)] if key is None else [("group", group), ("key", key)]
+    return to(queue, body, properties=Properties(headers=tuple(headers)), **fields)
+
+
+GROUP = "{header[group]}"
+KEY = "{header[key]}"
