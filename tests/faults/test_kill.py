@@ -204,7 +204,7 @@ async def test_kill_9_loses_nothing_and_repeats_nothing_settled(make_daemon: Cal
         await all_lost(senders, workers)
 
     workers = await begin(daemon, history, senders, choices, 0)
-    await drain(history, senders, workers)
+    await drain(daemon, history, senders, workers)
     assert workers[0].peer
     assert await workers[0].peer.depth("load") == 0
     for peer in [worker.peer for worker in workers] + [sender.peer for sender in senders]:
@@ -237,7 +237,7 @@ async def begin(
     return workers
 
 
-async def drain(history: History, senders: Sequence[Sender], workers: Sequence[Worker]) -> None:
+async def drain(daemon: Daemon, history: History, senders: Sequence[Sender], workers: Sequence[Worker]) -> None:
     """Until all is acknowledged and settled."""
     try:
         async with asyncio.timeout(60):
@@ -254,7 +254,7 @@ async def drain(history: History, senders: Sequence[Sender], workers: Sequence[W
         held = sum(len(worker.held) for worker in workers)
         pytest.fail(
             f"seed {SEED}: not drained: {unanswered} unanswered, {held} held, {len(missing)} missing, the first of"
-            f" them {missing[:5]}; {history.faults[:10]}"
+            f" them {missing[:5]}; {history.faults[:10]}; the daemon said:\n{daemon.process.tail()}"
         )
 
 
