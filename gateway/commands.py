@@ -32,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DEFAULT_ADMIN = "http://127.0.0.1:8080"
 
-queues_app = typer.Typer(help="Queues: look, purge, delete.", invoke_without_command=True)
+queues_app = typer.Typer(invoke_without_command=True)
 groups_app = typer.Typer(help="Groups of a queue: look, and release parked ones.", no_args_is_help=True)
 
 
@@ -187,7 +187,7 @@ def queues(
     password: Password = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all queues: what waits, what is in flight, what came and went.
+    """Show all queues: what waits, what is in flight, what came and went; or purge or delete one.
 
     Example: gateway queues --json
     """

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gateway.commands import DEFAULT_ADMIN
 from gateway.settings import Route, Settings
 
 
@@ -21,13 +22,12 @@ def greeting(settings: Settings, addresses: Mapping[str, Sequence[str]]) -> str:
     width = max(map(len, addresses), default=0)
     for name, places in addresses.items():
         lines += [f"  {name:{width}}  {place}" for place in places]
-    if settings.admin is None:
+    admin = _admin(settings, addresses)
+    if admin is None:
         return "\n".join([*lines, ""])
     command = _command()
-    listen = settings.admin.listen
-    if listen.port != 8080 or not listen.loopback:
-        host = f"[{listen.host}]" if ":" in listen.host else listen.host or "127.0.0.1"
-        command = f"GATEWAY_ADMIN=http://{host}:{listen.port} {command}"
+    if admin != DEFAULT_ADMIN:
+        command = f"GATEWAY_ADMIN={admin} {command}"
     lines += [
         "",
         "Paste into a second terminal:" if not settings.users else "With GATEWAY_USER and GATEWAY_PASSWORD set:",
@@ -39,6 +39,21 @@ def greeting(settings: Settings, addresses: Mapping[str, Sequence[str]]) -> str:
         lines.append(f"  {command} consume {shlex.quote(queue)} --count 1")
     lines.append(f"  {command} queues")
     return "\n".join([*lines, ""])
+
+
+def _admin(settings: Settings, addresses: Mapping[str, Sequence[str]]) -> str | None:
+    """Where the command line finds this daemon; None if it can't."""
+    if settings.admin is None:
+        return None
+    listen = settings.admin.listen
+    port = listen.port
+    if said := addresses.get("admin"):
+        port = int(said[0].rpartition(":")[2])
+    if not port:
+        return None
+    # Nobody connects to "all interfaces".
+    host = "127.0.0.1" if listen.host in ("", "0.0.0.0") else "::1" if listen.host == "::" else listen.host
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _route(settings: Settings) -> tuple[str, str] | None:
