@@ -17,13 +17,15 @@ class Credit:
     A delivery may overdraw `octets` by its own size, so any message can be sent; never `messages`.
     """
 
-    __slots__ = ("messages", "octets", "wakes")
+    __slots__ = ("messages", "octets", "taker", "wakes")
 
     def __init__(self, messages: int = UNLIMITED, octets: int = UNLIMITED) -> None:
         self.messages = messages
         self.octets = octets
         self.wakes: dict[Callable[[], None], None] = {}
         """What the core asked to be called, once each and in turn, when there is credit again."""
+        self.taker: Callable[[], None] | None = None
+        """Who took the last of it: the others come first."""
 
     @property
     def spent(self) -> bool:
@@ -35,6 +37,9 @@ class Credit:
         self.octets += octets
         if self.wakes and self.messages > 0 and self.octets > 0:
             wakes, self.wakes = self.wakes, {}
+            if self.taker in wakes:
+                wakes[self.taker] = wakes.pop(self.taker)
+            self.taker = None
             for wake in wakes:
                 wake()
 

@@ -6,6 +6,7 @@ Its rule: the next one is found in O(1), and what goes back goes back to its old
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -31,8 +32,8 @@ class Order(Protocol):
     def leave(self, slot: int, flying: bool) -> None:
         """The entry is about to be removed; `flying`: it was in flight."""
 
-    def forget(self, holder: object) -> None:
-        """This consumer takes nothing more; nothing of it is in flight, or what is may still `leave` or go `back`."""
+    def forget(self, holder: object, slots: Iterable[int]) -> None:
+        """This consumer takes nothing more; its `slots` are in flight and may still `leave` or go `back`."""
 
     def due(self, slot: int) -> float:
         """When a delayed entry may go out, 0 if it is not delayed."""
@@ -105,7 +106,7 @@ class Competing:
             self._returned = [item for item in self._returned if item[1] != slot and holds(item[1], item[0])]
             heapify(self._returned)
 
-    def forget(self, holder: object) -> None:
+    def forget(self, holder: object, slots: Iterable[int]) -> None:
         pass
 
     def due(self, slot: int) -> float:
@@ -288,8 +289,12 @@ class Grouped:
             else:
                 self._offer(number)
 
-    def forget(self, holder: object) -> None:
+    def forget(self, holder: object, slots: Iterable[int]) -> None:
         self._held.pop(holder, None)
+        for slot in slots:
+            flight = self._flights.get(self._entries.group[slot])
+            if flight is not None and flight.holder is holder:
+                flight.draining = True  # nothing more of the group until another may have it
 
     def due(self, slot: int) -> float:
         return self._due.get(slot, 0.0)

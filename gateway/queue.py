@@ -316,6 +316,9 @@ class Queue:
             if turn >= len(active):
                 turn = 0
             subscription = active[turn]
+            if subscription.pools and len(active) > 1 and not subscription.has_credit():
+                del active[turn]  # another took the last of a pool they share
+                continue
             slot = order.peek(subscription, now)
             if not slot:
                 if not grouped:
@@ -405,7 +408,6 @@ class Queue:
     def reject(self, delivery: Delivery, error: str) -> None:
         """DEAD: a dead letter, `rejected`."""
         self.bury_flying(delivery.slot, Reason.REJECTED, error)
-        self.ledger.wake(self)
 
     def give_back(self, delivery: Delivery) -> None:
         """RETURNED: to its old place, no attempt counted."""
@@ -455,6 +457,7 @@ class Queue:
         if not self._bury(slot, reason, error):
             self.doomed[slot] = (reason, error)
             self._land(slot, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
+        self.ledger.wake(self)
 
     def _bury(self, slot: int, reason: Reason, error: str) -> bool:
         if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error or self.errors.get(slot, "")):
@@ -589,6 +592,7 @@ class QueueSubscription:
             pool.octets -= octets
             if pool.messages <= 0 or pool.octets <= 0:
                 pool.wakes[self.wake] = None
+                pool.taker = self.wake
                 more = False
         return more
 
@@ -624,7 +628,7 @@ class QueueSubscription:
         queue = self._queue
         if self in queue.subscriptions:
             queue.subscriptions.remove(self)
-            queue.order.forget(self)
+            queue.order.forget(self, [delivery.slot for delivery in self.held.values()])
             queue.idle_since = queue.ledger.now()
             queue.ledger.wake(queue)
         for pool in self.pools:

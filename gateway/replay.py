@@ -129,6 +129,9 @@ class _Restore:
             for place, until in enumerate(unpack("d", record.key_expires)):
                 if until > now:
                     core.dedup.add(record.keys[place * 16 : place * 16 + 16], until)
+            # The number of a queue that is gone must not come again while the log still names it.
+            numbers = [*unpack("I", record.queues), *(item[0] for item in record.groups_named)]
+            core.next_queue = max(core.next_queue, max(numbers, default=0) + 1)
             for queue_number, number, name in record.groups_named:
                 queue = core.by_number.get(queue_number)
                 if queue is not None:

@@ -213,6 +213,7 @@ class Kernel:
 
     def advance(self, seconds: float) -> None:
         """Time passes, with every timer at its moment."""
+        self.dispatch()
         end = self.clock.now + seconds
         while self.core.next_due() <= end:
             self.clock.now = max(self.clock.now, self.core.next_due())
