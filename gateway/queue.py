@@ -307,6 +307,7 @@ class Queue:
         active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
         if not active:
             return
+        competing = len(active) > 1
         entries, order, flying = self.entries, self.order, self.flying
         policy = self.policy
         grouped = self.group_template is not None
@@ -316,7 +317,7 @@ class Queue:
             if turn >= len(active):
                 turn = 0
             subscription = active[turn]
-            if subscription.pools and len(active) > 1 and not subscription.has_credit():
+            if competing and subscription.pools and not subscription.has_credit():
                 del active[turn]  # another took the last of a pool they share
                 continue
             slot = order.peek(subscription, now)
