@@ -56,7 +56,7 @@ class _Json(logging.Formatter):
         if record.name != "gateway":
             line["logger"] = record.name
         line |= _fields(record)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(line, default=str)
 
 
 class _Text(logging.Formatter):

@@ -225,7 +225,13 @@ class Webhook:
 
 
 def _headers(delivery: Delivery) -> list[tuple[str, str]]:
-    return [(name, quote(value, safe=_SAFE)) for name, value in _metadata(delivery)]
+    return [(name, _encode(value)) for name, value in _metadata(delivery)]
+
+
+def _encode(value: str | bytes) -> str:
+    """Printable ASCII as it is, all else percent-encoded; so are blanks where HTTP would strip them."""
+    text = quote(value, safe=_SAFE)
+    return text if text == text.strip(" ") else text.replace(" ", "%20")
 
 
 def _metadata(delivery: Delivery) -> Iterator[tuple[str, str | bytes]]:

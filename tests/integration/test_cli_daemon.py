@@ -172,4 +172,4 @@ def test_something_else_at_that_address_is_told(gateway):
         other.shutdown()
         thread.join()
     assert "is no gateway (HTTP 404)" in said
-    assert "is no address" in gateway("queues", "--admin", "http://[bad", status=3).stderr
+    assert "no daemon answers at http://[bad" in gateway("queues", "--admin", "http://[bad", status=3).stderr
