@@ -38,6 +38,8 @@ WINDOW = 1 << 20
 """Octets on their way to one connection beyond what its write buffer holds."""
 CACHED = 1024
 """Entries of each cache; a full one is emptied."""
+SHORT_TOPIC = 63
+"""Characters, which are at most 252 bytes: such a topic is always a routing key."""
 GET_SECONDS = 0.5
 """A basic.get waits that long for a queue that holds messages of which none comes: they are delayed or blocked, or
 a body is being read from the disk."""
@@ -186,13 +188,15 @@ class Consuming:
         message = delivery.message
         native = message.source in self.topology.listeners
         try:
-            if delivery.expires is None and not delivery.attempts and not delivery.deaths:
+            # A long topic may have to stand among the headers, so its properties are not another's.
+            plain = delivery.expires is None and not delivery.attempts and not delivery.deaths
+            if plain and len(message.topic) <= SHORT_TOPIC:
                 key = (id(message.properties), message.qos, message.retain, native)
                 known = self._properties.get(key)
                 if known is not None and known[0] is message.properties:
                     return known[1]
                 encoded = encode(message, native)
-                if len(message.topic) <= 63 and len(encoded) <= 512:
+                if len(encoded) <= 512:
                     if len(self._properties) >= CACHED:
                         self._properties.clear()
                     self._properties[key] = (message.properties, encoded)
