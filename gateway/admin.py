@@ -216,6 +216,8 @@ class Admin:
                     raise
             if endpoint.path.startswith(API) and "replaying" in self.operations.readiness().reasons:
                 raise web.Refused(503, "the store is being replayed; ask again when /readyz says so")
+            if endpoint.takes is MessageView:
+                await web.relief(self.gateway.pressure)
             taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
             try:
                 return await endpoint.handler(*taken)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gateway import plugins
 from gateway.address import Address
 from gateway.document import Faults, Node, nearest
@@ -151,7 +153,9 @@ class Checks:
         if self.settings.admin is not None:
             listeners.append((("admin",), self.settings.admin))
         for keys, section in listeners:
-            text = getattr(section, "listen", None)
+            # Also where the plugin can't be imported yet: it will listen when it can.
+            said = section.section if isinstance(section, plugins.Unloaded) else msgspec.structs.asdict(section)
+            text = said.get("listen")
             if text is None:
                 continue
             try:
@@ -161,7 +165,7 @@ class Checks:
                 continue
             # Users that have a fault are users nevertheless; an empty file of users has none.
             has_users = bool(self.settings.users) or bool(self.root.keys("users"))
-            if not address.loopback and not has_users and not getattr(section, "allow_anonymous", False):
+            if not address.loopback and not has_users and said.get("allow_anonymous", False) is not True:
                 self._fault(
                     f"{address} can be reached from other machines and there are no users: add `users`, listen on "
                     f"127.0.0.1, or write `allow_anonymous: true` here",

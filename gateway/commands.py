@@ -5,6 +5,7 @@ Its rule: the same answer is a table for people and, with --json, one JSON value
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -155,6 +156,13 @@ def consume(
     """
     client = connect(admin, user, password)
     idle = read_seconds("--wait", wait)
+    with contextlib.suppress(KeyboardInterrupt):
+        _take(client, queue, count, idle, credit, verdict, as_json)
+
+
+def _take(
+    client: AdminClient, queue: str, count: int | None, idle: float | None, credit: int, verdict: str, as_json: bool
+) -> None:
     asked = {"queue": queue, "credit": min(credit, count or credit)}
     taken = 0
     consumer = ""

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.address import Address
 from gateway.errors import ListenError
+from gateway.flow import Pressure
 from gateway.logs import log
 from gateway.transport import TransportCounters, User
 
@@ -62,6 +63,14 @@ async def read_body(request: Request, limit: int) -> bytes:
             raise too_large
         parts.append(part)
     return b"".join(parts)
+
+
+async def relief(pressure: Pressure) -> None:
+    """Waits, with the body unread, while the daemon's own buffers are full (ruling 22)."""
+    if pressure.high:
+        relieved = asyncio.Event()
+        pressure.on_low(relieved.set)
+        await relieved.wait()
 
 
 async def authenticated(request: Request, authenticate: Authenticate) -> User:

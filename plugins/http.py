@@ -6,7 +6,6 @@ The file is also the example of a complete plugin: a Settings struct, `run`, and
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -81,7 +80,7 @@ class Http:
     async def _publish(self, request: Request) -> Response:
         try:
             user = await web.authenticated(request, self.gateway.authenticate)
-            await self._relief()
+            await web.relief(self.gateway.pressure)
             body = await web.read_body(request, self.settings.max_body)
             message = self._message(request, body, user.name)
         except web.Refused as refused:
@@ -100,13 +99,6 @@ class Http:
             response.headers["retry-after"] = "1"
         self.counters.octets_out += len(response.body)
         return response
-
-    async def _relief(self) -> None:
-        """Reads no body while the daemon's own buffers are full (ruling 22)."""
-        if self.gateway.pressure.high:
-            relieved = asyncio.Event()
-            self.gateway.pressure.on_low(relieved.set)
-            await relieved.wait()
 
     def _message(self, request: Request, body: bytes, user: str) -> Message:
         topic: str = request.path_params["topic"]

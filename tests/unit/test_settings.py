@@ -295,6 +295,9 @@ def test_a_plugin_that_fails_to_import_stops_only_a_strict_check(tmp_path, monke
     with pytest.raises(ConfigError, match=r'gateway.yaml:2: transports.web.type: .*"http" fails to import: .*boom'):
         load(path, {}, strict=True)
     section = load(path, {}).transports["web"]
+    path.write_text("transports: {web: {type: http, listen: ':1'}}")
+    with pytest.raises(ConfigError, match="there are no users"):
+        load(path, {})
     assert isinstance(section, plugins.Unloaded)
     assert section.section == {"type": "http", "listen": "127.0.0.1:0"}
 
