@@ -85,3 +85,47 @@ class Raw:
     def is_alive(self) -> bool:
         self.send(commands.Channel.Open(), 2)
         return isinstance(self.read(), commands.Channel.OpenOk)
+
+    # properties as bytes
+
+    def subscribe(self, pattern: str) -> None:
+        """A queue of its own that gets what goes to `amq.topic` with such a key, without acknowledgement."""
+        queue = self.call(commands.Queue.Declare(exclusive=True), commands.Queue.DeclareOk).queue
+        self.call(commands.Queue.Bind(queue=queue, exchange="amq.topic", routing_key=pattern), commands.Queue.BindOk)
+        self.call(commands.Basic.Consume(queue=queue, no_ack=True), commands.Basic.ConsumeOk)
+
+    def publish_raw(self, exchange: str, key: str, properties: bytes, content: bytes) -> None:
+        head = struct.pack(">HHQ", 60, 0, len(content)) + properties
+        whole = struct.pack(">BHI", 2, 1, len(head)) + head + b"\xce"
+        name, text = exchange.encode(), key.encode()
+        payload = (
+            struct.pack(">IH", commands.Basic.Publish.index, 0)
+            + bytes((len(name),))
+            + name
+            + bytes((len(text),))
+            + text
+            + b"\0"
+        )
+        self.socket.sendall(struct.pack(">BHI", 1, 1, len(payload)) + payload + b"\xce" + whole)
+        if content:
+            self.send(body.ContentBody(content))
+
+    def delivered_raw(self) -> tuple[str, bytes, bytes]:
+        """(routing key, properties, body) of the next delivery."""
+        deliver = self.expect(commands.Basic.Deliver)
+        head = self._payload()
+        size = struct.unpack_from(">Q", head, 4)[0]
+        data = b""
+        while len(data) < size:
+            data += self._payload()
+        return deliver.routing_key, head[12:], data
+
+    def _payload(self) -> bytes:
+        while len(self._buffer) < 7 or len(self._buffer) < struct.unpack(">I", self._buffer[3:7])[0] + 8:
+            received = self.socket.recv(65536)
+            if not received:
+                raise ConnectionError("the server has closed the connection")
+            self._buffer += received
+        size = struct.unpack(">I", self._buffer[3:7])[0]
+        payload, self._buffer = self._buffer[7 : 7 + size], self._buffer[8 + size :]
+        return payload

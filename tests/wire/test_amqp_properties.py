@@ -89,6 +89,12 @@ def test_what_goes_out_by_amqp_comes_back_the_same(message: Message) -> None:
     assert msgspec.msgpack.encode(through(message)) == msgspec.msgpack.encode(message)
 
 
+@given(messages.filter(lambda m: not any(name in subject._RESTORING for name, _ in m.properties.headers)))
+def test_what_a_worker_restored_goes_out_again(message: Message) -> None:
+    """It came by AMQP last, and may still hold what only MQTT can say."""
+    assert msgspec.msgpack.encode(through(message, native=True)) == msgspec.msgpack.encode(message)
+
+
 def test_a_message_that_says_nothing_takes_three_bytes() -> None:
     assert subject.encode(Message("a", b""), False) == subject.PERSISTENT
     assert subject.encode(Message("a", b"", qos=0), True) == subject.TRANSIENT

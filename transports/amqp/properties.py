@@ -22,7 +22,7 @@ such a header is believed only where the field itself could not have carried the
 
 Clients of AMQP keep headers in dictionaries and write them sorted by name, hence the list. It is merged with what
 the table says now: a header that was changed, added or taken away since then stays so. Headers that an AMQP client
-sent go out as they came in, without a list. An empty table counts as none.
+sent go out as they came in, without a list, unless that is impossible. An empty table counts as none.
 """
 
 from __future__ import annotations
@@ -221,6 +221,12 @@ def _has_hints(items: tuple[tuple[str, Any], ...]) -> bool:
     return bool(items) and items[-1][0] == TYPES and isinstance(items[-1][1], dict)
 
 
+def _is_table(items: tuple[tuple[str, Any], ...]) -> bool:
+    """What came by AMQP is none if it was restored from the list of a message that had come by MQTT."""
+    names = {name for name, _ in items}
+    return len(names) == len(items) and all(len(name.encode()) <= MAX_SHORT for name in names)
+
+
 def _in_table(name: str) -> bool:
     return name not in _RESTORING and len(name.encode()) <= MAX_NAME
 
@@ -320,7 +326,7 @@ def _headers(
         hints = items[-1][1]
         items = items[:-1]
     table: dict[str, Any] = {}
-    if native:
+    if native and _is_table(items):
         table.update(items)
     else:
         for name, value in items:
