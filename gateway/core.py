@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import msgspec
 
@@ -23,12 +23,13 @@ from gateway.groups import Extras
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import NEVER, Grouped
 from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, DISCARD, ExchangeTarget, QueuePolicy, encode_custom
-from gateway.queue import Queue, QueueSubscription
+from gateway.queue import Queue, QueueSubscription, templates_of
 from gateway.records import NO_EXTRA, Extra
 from gateway.retained import Retained
 from gateway.router import Router
 from gateway.storage.journal import Commit, StateChange
 from gateway.template import Fields, MissingValueError
+from gateway.topics import check_filter
 from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
 
 OWNER = "core"
@@ -158,7 +159,7 @@ class Core:
                     continue
             # An outbox may be here more than once, for other targets.
             ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
-            if queue.is_full(octets, ahead) and queue.may_refuse():
+            if queue.is_full(octets, ahead) and (queue.may_refuse() or self._overflow_is_refused(queue, octets)):
                 queue.counters.refused += 1
                 return Outcome.REFUSED
             plan.append((queue, options, group, digest))
@@ -269,6 +270,7 @@ class Core:
         gather, self.committing = self.committing, None
         assert gather is not None
         now = self.now()
+        limited: dict[Queue, None] = {}
         for entry in gather.entries():
             queue = entry.queue
             queue.pending_count -= 1
@@ -289,7 +291,9 @@ class Core:
             if entry.row:
                 self._fresh.append((queue, slot, entry.ident))
             if queue.policy.overflow != "refuse":
-                queue.evict()
+                limited[queue] = None
+        for queue in limited:
+            queue.evict()
         for move in gather.relocations:
             entries = move.queue.entries
             if entries.holds(move.slot, move.ident) and entries.row[move.slot] == move.old_row:
@@ -407,6 +411,9 @@ class Core:
     def is_unreadable(self, row: int) -> bool:
         return row in self.unreadable
 
+    def spillable(self, queue: Queue, slot: int) -> None:
+        self._fresh.append((queue, slot, queue.entries.ident[slot]))
+
     def consumer_failed(self, queue: Queue, error: Exception) -> None:
         self.report(f"a consumer of queue {queue.name} failed and lost its subscription", error)
 
@@ -475,6 +482,9 @@ class Core:
                     queue.groups.empty(order.emptied)
                     order.emptied.clear()
                     queue.groups.free_idle(order.heads, self.committed_ident)
+                if queue.removed and not queue.entries.count and not queue.pending_count:
+                    self.delete(queue.name)
+                    continue
                 self._schedule(queue)
         if self._fresh:
             fresh, self._fresh = self._fresh, []
@@ -492,6 +502,10 @@ class Core:
         if due < self._scheduled.get(queue, NEVER):
             self._scheduled[queue] = due
             heappush(self._timers, (due, queue.number, queue))
+            if len(self._timers) > 2 * len(self._scheduled) + 64:
+                # Earlier times have taken the place of most of these.
+                self._timers = [(due, queue.number, queue) for queue, due in self._scheduled.items()]
+                heapify(self._timers)
 
     def next_due(self) -> float:
         """When `tick` has something to do, or infinity."""
@@ -564,6 +578,13 @@ class Core:
 
     def _refuses(self, queue: Queue, octets: int) -> bool:
         return bool(self.refusing and queue.policy.durable) or (queue.is_full(octets) and queue.may_refuse())
+
+    def _overflow_is_refused(self, queue: Queue, octets: int) -> bool:
+        """Whether what would have to make room in a full queue finds no place itself."""
+        policy = queue.policy
+        if policy.overflow != "dead-letter" or not isinstance(policy.dead_letter, str):
+            return False
+        return any(self._refuses(found, octets) for found in self._dead_letter_queues(queue, policy.dead_letter))
 
     def _bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
         """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
@@ -734,6 +755,16 @@ class Core:
             held = queue.entries.count + queue.pending_count if queue is not None else 0
             if queue is not None and queue.policy.durable and not policy.durable and held:
                 raise GatewayError(f"queue {name}: it holds {held} messages and can't become transient")
+            try:
+                templates_of(policy)
+            except ValueError as error:
+                raise GatewayError(f"queue {name}: {error}") from error
+        keep = list(bindings)
+        for binding in keep:
+            if binding.queue not in wanted and binding.queue not in self.queues:
+                raise GatewayError(f"a route leads to {binding.queue!r}, and there is no such queue")
+            if not binding.literal and (why := check_filter(binding.filter)):
+                raise GatewayError(f"the filter {binding.filter!r} {why}")
         notes: list[str] = []
         for name, policy in wanted.items():
             owner = CONFIG if name in policies else OWNER
@@ -748,7 +779,6 @@ class Core:
                 queue.owner, queue.removed = owner, False
                 self.journal_queue(queue)
                 self._dirty[queue] = None
-        keep = list(bindings)
         for queue in list(self.queues.values()):
             for binding in self.router.bindings(queue.name):
                 if binding.owner == CONFIG and binding not in keep:

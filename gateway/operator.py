@@ -103,13 +103,16 @@ class Operator:
         number = found.groups.find(group)
         if not isinstance(order, Grouped) or number not in order.parked:
             return False
-        head = order.heads[number]
-        if dead and not found.bury_waiting(head, Reason.EXHAUSTED):
-            raise GatewayError(f"the dead-letter queue of {queue} takes nothing now; make room there first")
-        if not dead:
-            found.forget_attempts(head)
-        order.release(number)
-        core.wake(found)
+        slot = order.parked[number]
+        if dead:
+            await self._committer.message(found, slot)  # its dead-letter exchange may want to see it
+            if order.parked.get(number) != slot:
+                return False
+            if not found.bury_waiting(slot, Reason.EXHAUSTED):
+                raise GatewayError(f"the dead-letter queue of {queue} takes nothing now; make room there first")
+            core.wake(found)
+        else:
+            found.release(slot)
         await self._committer.put()
         return True
 

@@ -172,7 +172,8 @@ class Grouped:
         self.heads: dict[int, int] = {}
         self.blocked: dict[int, float] = {}
         """Groups that wait for a time: a retry or a delay at their head."""
-        self.parked: set[int] = set()
+        self.parked: dict[int, int] = {}
+        """Groups that wait for an operator, with the slot they wait for."""
         self.emptied: deque[int] = deque()
         """Groups that ran out of entries; the queue takes them from here and frees their numbers."""
         self._flights: dict[int, _Flight] = {}
@@ -263,7 +264,6 @@ class Grouped:
         if following == slot:
             del self.heads[number]
             self.blocked.pop(number, None)
-            self.parked.discard(number)
             self.emptied.append(number)
             following = 0
         else:
@@ -272,10 +272,14 @@ class Grouped:
             entries.group_previous[following] = before
             if self.heads[number] == slot:
                 self.heads[number] = following
+                if not flying and self.blocked.pop(number, None) is not None:
+                    self._ready.append(number)  # it waited for this one
             elif self.heads[number] == following:
                 following = 0  # it was the tail
         if self._due:
             self._due.pop(slot, None)
+        if self.parked and self.parked.get(number) == slot:
+            self.release(number)
         if flight is None:
             return
         if flight.next == slot:
@@ -301,10 +305,10 @@ class Grouped:
 
     def park(self, slot: int) -> None:
         """Holds the whole group of this waiting entry until `release`."""
-        self.parked.add(self._entries.group[slot])
+        self.parked.setdefault(self._entries.group[slot], slot)
 
     def release(self, number: int) -> None:
-        self.parked.discard(number)
+        self.parked.pop(number, None)
         if number in self.heads:
             self._ready.appendleft(number)
 
@@ -320,9 +324,6 @@ class Grouped:
 
     def next_due(self) -> float:
         return self._timers[0][0] if self._timers else NEVER
-
-    def is_head(self, slot: int) -> bool:
-        return self.heads.get(self._entries.group[slot]) == slot
 
     def in_flight(self, number: int) -> int:
         flight = self._flights.get(number)

@@ -19,7 +19,7 @@ from gateway.entries import Entries
 from gateway.flow import UNLIMITED, Credit
 from gateway.groups import GroupNames
 from gateway.message import Message
-from gateway.order import Competing, Grouped, Order
+from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
 from gateway.records import Extra
 from gateway.template import Template
@@ -52,6 +52,9 @@ class Ledger(Protocol):
     def is_unreadable(self, row: int) -> bool:
         """That row could not be read; it is tried again later."""
         ...
+
+    def spillable(self, queue: Queue, slot: int) -> None:
+        """A body that is on disk is in memory again."""
 
     def consumer_failed(self, queue: Queue, error: Exception) -> None:
         """A consumer raised, which none may."""
@@ -103,6 +106,13 @@ class Counters:
     stale: int
 
 
+def templates_of(policy: QueuePolicy) -> tuple[Template | None, Template | None]:
+    """For the group and for the dedup key. Raises ValueError for a text that is no template."""
+    dedup = policy.dedup
+    group = Template(policy.group) if policy.group is not None else None
+    return group, Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
+
+
 class Queue:
     """Keeps entries until they are settled. Also a QueueView."""
 
@@ -129,6 +139,12 @@ class Queue:
         self.pending_octets = 0
         self.counters = Counters()
         self.idle_since = ledger.now()
+        self._leaving: dict[QueueSubscription, None] = {}
+        """Cancelled, and not yet detached."""
+        self._over = False
+        """Above its limits, because a dead letter was refused."""
+        self._again = NEVER
+        """When refused dead letters are tried again."""
         self._turn = 0
         self._timeouts: deque[tuple[float, Delivery, QueueSubscription]] = deque()
         self._expiries: dict[int, array[int]] = {}
@@ -141,21 +157,24 @@ class Queue:
     def apply(self, policy: QueuePolicy) -> None:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
         self.policy = policy
-        self.group_template = Template(policy.group) if policy.group is not None else None
-        dedup = policy.dedup
-        self.dedup_template = Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
+        self.group_template, self.dedup_template = templates_of(policy)
+        if self._timeouts:
+            # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
+            latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
+            self._timeouts = deque((min(due, latest), taken, by) for due, taken, by in self._timeouts if latest)
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.limit = policy.group_in_flight
         elif isinstance(self.order, Grouped) or self.group_template is not None:
             self._reorder()
 
     def _reorder(self) -> None:
-        for subscription in self.subscriptions:
+        for subscription in (*self.subscriptions, *self._leaving):
             subscription.settle(list(subscription.held), Verdict.RETURNED)
         grouped = self.group_template is not None
+        before = self.order
         self.order = Grouped(self.entries, self.policy.group_in_flight) if grouped else Competing(self.entries)
         for slot in self.entries.slots():
-            self.order.add(slot, 0)
+            self.order.add(slot, before.due(slot))
 
     # what a QueueView shows
 
@@ -184,7 +203,8 @@ class Queue:
 
     def may_refuse(self) -> bool:
         """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
-        return self.policy.overflow == "refuse" or self.depth + self.pending_count == 0
+        parked = len(self.order.parked) if isinstance(self.order, Grouped) else 0
+        return self.policy.overflow == "refuse" or self.depth + self.pending_count == parked
 
     def store(
         self,
@@ -223,14 +243,18 @@ class Queue:
     def evict(self) -> None:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
+        self._over = False
         for slot in self.entries.slots():
             over = policy.max_messages is not None and self.entries.count > policy.max_messages
             if not over and not (policy.max_bytes is not None and self.entries.octets > policy.max_bytes):
                 return
-            if slot in self.flying or self.is_parked_head(slot):
+            if slot in self.flying or self.is_parked(slot):
                 continue
             if policy.overflow == "dead-letter" and policy.dead_letter != DISCARD:
-                self._bury(slot, Reason.OVERFLOW, "")
+                if not self._bury(slot, Reason.OVERFLOW, ""):
+                    self._over = True
+                    self._try_again()
+                    return
             else:
                 self.counters.dropped += 1
                 self.remove(slot)
@@ -269,9 +293,10 @@ class Queue:
         for slot in list(self.flying):
             self._land(slot, 0)
 
-    def is_parked_head(self, slot: int) -> bool:
+    def is_parked(self, slot: int) -> bool:
+        """Whether its group waits for an operator's word on it."""
         order = self.order
-        return isinstance(order, Grouped) and self.entries.group[slot] in order.parked and order.is_head(slot)
+        return isinstance(order, Grouped) and order.parked.get(self.entries.group[slot]) == slot
 
     # delivery
 
@@ -447,8 +472,10 @@ class Queue:
         self.resident[slot] = delivery.message
         self.ledger.keep(self.entries.length[slot])
         self.order.back(slot, due)
-        if self.entries.expires[slot]:
-            self.watch_expiry(slot)
+        if self.entries.row[slot]:
+            self.ledger.spillable(self, slot)
+        if self.entries.expires[slot] and int(self.entries.expires[slot]) + 1 <= self.ledger.now():
+            self.watch_expiry(slot)  # its moment came while it was in flight
         self.ledger.wake(self)
 
     # dead letters
@@ -457,8 +484,12 @@ class Queue:
         """What is in flight becomes a dead letter, or waits at its place until it can."""
         if not self._bury(slot, reason, error):
             self.doomed[slot] = (reason, error)
-            self._land(slot, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
+            self._try_again()
+            self._land(slot, self._again)
         self.ledger.wake(self)
+
+    def _try_again(self) -> None:
+        self._again = min(self._again, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
 
     def _bury(self, slot: int, reason: Reason, error: str) -> bool:
         if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error or self.errors.get(slot, "")):
@@ -470,15 +501,21 @@ class Queue:
         """An operator gives it up; False if its dead-letter queue refuses."""
         return self._bury(slot, reason, "")
 
-    def forget_attempts(self, slot: int) -> None:
-        """Its attempts begin anew."""
+    def release(self, slot: int) -> None:
+        """Lets the group that is parked for this entry go on; its attempts begin anew."""
+        assert isinstance(self.order, Grouped)
         self.attempts[slot] = 0
         self.errors.pop(slot, None)
         self.ledger.attempted(self, slot, 0, "")
+        self.order.release(self.entries.group[slot])
+        if self.entries.expires[slot]:
+            self.watch_expiry(slot)
+        self.ledger.wake(self)
 
     def _expire(self, slot: int) -> bool:
         if not self._bury(slot, Reason.EXPIRED, ""):
             self.doomed[slot] = (Reason.EXPIRED, "")
+            self._try_again()
             return False
         self.counters.expired += 1
         return True
@@ -491,7 +528,7 @@ class Queue:
     # time
 
     def next_due(self) -> float:
-        due = self.order.next_due()
+        due = min(self.order.next_due(), self._again)
         while self._timeouts:
             deadline, delivery, _ = self._timeouts[0]
             if self.flying.get(delivery.slot) is delivery:
@@ -516,13 +553,24 @@ class Queue:
             # Its credit stays used until the consumer settles it or leaves (ruling 15).
             if self.flying.get(delivery.slot) is delivery and subscription.held.pop(delivery.id, None) is not None:
                 self.fail(delivery, "not settled within ack_timeout", delayed=True)
-        if self.order.tick(now):
-            for slot, (reason, error) in list(self.doomed.items()):
-                if slot not in self.flying:
-                    self._bury(slot, reason, error)
+        self.order.tick(now)
+        if self._again <= now:
+            self._again = NEVER
+            self._bury_doomed()
         while self._expiry_seconds and self._expiry_seconds[0] <= now:
             self._expire_all(self._expiries.pop(heappop(self._expiry_seconds)), now)
         self.ledger.wake(self)
+
+    def _bury_doomed(self) -> None:
+        for slot, (reason, error) in list(self.doomed.items()):
+            if slot in self.flying:
+                continue
+            if not self._bury(slot, reason, error):
+                self._try_again()
+            elif reason is Reason.EXPIRED:
+                self.counters.expired += 1
+        if self._over:
+            self.evict()
 
     def _expire_all(self, slots: array[int], now: float) -> None:
         entries = self.entries
@@ -532,8 +580,8 @@ class Queue:
                 continue
             if not 0 < entries.expires[slot] <= now:
                 continue
-            if not self.is_parked_head(slot) and not self._expire(slot):
-                self._watch(slot, int(now) + 2)
+            if not self.is_parked(slot):
+                self._expire(slot)
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
         """(ident, time) of those that are delayed."""
@@ -629,6 +677,7 @@ class QueueSubscription:
         queue = self._queue
         if self in queue.subscriptions:
             queue.subscriptions.remove(self)
+            queue._leaving[self] = None
             queue.order.forget(self, [delivery.slot for delivery in self.held.values()])
             queue.idle_since = queue.ledger.now()
             queue.ledger.wake(queue)
@@ -637,6 +686,7 @@ class QueueSubscription:
 
     def detach(self, lost: bool = False) -> None:
         self.cancel()
+        self._queue._leaving.pop(self, None)
         flying = self._queue.flying
         held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
         self.held.clear()
