@@ -167,7 +167,7 @@ class Daemon:
         self._operator.reasons.pop("starting", None)
         log.info("ready")
         if self._on_ready is not None:
-            self._on_ready({name: where for name, where in self._gateway.addresses.items() if name != ADMIN})
+            self._on_ready(dict(self._gateway.addresses))
 
     # serve
 
