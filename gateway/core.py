@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.dead_letter import Reason
 from gateway.dead_letter import bury as record_death
-from gateway.dedup import Dedup
+from gateway.dedup import SWEEP_KEYS, Dedup
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
@@ -37,6 +37,8 @@ CONFIG = "config"
 ROW_CACHE_OCTETS = 32 << 20
 UNSTORED_OCTETS = 160
 """What a message that is kept in memory only counts beside its body."""
+RESIDENT_OCTETS = 300
+"""What a message in memory takes besides the bytes that stand for it on disk."""
 _NO_OPTIONS = Options()
 
 
@@ -201,7 +203,7 @@ class Core:
             extra = self._extra_number(Extra(options)) if options != _NO_OPTIONS else 0
             if digest is not None and policy.dedup is not None:
                 until = now + policy.dedup.window
-                self.dedup.add(digest, until)
+                self.dedup.add(digest, until, policy.dedup.window)
                 (gather.keys if policy.durable else gather.volatile_keys).append((digest, until))
             ttl = message.ttl
             if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
@@ -307,7 +309,7 @@ class Core:
             self.retained.apply(message, at)
         if gather.live:
             self._deliver_live(gather.live)
-        self.dedup.sweep(now)
+        self.dedup.sweep(now, max(SWEEP_KEYS, 2 * (len(gather.keys) + len(gather.volatile_keys))))
         return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
@@ -393,7 +395,7 @@ class Core:
         return self.extras[number]
 
     def keep(self, octets: int) -> None:
-        self.resident_octets += octets
+        self.resident_octets += octets + RESIDENT_OCTETS if octets > 0 else octets - RESIDENT_OCTETS
 
     def wake(self, queue: Queue) -> None:
         if not self._dirty:

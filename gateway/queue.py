@@ -61,7 +61,7 @@ class Ledger(Protocol):
 
     def extra(self, number: int) -> Extra: ...
     def keep(self, octets: int) -> None:
-        """That many octets of bodies more (or less) are in memory."""
+        """One body more (or, if negative, less) of that many octets is in memory."""
 
     def wake(self, queue: Queue) -> None:
         """Something may be delivered now."""
@@ -452,10 +452,13 @@ class Queue:
             self.errors[slot] = error[:MAX_ERROR_CHARS]
         self.counters.retried += 1
         exhausted = policy.max_deliveries is not None and attempts >= policy.max_deliveries
-        if exhausted and policy.on_exhausted == "skip":
-            self.bury_flying(slot, Reason.EXHAUSTED, error)
+        if exhausted and policy.on_exhausted == "skip" and self._bury(slot, Reason.EXHAUSTED, error):
+            self.ledger.wake(self)
             return
         self.ledger.attempted(self, slot, attempts, error[:MAX_ERROR_CHARS])
+        if exhausted and policy.on_exhausted == "skip":
+            self._doom(slot, Reason.EXHAUSTED, error)
+            return
         if exhausted and policy.on_exhausted == "park" and isinstance(self.order, Grouped):
             self._land(slot, 0)
             self.order.park(slot)
@@ -483,10 +486,13 @@ class Queue:
     def bury_flying(self, slot: int, reason: Reason, error: str) -> None:
         """What is in flight becomes a dead letter, or waits at its place until it can."""
         if not self._bury(slot, reason, error):
-            self.doomed[slot] = (reason, error)
-            self._try_again()
-            self._land(slot, self._again)
+            self._doom(slot, reason, error)
         self.ledger.wake(self)
+
+    def _doom(self, slot: int, reason: Reason, error: str) -> None:
+        self.doomed[slot] = (reason, error)
+        self._try_again()
+        self._land(slot, self._again)
 
     def _try_again(self) -> None:
         self._again = min(self._again, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
