@@ -6,19 +6,23 @@ Its rule: a key is remembered from its decision, and forgotten only by its time 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 KEY_BYTES = 16
+SWEEP_KEYS = 2000
+RESTORED = -1.0
+"""Stands for the window of what came from the journal, which does not say it."""
 
 
 class Dedup:
     """Keys as 128-bit keyed hashes; expiry is exact."""
 
-    __slots__ = ("_begun", "_keys", "_secret")
+    __slots__ = ("_begun", "_secret", "_windows")
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._keys: dict[bytes, float] = {}
+        self._windows: dict[float, dict[bytes, float]] = {}
+        """By the window's seconds; the keys of one window end in the order in which they came."""
         self._begun: dict[str, hashlib.blake2b] = {}
 
     @property
@@ -32,7 +36,7 @@ class Dedup:
         self._begun.clear()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return sum(map(len, self._windows.values()))
 
     def digest(self, queue: str, group: str | None, key: str) -> bytes:
         """The key of one scope. Lengths stand before the parts, so no two scopes can run together."""
@@ -54,28 +58,41 @@ class Dedup:
         return hashlib.sha256(body).hexdigest()
 
     def seen(self, digest: bytes, now: float) -> bool:
-        until = self._keys.get(digest)
-        return until is not None and now < until
+        for keys in self._windows.values():
+            until = keys.get(digest)
+            if until is not None and now < until:
+                return True
+        return False
 
-    def add(self, digest: bytes, until: float) -> None:
-        # Popped first, so that insertion order stays the order of expiry where the window does not change.
-        self._keys.pop(digest, None)
-        self._keys[digest] = until
+    def add(self, digest: bytes, until: float, window: float) -> None:
+        """`window`: of the policy that it was seen under."""
+        keys = self._windows.get(window)
+        if keys is None:
+            keys = self._windows[window] = {}
+        keys.pop(digest, None)
+        keys[digest] = until
+
+    def restore(self, keys: Mapping[bytes, float]) -> None:
+        """What the journal knows, in any order."""
+        self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
 
     def forget(self, digest: bytes) -> None:
-        self._keys.pop(digest, None)
+        for keys in self._windows.values():
+            keys.pop(digest, None)
 
-    def sweep(self, now: float, limit: int = 2000) -> None:
-        """Frees what is over, oldest first, at most `limit` keys a call."""
-        keys = self._keys
-        over: list[bytes] = []
-        for digest, until in keys.items():
-            if until > now or len(over) >= limit:
-                break
-            over.append(digest)
-        for digest in over:
-            del keys[digest]
+    def sweep(self, now: float, limit: int = SWEEP_KEYS) -> None:
+        """Frees what is over, oldest first, at most `limit` keys of each window a call."""
+        for window, keys in list(self._windows.items()):
+            over: list[bytes] = []
+            for digest, until in keys.items():
+                if until > now or len(over) >= limit:
+                    break
+                over.append(digest)
+            for digest in over:
+                del keys[digest]
+            if not keys:
+                del self._windows[window]
 
     def live(self, now: float) -> Iterator[tuple[bytes, float]]:
-        """All that still count, oldest first."""
-        return ((digest, until) for digest, until in self._keys.items() if until > now)
+        """All that still count."""
+        return ((digest, until) for keys in self._windows.values() for digest, until in keys.items() if until > now)

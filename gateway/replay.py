@@ -15,6 +15,7 @@ import msgspec
 
 from gateway import retained
 from gateway.core import OWNER, Core, QueueDefinition
+from gateway.dedup import KEY_BYTES
 from gateway.errors import StoreError
 from gateway.gather import fill
 from gateway.order import Grouped
@@ -61,6 +62,7 @@ class _Restore:
         self.settled: set[int] = set()
         self.attempts: dict[int, tuple[int, str]] = {}
         self.dues: dict[int, float] = {}
+        self.keys: dict[bytes, float] = {}
         self.rows: Counter[int] = Counter()
         self.row_octets: Counter[int] = Counter()
         self.extra_uses: Counter[int] = Counter()
@@ -128,7 +130,7 @@ class _Restore:
             core.next_ident = max(core.next_ident, max(named, default=0) + 1)
             for place, until in enumerate(unpack("d", record.key_expires)):
                 if until > now:
-                    core.dedup.add(record.keys[place * 16 : place * 16 + 16], until)
+                    self.keys[record.keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]] = until
             # The number of a queue that is gone must not come again while the log still names it.
             numbers = [*unpack("I", record.queues), *(item[0] for item in record.groups_named)]
             core.next_queue = max(core.next_queue, max(numbers, default=0) + 1)
@@ -190,6 +192,7 @@ class _Restore:
         core.sparse = {row for row, octets in self.row_octets.items() if 2 * octets < present.get(row, 0)}
         core.unreadable = core.rows.keys() - present.keys()
         core.extras.restored(self.extra_uses)
+        core.dedup.restore(self.keys)
         core.committed_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):

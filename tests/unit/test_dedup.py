@@ -1,0 +1,180 @@
+"""What dedup promises (design section 4, ruling 19)."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.dedup import Dedup
+from gateway.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.transport import Outcome
+from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
+
+STORED, DUPLICATE, REFUSED = Outcome.STORED, Outcome.DUPLICATE, Outcome.REFUSED
+
+
+def policy(window: float = 300, scope: str = "queue", key: str = KEY, **fields: object) -> QueuePolicy:
+    return QueuePolicy(group=GROUP, dedup=DedupPolicy(key, Seconds(window), scope), **fields)  # type: ignore[arg-type]
+
+
+def say(kernel: Kernel, body: str, group: str, key: str, queue: str = "q") -> Outcome:
+    answer = kernel.accept(grouped(queue, body, group, key))
+    kernel.run()
+    assert answer.outcomes is not None
+    return answer.outcomes[0]
+
+
+def test_a_second_message_in_the_window_is_answered_with_success_and_not_stored() -> None:
+    kernel = Kernel({"q": policy()})
+    assert [say(kernel, "1", "a", "k"), say(kernel, "2", "b", "k"), say(kernel, "3", "a", "other")] == [
+        STORED,
+        DUPLICATE,
+        STORED,
+    ]
+    assert kernel.content("q") == ["1", "3"]
+    assert kernel.queue("q").counters.duplicates == 1
+
+
+def test_the_window_runs_from_the_first_message_and_ends_exactly() -> None:
+    kernel = Kernel({"q": policy(10)})
+    say(kernel, "1", "a", "k")
+    kernel.clock.now += 9.999
+    assert say(kernel, "2", "a", "k") is DUPLICATE
+    kernel.clock.now += 0.001
+    assert say(kernel, "3", "a", "k") is STORED
+    kernel.clock.now += 9.999
+    assert say(kernel, "4", "a", "k") is DUPLICATE
+
+
+def test_the_window_survives_settlement_and_restart() -> None:
+    kernel = Kernel({"q": policy(10)})
+    say(kernel, "1", "a", "k")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.done()
+    kernel.run()
+    assert say(kernel, "2", "a", "k") is DUPLICATE
+    after = kernel.crash()
+    assert say(after, "3", "a", "k") is DUPLICATE
+    after.clock.now += 10
+    assert say(after.crash(), "4", "a", "k") is STORED
+
+
+def test_scope_group_keeps_groups_apart_and_queues_are_always_apart() -> None:
+    kernel = Kernel({"q": policy(scope="group"), "other": policy(scope="group")})
+    assert [
+        say(kernel, "1", "a", "k"),
+        say(kernel, "2", "b", "k"),
+        say(kernel, "3", "a", "k"),
+        say(kernel, "4", "a", "k", "other"),
+    ] == [STORED, STORED, DUPLICATE, STORED]
+
+
+def test_sha256_takes_the_body_as_the_key() -> None:
+    kernel = Kernel({"q": QueuePolicy(dedup=DedupPolicy("sha256"))}, [("#", "q")])
+    answer = kernel.accept(on("a", "same"), on("b", "same"), on("a", "else"))
+    kernel.run()
+    assert answer.outcomes == [STORED, DUPLICATE, STORED]
+
+
+def test_refused_leaves_no_key() -> None:
+    kernel = Kernel({"q": policy(max_messages=1)})
+    say(kernel, "1", "a", "one")
+    assert say(kernel, "2", "a", "two") is REFUSED
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.done()
+    kernel.run()
+    assert say(kernel, "2", "a", "two") is STORED
+
+
+def test_a_duplicate_is_answered_also_by_a_full_queue() -> None:
+    kernel = Kernel({"q": policy(max_messages=1)})
+    say(kernel, "1", "a", "k")
+    assert say(kernel, "2", "a", "k") is DUPLICATE
+
+
+def test_changing_the_window_affects_keys_seen_afterwards() -> None:
+    kernel = Kernel({"q": policy(100)})
+    say(kernel, "1", "a", "old")
+    kernel.policies["q"] = policy(10)
+    kernel.configure()
+    say(kernel, "2", "a", "new")
+    kernel.clock.now += 50
+    assert [say(kernel, "3", "a", "old"), say(kernel, "4", "a", "new")] == [DUPLICATE, STORED]
+
+
+def test_dead_lettering_neither_reads_nor_writes_keys() -> None:
+    kernel = Kernel({"q": policy(dead_letter="bin"), "bin": policy()})
+    say(kernel, "1", "a", "k", "bin")
+    say(kernel, "2", "a", "k")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.dead()
+    kernel.run()
+    assert kernel.content("bin") == ["1", "2"]
+    assert say(kernel, "3", "a", "k") is DUPLICATE
+
+
+def test_a_duplicate_is_never_delivered() -> None:
+    kernel = Kernel({"q": policy()})
+    worker = kernel.worker("q")
+    for number in range(5):
+        say(kernel, str(number), "a", "k")
+        worker.done()
+    kernel.run()
+    assert worker.bodies == ["0"]
+
+
+@pytest.mark.parametrize("order", [(10, 1000), (1000, 10)])
+def test_keys_of_a_short_window_do_not_wait_for_those_of_a_long_one(order: tuple[float, float]) -> None:
+    kernel = Kernel({"first": policy(order[0]), "second": policy(order[1])})
+    for number in range(100):
+        say(kernel, "x", "a", f"k{number}", "first")
+        say(kernel, "x", "a", f"k{number}", "second")
+    kernel.clock.now += 20
+    for _ in range(3):
+        kernel.send("dead-letters", "tick")
+    assert len(kernel.core.dedup) == 100
+    after = kernel.crash()
+    assert len(after.core.dedup) == 100
+    after.clock.now += 1000
+    after.send("dead-letters", "tick")
+    assert len(after.core.dedup) == 0
+
+
+def test_keys_are_freed_as_fast_as_they_come() -> None:
+    kernel = Kernel({"q": policy(1)})
+    for _ in range(5):
+        for part in range(2):
+            kernel.accept(*[grouped("q", "x", "a", f"{kernel.clock.now} {part} {number}") for number in range(3000)])
+        kernel.commit()
+        kernel.clock.now += 2
+    assert len(kernel.core.dedup) <= 12_000
+
+
+def test_no_two_scopes_run_together() -> None:
+    dedup = Dedup(b"secret")
+    digests = {
+        dedup.digest(queue, group, key)
+        for queue in ("q", "q1", "1:q", "")
+        for group in (None, "", "g", "1:g", "g\0k")
+        for key in ("", "k", "\0k", "1:g\0k")
+    }
+    assert len(digests) == 4 * 5 * 4
+
+
+def test_the_hash_is_keyed_and_the_secret_is_in_the_journal() -> None:
+    assert Dedup(b"one").digest("q", None, "k") != Dedup(b"two").digest("q", None, "k")
+    kernel = Kernel()
+    kernel.core.dedup.secret = b"mine"
+    kernel.core.gather.forced_states.append(kernel.core.secret_state())
+    kernel.run()
+    assert kernel.crash().core.dedup.secret == b"mine"
+
+
+def test_one_message_may_be_new_in_one_queue_and_a_duplicate_in_another() -> None:
+    kernel = Kernel({"q": QueuePolicy(dedup=DedupPolicy("sha256")), "all": QueuePolicy()}, [("t", "q"), ("t", "all")])
+    answer = kernel.accept(on("t", "1"), on("t", "1"), to("q", "1"))
+    kernel.run()
+    assert answer.outcomes == [STORED, STORED, DUPLICATE]
+    assert (kernel.content("q"), kernel.content("all")) == (["1"], ["1", "1"])
