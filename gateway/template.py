@@ -13,6 +13,7 @@ import msgspec
 from gateway.message import DEFAULT_EXCHANGE, Message
 
 MAX_VALUE_BYTES = 1024
+MAX_KNOWN_TOPICS = 10_000
 _UNREAD: Any = object()
 _decode = msgspec.json.Decoder().decode
 
@@ -116,10 +117,11 @@ class Template:
     Raises ValueError, for a text that is no template, saying what is wrong.
     """
 
-    __slots__ = ("_parts", "text")
+    __slots__ = ("_by_topic", "_parts", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._by_topic: dict[str, str] | None = None
         self._parts: list[str | tuple[str, Callable[[Fields], Any], str | None]] = []
         literal = ""
         place = 0
@@ -145,9 +147,26 @@ class Template:
                 place += 1
         if literal or not self._parts:
             self._parts.append(literal)
+        names = [part[0].strip() for part in self._parts if not isinstance(part, str)]
+        if all(name == "topic" or name.startswith("topic[") for name in names):
+            self._by_topic = {}
 
     def render(self, fields: Fields) -> str:
         """Raises MissingValueError where a variable has no value and no default, or the text is above 1 KiB."""
+        known = self._by_topic
+        if known is None or fields.message.exchange == DEFAULT_EXCHANGE:
+            return self._render(fields)
+        # Of the topic alone: the same topics come again and again.
+        topic = fields.message.topic
+        text = known.get(topic)
+        if text is None:
+            text = self._render(fields)
+            if len(known) >= MAX_KNOWN_TOPICS:
+                known.clear()
+            known[topic] = text
+        return text
+
+    def _render(self, fields: Fields) -> str:
         if len(self._parts) == 1:
             text = self._render_part(self._parts[0], fields)
         else:
