@@ -1,0 +1,174 @@
+"""Owns how a connection comes to be: protocol header, login, limits, virtual host [AMQP 2.2.4].
+
+Its rule: nothing but the next step is taken, and who does not get to the end in time is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING, Any
+
+from pamqp import commands as amqp
+from pamqp.base import Frame
+
+from gateway.transport import User
+from transports.amqp.codec import MIN_FRAME, PROTOCOL_HEADER, encode_method
+from transports.amqp.errors import ACCESS_REFUSED, COMMAND_INVALID, NOT_ALLOWED, NOT_IMPLEMENTED, AmqpError
+
+if TYPE_CHECKING:
+    from transports.amqp.connection import AmqpConnection
+
+CAPABILITIES = {
+    "publisher_confirms": True,
+    "basic.nack": True,
+    "consumer_cancel_notify": True,
+    "exchange_exchange_bindings": False,
+    "per_consumer_qos": True,
+    "authentication_failure_close": True,
+    "connection.blocked": True,
+}
+
+
+class Step(enum.Enum):
+    """What is waited for."""
+
+    HEADER = enum.auto()
+    START_OK = enum.auto()
+    LOGIN = enum.auto()
+    TUNE_OK = enum.auto()
+    OPEN = enum.auto()
+    DONE = enum.auto()
+
+
+class Handshake:
+    """That of one connection. Methods raise AmqpError, which ends it."""
+
+    def __init__(self, connection: AmqpConnection) -> None:
+        self.connection = connection
+        self.step = Step.HEADER
+        self.capabilities: dict[str, Any] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._login: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """The TCP connection is there."""
+        connection = self.connection
+        self._timer = connection.loop.call_later(connection.settings.connect_timeout, self._too_slow)
+
+    def end(self) -> None:
+        """It is complete, or the connection is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._login is not None:
+            self._login.cancel()
+
+    def _too_slow(self) -> None:
+        self.connection.counters.protocol_errors["connect-timeout"] += 1
+        self.connection.abort()
+
+    def protocol_header(self, data: bytes) -> int:
+        """The first bytes; returns how many of them are used up."""
+        connection = self.connection
+        if not PROTOCOL_HEADER.startswith(data[:8]):
+            connection.counters.protocol_errors["wrong-protocol"] += 1
+            connection.send(PROTOCOL_HEADER)  # [AMQP 4.2.2]
+            connection.close()
+            return len(data)
+        if len(data) < 8:
+            return 0
+        self.step = Step.START_OK
+        properties = {
+            "product": "mqtt-amqp-gateway",
+            "version": connection.version,
+            "platform": "Python",
+            "capabilities": CAPABILITIES,
+        }
+        start = encode_method(
+            0,
+            amqp.Connection.Start,
+            version_minor=9,
+            server_properties=properties,
+            mechanisms="PLAIN",
+            locales="en_US",
+        )
+        connection.send(start)
+        return 8
+
+    def method(self, method: Frame) -> None:
+        """A method on channel 0 other than close."""
+        if isinstance(method, amqp.Connection.StartOk) and self.step is Step.START_OK:
+            self._start_ok(method)
+        elif isinstance(method, amqp.Connection.TuneOk) and self.step is Step.TUNE_OK:
+            self._tune_ok(method)
+        elif isinstance(method, amqp.Connection.Open) and self.step is Step.OPEN:
+            if method.virtual_host != "/":
+                raise AmqpError(NOT_ALLOWED, f"vhost {method.virtual_host!r} not found")
+            self.step = Step.DONE
+            self.end()
+            self.connection.send(encode_method(0, amqp.Connection.OpenOk))
+        elif isinstance(method, amqp.Connection.UpdateSecret):
+            raise AmqpError(NOT_IMPLEMENTED, "connection.update-secret is not implemented")
+        else:
+            raise AmqpError(COMMAND_INVALID, f"{method.name} is not expected now")
+
+    def _start_ok(self, method: amqp.Connection.StartOk) -> None:
+        capabilities = method.client_properties.get("capabilities")
+        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
+        response: Any = method.response
+        parts = response.split(b"\0")
+        if method.mechanism != "PLAIN" or len(parts) != 3:
+            self._refuse(f"mechanism {method.mechanism[:32]!r} is not supported or its response is no such one")
+            return
+        try:
+            name = parts[1].decode()
+        except UnicodeDecodeError:
+            self._refuse("the user's name is no UTF-8")
+            return
+        self.step = Step.LOGIN
+        self.connection.pause("login")
+        self._login = self.connection.loop.create_task(self._authenticate(name, parts[2]))
+
+    async def _authenticate(self, name: str, password: bytes) -> None:
+        connection = self.connection
+        user = await connection.gateway.authenticate(name, password)
+        if user is None and connection.settings.allow_anonymous and (name, password) == ("guest", b"guest"):
+            user = User("")
+        connection.resume("login")
+        if connection.closing or connection.ended:
+            return
+        if user is None:
+            self._refuse(f"login was refused for user {name[:64]!r} using mechanism PLAIN")
+            return
+        self.step = Step.TUNE_OK
+        tune = encode_method(
+            0,
+            amqp.Connection.Tune,
+            channel_max=connection.channel_max,
+            frame_max=connection.frame_max,
+            heartbeat=int(connection.settings.heartbeat),
+        )
+        connection.send(tune)
+
+    def _refuse(self, why: str) -> None:
+        connection = self.connection
+        connection.counters.refusals["bad-credentials"] += 1
+        if connection.client_can("authentication_failure_close"):
+            connection.fail(AmqpError(ACCESS_REFUSED, why))
+        else:
+            connection.close()  # [AMQP 1.4.2.2]: without that capability, closing is all that may be said
+
+    def _tune_ok(self, method: amqp.Connection.TuneOk) -> None:
+        connection = self.connection
+        frame_max = method.frame_max or connection.frame_max
+        channel_max = method.channel_max or connection.channel_max
+        if not MIN_FRAME <= frame_max <= connection.frame_max:
+            raise AmqpError(
+                NOT_ALLOWED, f"negotiated frame_max {frame_max} is not from {MIN_FRAME} to {connection.frame_max}"
+            )
+        if channel_max > connection.channel_max:
+            raise AmqpError(NOT_ALLOWED, f"negotiated channel_max {channel_max} is above {connection.channel_max}")
+        connection.frame_max, connection.channel_max = frame_max, channel_max
+        self.step = Step.OPEN
+        if method.heartbeat:
+            connection.beat_every(method.heartbeat / 2)

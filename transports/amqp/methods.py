@@ -1,0 +1,156 @@
+"""Owns what each method of a channel does: a table from a method to the part of the connection that knows.
+
+Its rule: a method that stands in no table is refused by its name, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pamqp import commands as amqp
+from pamqp.base import Frame
+
+from transports.amqp.channel import Channel
+from transports.amqp.codec import encode_method
+from transports.amqp.errors import CHANNEL_ERROR, CONNECTION_FORCED, NOT_IMPLEMENTED, AmqpError
+
+if TYPE_CHECKING:
+    from transports.amqp.connection import AmqpConnection
+
+
+def _channel_open(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    raise AmqpError(CHANNEL_ERROR, f"channel {channel.id} is open already")
+
+
+def _channel_close(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.leave(channel)
+    connection.send(encode_method(channel.id, amqp.Channel.CloseOk))
+    del connection.channels[channel.id]
+
+
+def _channel_flow(connection: AmqpConnection, channel: Channel, method: amqp.Channel.Flow) -> None:
+    channel.set_flow(bool(method.active))
+    connection.send(encode_method(channel.id, amqp.Channel.FlowOk, active=method.active))
+
+
+def _channel_flow_ok(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    """Nothing waits for it."""
+
+
+def _exchange_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.exchange_declare(channel.id, method))
+
+
+def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.exchange_delete(channel.id, method))
+
+
+def _queue_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.queue_declare(channel.id, method))
+
+
+def _queue_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    notices: list[bytes] = []
+    connection.consuming.notices = notices
+    try:
+        answer = connection.declarations.queue_delete(channel.id, method)
+    finally:
+        connection.consuming.notices = None
+    connection.answer(channel, answer._replace(frame=answer.frame + b"".join(notices)))
+
+
+def _queue_purge(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.queue_purge(channel.id, method))
+
+
+def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.queue_bind(channel.id, method))
+
+
+def _queue_unbind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.answer(channel, connection.declarations.queue_unbind(channel.id, method))
+
+
+def _basic_qos(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Qos) -> None:
+    connection.consuming.qos(channel, method)
+
+
+def _basic_consume(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Consume) -> None:
+    _not_draining(connection)
+    connection.consuming.consume(channel, connection.declarations.queue(channel.id, method.queue), method)
+
+
+def _basic_cancel(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Cancel) -> None:
+    connection.consuming.cancel(channel, method)
+
+
+def _basic_cancel_ok(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    """Some clients answer a cancel notification, which asks for no answer."""
+
+
+def _basic_get(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Get) -> None:
+    _not_draining(connection)
+    connection.consuming.get(channel, connection.declarations.queue(channel.id, method.queue), method.no_ack)
+
+
+def _basic_nack(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Nack) -> None:
+    connection.consuming.reject(channel, method.delivery_tag, method.multiple, method.requeue)
+
+
+def _basic_reject(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Reject) -> None:
+    connection.consuming.reject(channel, method.delivery_tag or 0, False, method.requeue)
+
+
+def _basic_recover(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Recover) -> None:
+    if not method.requeue:
+        raise AmqpError(NOT_IMPLEMENTED, "basic.recover without requeue is not implemented")
+    connection.consuming.recover(channel)
+    if isinstance(method, amqp.Basic.Recover):
+        connection.send(encode_method(channel.id, amqp.Basic.RecoverOk))
+
+
+def _confirm_select(connection: AmqpConnection, channel: Channel, method: amqp.Confirm.Select) -> None:
+    channel.confirming = True
+    if not method.nowait:
+        connection.send(encode_method(channel.id, amqp.Confirm.SelectOk))
+
+
+def _not_implemented(connection: AmqpConnection, channel: Channel, method: Frame) -> None:
+    raise AmqpError(NOT_IMPLEMENTED, f"{method.name} is not implemented")
+
+
+def _not_draining(connection: AmqpConnection) -> None:
+    if connection.draining:
+        raise AmqpError(CONNECTION_FORCED, "the gateway is stopping")
+
+
+Handler = Callable[["AmqpConnection", Channel, Any], None]
+HANDLERS: dict[int, Handler] = {
+    amqp.Channel.Open.index: _channel_open,
+    amqp.Channel.Close.index: _channel_close,
+    amqp.Channel.Flow.index: _channel_flow,
+    amqp.Channel.FlowOk.index: _channel_flow_ok,
+    amqp.Exchange.Declare.index: _exchange_declare,
+    amqp.Exchange.Delete.index: _exchange_delete,
+    amqp.Exchange.Bind.index: _not_implemented,
+    amqp.Exchange.Unbind.index: _not_implemented,
+    amqp.Queue.Declare.index: _queue_declare,
+    amqp.Queue.Delete.index: _queue_delete,
+    amqp.Queue.Purge.index: _queue_purge,
+    amqp.Queue.Bind.index: _queue_bind,
+    amqp.Queue.Unbind.index: _queue_unbind,
+    amqp.Basic.Qos.index: _basic_qos,
+    amqp.Basic.Consume.index: _basic_consume,
+    amqp.Basic.Cancel.index: _basic_cancel,
+    0x3C001F: _basic_cancel_ok,
+    amqp.Basic.Get.index: _basic_get,
+    amqp.Basic.Nack.index: _basic_nack,
+    amqp.Basic.Reject.index: _basic_reject,
+    amqp.Basic.Recover.index: _basic_recover,
+    amqp.Basic.RecoverAsync.index: _basic_recover,
+    amqp.Confirm.Select.index: _confirm_select,
+    amqp.Tx.Select.index: _not_implemented,
+    amqp.Tx.Commit.index: _not_implemented,
+    amqp.Tx.Rollback.index: _not_implemented,
+}
