@@ -1,0 +1,190 @@
+"""Pressure and access, with the listener on a core in this process, whose pressure can be set by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pamqp import body, commands, header
+
+from gateway.access import Access, hash_password
+from gateway.address import Address as Listen
+from gateway.clock import Clock
+from gateway.committer import Committer
+from gateway.core import Core
+from gateway.flow import Pressure
+from gateway.local import LocalGateway
+from gateway.policy import Seconds
+from gateway.replay import restore
+from gateway.storage.memory import MemoryJournal
+from tests.harness.process import Address
+from tests.integration.amqp_raw import HELLO, Raw
+from transports.amqp.listener import AmqpListener, AmqpSettings
+
+pytestmark = pytest.mark.anyio
+Basic, Queue = commands.Basic, commands.Queue
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    users: dict[str, str] | None = None, **settings: Any
+) -> AsyncIterator[tuple[LocalGateway, Address]]:
+    core, journal, pressure = Core(Clock(), b"s" * 32), MemoryJournal(), Pressure()
+    committer = Committer(core, journal, pressure)
+    gateway = LocalGateway(committer, Access(users or {}), pressure, drain_timeout=1.0)
+    journal.open()
+    committer.start(restore(core, journal))
+    up = asyncio.Event()
+    gateway.on_started = up.set
+    listener = AmqpListener("amqp", AmqpSettings(listen=Listen.parse("127.0.0.1:0"), **settings))
+    running = asyncio.create_task(listener.run(gateway))
+    await up.wait()
+    host, port = gateway.addresses["amqp"][0].removeprefix("amqp://").split(":")
+    try:
+        yield gateway, Address(host, int(port))
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        await committer.close()
+        gateway.access.close()
+
+
+class Peer:
+    """Raw, called from the loop that serves it."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+
+    @classmethod
+    async def connect(cls, address: Address) -> Peer:
+        peer = cls(await asyncio.to_thread(Raw, address))
+        await asyncio.to_thread(peer.raw.login)
+        return peer
+
+    async def send(self, *frames: Any) -> None:
+        await asyncio.to_thread(self.raw.send, *frames)
+
+    async def call(self, method: Any, answer: type[Any]) -> Any:
+        return await asyncio.to_thread(self.raw.call, method, answer)
+
+    async def expect(self, kind: type[Any]) -> Any:
+        return await asyncio.to_thread(self.raw.expect, kind)
+
+    async def publish(self, content: bytes, key: str, **options: Any) -> None:
+        await asyncio.to_thread(lambda: self.raw.publish(content, key, **options))
+
+
+async def test_a_connection_with_nothing_to_settle_is_paused_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as (gateway, address):
+        peer = await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+        await peer.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
+        monkeypatch.setattr(gateway.committer, "_relieve", lambda: None)  # it would find that nothing presses
+        gateway.pressure.set(True)
+        await peer.publish(b"1", "q")
+        await peer.expect(commands.Connection.Blocked)
+        await peer.expect(Basic.Ack)  # what was read is answered
+        await peer.publish(b"2", "q")
+        await gateway.put()
+        assert gateway.core.queues["q"].depth == 1  # and nothing more is read
+        gateway.pressure.set(False)
+        await peer.expect(commands.Connection.Unblocked)
+        await peer.expect(Basic.Ack)
+        peer.raw.close()
+
+
+async def test_a_connection_with_unsettled_deliveries_is_refused_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as (gateway, address):
+        peer = await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+        await peer.publish(b"1", "q")
+        await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
+        for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
+            await peer.expect(kind)
+        await peer.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
+        monkeypatch.setattr(gateway.committer, "_relieve", lambda: None)
+        gateway.pressure.set(True)
+        await peer.publish(b"2", "q")
+        assert (await peer.expect(Basic.Nack)).delivery_tag == 1
+        await peer.send(Basic.Ack(delivery_tag=1))
+        await peer.call(Basic.Qos(prefetch_count=1), Basic.QosOk)
+        queue = gateway.core.queues["q"]
+        assert (queue.depth, queue.in_flight) == (0, 0)
+        assert gateway.counters("amqp").refusals["publish"] == 1
+        peer.raw.close()
+
+
+async def test_a_delivery_wakes_a_paused_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with listening() as (gateway, address):
+        peer, other = await Peer.connect(address), await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+        await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
+        monkeypatch.setattr(gateway.committer, "_relieve", lambda: None)
+        await peer.publish(b"1", "elsewhere")
+        gateway.pressure.set(True)
+        await peer.publish(b"2", "elsewhere")
+        await peer.expect(commands.Connection.Blocked)
+        await other.publish(b"3", "q")
+        await peer.expect(Basic.Deliver)
+        await peer.expect(header.ContentHeader)
+        await peer.expect(body.ContentBody)
+        await peer.expect(commands.Connection.Unblocked)
+        await peer.call(Basic.Qos(prefetch_count=1), Basic.QosOk)  # it is read again
+        peer.raw.close()
+        other.raw.close()
+
+
+async def test_many_unconfirmed_publishes_pause_and_go_on() -> None:
+    async with listening(max_unconfirmed=10) as (gateway, address):
+        peer = await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q", durable=True), Queue.DeclareOk)
+        await peer.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
+        for number in range(100):
+            await peer.publish(b"%d" % number, "q")
+        confirmed = 0
+        while confirmed < 100:
+            confirmed = (await peer.expect(Basic.Ack)).delivery_tag
+        assert gateway.core.queues["q"].depth == 100
+        peer.raw.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "anonymous", "let_in"),
+    [
+        ("ann", "right", False, True),
+        ("ann", "wrong", False, False),
+        ("guest", "guest", False, False),
+        ("guest", "guest", True, True),
+        ("guest", "other", True, False),
+        ("bob", "right", True, False),
+    ],
+)
+async def test_login(name: str, password: str, anonymous: bool, let_in: bool) -> None:
+    async with listening({"ann": hash_password("right")}, allow_anonymous=anonymous) as (gateway, address):
+        peer = Peer(await asyncio.to_thread(Raw, address))
+        peer.raw.socket.sendall(HELLO)
+        await peer.expect(commands.Connection.Start)
+        capabilities = {"capabilities": {"authentication_failure_close": True}}
+        await peer.send(commands.Connection.StartOk(capabilities, "PLAIN", f"\0{name}\0{password}"), 0)
+        if let_in:
+            await peer.expect(commands.Connection.Tune)
+        else:
+            assert (await peer.expect(commands.Connection.Close)).reply_code == 403
+            assert gateway.counters("amqp").refusals["bad-credentials"] == 1
+        peer.raw.close()
+
+
+async def test_a_pipelined_handshake_is_read_to_its_end() -> None:
+    async with listening(heartbeat=Seconds(0)) as (_, address):
+        peer = Peer(await asyncio.to_thread(Raw, address))
+        start_ok = bytes.fromhex(
+            "01 0000 00000024 000a 000b 00000000 05 504c41494e 0000000c 00 6775657374 00 6775657374"
+        )
+        await asyncio.to_thread(peer.raw.socket.sendall, HELLO + start_ok + b"\x05en_US\xce")
+        await peer.expect(commands.Connection.Start)
+        await peer.expect(commands.Connection.Tune)
+        peer.raw.close()
