@@ -457,6 +457,17 @@ def test_a_client_that_reads_nothing_is_bounded_and_hinders_nobody(raw: Raw, oth
     assert depth(raw, queue) > 150
 
 
+def test_returns_that_nobody_reads_are_bounded(raw: Raw, other: Raw) -> None:
+    other.socket.settimeout(2)
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 2000:
+            other.publish(bytes(100_000), "nobody", mandatory=True)
+            sent += 1
+    assert sent * 100_000 < 60 << 20  # returned or in the sockets, and then the daemon stopped to read
+    sync(raw)
+
+
 # restarts
 
 
@@ -535,3 +546,22 @@ def test_stopping_waits_for_acks_and_says_320(daemon: Callable[..., Daemon]) -> 
     found = get(again, "once")
     assert found is not None and (found[2], found[0].redelivered) == (b"2", False)
     again.close()
+
+
+def test_all_listeners_of_a_daemon_share_what_is_declared(daemon: Callable[..., Daemon]) -> None:
+    one_more = {"type": "amqp", "listen": "127.0.0.1:0"}
+    server = daemon({"transports": {"amqp": one_more, "second": one_more}})
+    first, second = Raw(server.address("amqp")), Raw(server.address("second"))
+    for client in (first, second):
+        client.login()
+    first.call(commands.Exchange.Declare(exchange="shared"), commands.Exchange.DeclareOk)
+    queue = declare(first)
+    first.call(Queue.Bind(queue=queue, exchange="shared", routing_key="k"), Queue.BindOk)
+    second.publish(b"x", "k", "shared", properties={"headers": {"b": 1, "a": 2}})
+    consume(first, queue)
+    _, headers, data = delivery(first)
+    assert (headers, data) == ({"b": 1, "a": 2}, b"x")
+    second.send(Queue.Declare(queue=queue, exclusive=True))
+    assert second.expect(commands.Channel.Close).reply_code == 405
+    for client in (first, second):
+        client.close()

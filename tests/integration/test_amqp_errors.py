@@ -181,6 +181,14 @@ def test_body_above_max_message_size(raw: Raw) -> None:
     assert raw.expect(commands.Channel.Close).reply_code == 311
 
 
+def test_unfinished_bodies_of_all_channels_are_limited(raw: Raw) -> None:
+    for number in range(2, 5):
+        raw.send(commands.Channel.Open(), number)
+        raw.expect(commands.Channel.OpenOk)
+        raw.send(Basic.Publish(), header.ContentHeader(0, 65536), body.ContentBody(bytes(60_000)), channel=number)
+    assert raw.expect(commands.Connection.Close).reply_code == 506
+
+
 def test_bad_expiration(raw: Raw) -> None:
     raw.send(Basic.Publish(), header.ContentHeader(0, 0, commands.Basic.Properties(expiration="soon")))
     assert raw.expect(commands.Channel.Close).reply_code == 406

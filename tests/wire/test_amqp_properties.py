@@ -235,6 +235,25 @@ def test_an_expiration_that_is_no_number_is_406(expiration: str) -> None:
         subject.decode(data, 0, len(data))
 
 
+anything = st.recursive(
+    scalars | st.integers() | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.tuples(names, anything), max_size=5), anything, st.booleans())
+def test_what_amqp_cannot_hold_is_a_value_error_and_nothing_else(
+    headers: list[tuple[str, Any]], hints: Any, native: bool
+) -> None:
+    """Headers can come from anywhere; a delivery must not stumble over them."""
+    said = Properties(headers=(*headers, (subject.TYPES, hints)), timestamp=-1, priority=1 << 80)
+    try:
+        subject.encode(Message("a", b"", properties=said), native)
+    except ValueError:
+        pass
+
+
 def test_nesting_has_a_limit() -> None:
     data = b""
     for _ in range(1000):

@@ -126,6 +126,11 @@ class Channel:
         self._chunks.append(chunk)
         return not self._left
 
+    @property
+    def partial(self) -> int:
+        """Octets of a body that is not complete yet."""
+        return sum(map(len, self._chunks))
+
     def take(self) -> tuple[Route, Content, bytes]:
         """The whole content; the next one may begin."""
         route, content, chunks = self._route, self._content, self._chunks

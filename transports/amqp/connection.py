@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 5.0
 """How long a client has to answer connection.close."""
+REPLY_OCTETS = 8 << 20
+"""Answers and returns that a client does not read before reading from it pauses; deliveries have their own limit."""
 BACKLOG_OCTETS = 1 << 20
 """Frames that wait behind an unanswered method before reading pauses."""
 
@@ -132,8 +134,10 @@ class AmqpConnection(TcpConnection):
         self.consuming.written()
 
     def writable_changed(self) -> None:
-        if self.writable and not self.ended:
-            self.consuming.replenish()
+        if self.writable:
+            self.resume("writing")
+            if not self.ended:
+                self.consuming.replenish()
 
     # frames in
 
@@ -166,6 +170,8 @@ class AmqpConnection(TcpConnection):
             used = len(data)
         self._flush_all()
         self.check_idle()
+        if not self.writable and self.buffered() > REPLY_OCTETS:
+            self.pause("writing")
         return used
 
     def _frame(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
@@ -405,7 +411,9 @@ class AmqpConnection(TcpConnection):
         )
 
     def leave(self, channel: Channel) -> None:
+        """Whatever the channel had under way is given back or forgotten."""
         self.consuming.leave(channel)
+        self.publishing.leave(channel)
         self.declarations.last_queue.pop(channel.id, None)
 
     def fail(self, error: AmqpError) -> None:
@@ -430,7 +438,7 @@ class AmqpConnection(TcpConnection):
         )
         self.handshake.end()
         self._close_timer = self.loop.call_later(CLOSE_SECONDS, self.abort)
-        for reason in ("login", "backlog", "pressure", "unconfirmed"):
+        for reason in ("login", "backlog", "pressure", "unconfirmed", "writing"):
             self.resume(reason)
 
     def _leave_all(self) -> None:
@@ -470,4 +478,7 @@ class AmqpConnection(TcpConnection):
         """The daemon stops: connection.close 320."""
         if not self.idle.done():
             self.idle.set_result(None)
-        self.fail(AmqpError(CONNECTION_FORCED, "the gateway is stopping"))
+        if self.handshake.step is Step.DONE:
+            self.fail(AmqpError(CONNECTION_FORCED, "the gateway is stopping"))
+        else:
+            self.close()

@@ -152,13 +152,15 @@ def _decode_array(data: bytes, at: int, end: int, depth: int) -> tuple[list[Any]
     return values, hints, stop
 
 
-def encode_table(items: Iterable[tuple[str, Any]], hints: dict[str, Any] | None = None, depth: int = 0) -> bytes:
+def encode_table(items: Iterable[tuple[Any, Any]], hints: dict[str, Any] | None = None, depth: int = 0) -> bytes:
     """With its length before it. Raises ValueError for what no table can hold: names above 255 bytes or not text,
     other types than the canonical ones, nesting beyond MAX_DEPTH."""
     if depth > MAX_DEPTH:
         raise ValueError("headers are nested too deep for AMQP")
     parts: list[bytes] = []
     for name, value in items:
+        if not isinstance(name, str):
+            raise ValueError("a header's name is no text")
         raw = name.encode()
         if len(raw) > 255:
             raise ValueError("a header's name is above 255 bytes")

@@ -24,7 +24,7 @@ from transports.amqp.codec import (
     encode_ack,
     encode_method,
 )
-from transports.amqp.errors import ACCESS_REFUSED, NO_ROUTE, NOT_FOUND, NOT_IMPLEMENTED, AmqpError
+from transports.amqp.errors import ACCESS_REFUSED, NO_ROUTE, NOT_FOUND, NOT_IMPLEMENTED, RESOURCE_ERROR, AmqpError
 from transports.amqp.names import TOPIC_PREFIX, swap
 from transports.amqp.properties import Content, decode, encode
 from transports.amqp.topology import RESERVED
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CACHED = 1024
 """Entries of each cache; a full one is emptied."""
+PARTIAL_BODIES = 2
+"""So many bodies of the largest size may be under way on all channels of a connection together."""
 CACHED_OCTETS = 128
 """Longer keys are not kept: they hardly come twice."""
 
@@ -51,6 +53,8 @@ class Publishing:
         self.batch: list[Message] = []
         self.unresolved = 0
         """Messages accepted whose Outcome is not there yet."""
+        self._partial = 0
+        """Octets of unfinished bodies on all channels."""
         self._entries: list[Entry] = []
         self._routes: dict[bytes, Route] = {}
         self._version = self.topology.version
@@ -110,7 +114,16 @@ class Publishing:
     def body(self, channel: Channel, chunk: bytes) -> None:
         """A body frame."""
         if channel.body(chunk):
+            self._partial -= channel.partial - len(chunk)
             self._add(channel)
+            return
+        self._partial += len(chunk)
+        if self._partial > PARTIAL_BODIES * self.connection.settings.max_message_size:
+            raise AmqpError(RESOURCE_ERROR, f"{self._partial} bytes of contents are not finished", PUBLISH)
+
+    def leave(self, channel: Channel) -> None:
+        """The channel is over, and with it a content that was not finished."""
+        self._partial -= channel.partial
 
     def _add(self, channel: Channel) -> None:
         route, content, body = channel.take()

@@ -29,7 +29,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
-    """One exchange as it was declared. `bound`: an auto-delete exchange goes when its last binding goes."""
+    """One exchange as it was declared. auto_delete: it goes with its last binding. internal: no client may publish
+    to it."""
 
     name: str
     kind: Kind
@@ -164,7 +165,8 @@ class Topology:
     # bindings
 
     def binding(self, exchange: Exchange, queue: str, key: str, arguments: Mapping[str, Any]) -> Binding:
-        """The binding that a client means. Raises AmqpError for arguments that make no sense."""
+        """The binding that a client means. At fanout and headers exchanges the key says nothing, so bindings that
+        differ in it alone are one. Raises AmqpError for arguments that make no sense."""
         if exchange.kind == "topic":
             return Binding(queue=queue, exchange=exchange.name, filter=to_filter(key), owner=OWNER)
         if exchange.kind == "direct":
