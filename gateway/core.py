@@ -287,7 +287,18 @@ class Core:
             expires = entry.expires
             if expires and expires == entry.accepted:
                 expires = now  # a ttl of 0 is for whoever is ready at the moment it could be delivered
-            slot = queue.store(entry.ident, *entry[2:6], expires, *entry[7:])
+            slot = queue.store(
+                entry.ident,
+                entry.message,
+                entry.row,
+                entry.offset,
+                entry.length,
+                expires,
+                entry.accepted,
+                entry.group,
+                entry.extra,
+                entry.due,
+            )
             queue.counters.accepted += 1
             self._dirty[queue] = None
             if entry.row:

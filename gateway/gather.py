@@ -7,7 +7,7 @@ undoes the one and carries the other over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,8 +23,8 @@ ROW_OCTETS = 256 * 1024
 _encode_message = msgspec.msgpack.Encoder().encode_into
 
 
-class Pending(NamedTuple):
-    """An entry on its way to the disk; the columns of `Queue.store`."""
+class Pending(msgspec.Struct, frozen=True, gc=False):
+    """An entry on its way to the disk; what `Queue.store` takes."""
 
     queue: Queue
     ident: int
@@ -201,7 +201,7 @@ class Gather:
         durable = [entry for entry in self.entries() if entry.row and entry.queue.policy.durable]
         record = Record(now)
         if durable:
-            fill(record, list(zip(*durable, strict=True)))
+            fill(record, durable)
         if self.settled:
             record.settled = pack("q", self.settled)
         if self.keys:
@@ -224,15 +224,14 @@ class Gather:
         )
 
 
-def fill(record: Record, columns: list[tuple[Any, ...]]) -> None:
-    """Pending's columns into the record's."""
-    queues, idents, _, rows, offsets, lengths, expires, accepted, groups, extras, _ = columns
-    record.idents = pack("q", idents)
-    record.queues = pack("I", [queue.number for queue in queues])
-    record.rows = pack("q", rows)
-    record.offsets = pack("I", offsets)
-    record.lengths = pack("I", lengths)
-    record.expires = pack("d", expires)
-    record.accepted = pack("d", accepted)
-    record.groups = pack("I", groups)
-    record.extras = pack("I", extras)
+def fill(record: Record, entries: Sequence[Pending]) -> None:
+    """The entries into the record's columns."""
+    record.idents = pack("q", [entry.ident for entry in entries])
+    record.queues = pack("I", [entry.queue.number for entry in entries])
+    record.rows = pack("q", [entry.row for entry in entries])
+    record.offsets = pack("I", [entry.offset for entry in entries])
+    record.lengths = pack("I", [entry.length for entry in entries])
+    record.expires = pack("d", [entry.expires for entry in entries])
+    record.accepted = pack("d", [entry.accepted for entry in entries])
+    record.groups = pack("I", [entry.group for entry in entries])
+    record.extras = pack("I", [entry.extra for entry in entries])

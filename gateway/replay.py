@@ -294,7 +294,7 @@ def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[lis
     if moved:
         # Gone from where they were, and not yet committed where they go.
         record_of_moved = Record(core.now())
-        fill(record_of_moved, list(zip(*moved, strict=True)))
+        fill(record_of_moved, moved)
         records.append(encode(record_of_moved))
     changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
     return records, [*changes, *core.retained.states(), *core.states()]

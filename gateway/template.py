@@ -117,7 +117,7 @@ class Template:
     Raises ValueError, for a text that is no template, saying what is wrong.
     """
 
-    __slots__ = ("_by_topic", "_parts", "text")
+    __slots__ = ("_by_topic", "_parts", "_single", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -147,6 +147,9 @@ class Template:
                 place += 1
         if literal or not self._parts:
             self._parts.append(literal)
+        only = self._parts[0]
+        # Most templates are one variable: its text is taken as it is.
+        self._single = only[1] if len(self._parts) == 1 and not isinstance(only, str) else None
         names = [part[0].strip() for part in self._parts if not isinstance(part, str)]
         if all(name == "topic" or name.startswith("topic[") for name in names):
             self._by_topic = {}
@@ -155,6 +158,10 @@ class Template:
         """Raises MissingValueError where a variable has no value and no default, or the text is above 1 KiB."""
         known = self._by_topic
         if known is None or fields.message.exchange == DEFAULT_EXCHANGE:
+            if self._single is not None:
+                value = self._single(fields)
+                if type(value) is str and len(value) <= 256:
+                    return value
             return self._render(fields)
         # Of the topic alone: the same topics come again and again.
         topic = fields.message.topic
