@@ -208,8 +208,8 @@ class Core:
             ttl = message.ttl
             if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
                 ttl = policy.ttl
-            delay = min(message.delay or policy.delay, policy.max_delay)
-            due = now + delay if delay else 0.0
+            delay = message.delay or policy.delay
+            due = now + min(delay, policy.max_delay) if delay else 0.0
             if due and policy.durable:
                 gather.dues.append((ident, due))
             queue.pending_count += 1
