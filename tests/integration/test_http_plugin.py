@@ -33,10 +33,11 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 status = answers.pop(0) if answers else 204
+                # Before the answer: after it the next request may come, in another thread.
+                receiver.got.put(({name.lower(): value for name, value in self.headers.items()}, body))
                 self.send_response(status)
                 self.send_header("content-length", "0")
                 self.end_headers()
-                receiver.got.put(({name.lower(): value for name, value in self.headers.items()}, body))
 
             def log_message(self, *_: object) -> None:
                 pass

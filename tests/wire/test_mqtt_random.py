@@ -19,7 +19,7 @@ versions = st.sampled_from([V311, V5])
 
 def decode_all(data: bytes, version: int, step: int = 1 << 20) -> list[object]:
     """What a decoder makes of `data` that arrives in pieces of `step` bytes."""
-    decoder = Decoder(1 << 20, TopicNames(), version)
+    decoder = Decoder(1 << 28, TopicNames(), version)
     buffer = bytearray()
     found: list[object] = []
     for at in range(0, len(data), step):
