@@ -23,11 +23,12 @@ from gateway.groups import Extras
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import NEVER, Grouped
 from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, DISCARD, ExchangeTarget, QueuePolicy, encode_custom
-from gateway.queue import Queue, QueueSubscription, templates_of
+from gateway.queue import Queue, templates_of
 from gateway.records import NO_EXTRA, Extra
 from gateway.retained import Retained
 from gateway.router import Router
 from gateway.storage.journal import Commit, StateChange
+from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
 from gateway.topics import check_filter
 from gateway.transport import Binding, Consumer, Delivery, Options, Outcome

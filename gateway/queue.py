@@ -1,4 +1,4 @@
-"""Owns Queue and its Subscriptions: what waits, what is in flight, and what settling does (design section 4).
+"""Owns Queue: what waits, what is in flight, and what settling does (design section 4).
 
 Its rule: an entry leaves by settlement, expiry or a stated overflow policy, and by nothing else; a delivery is
 registered before its consumer hears of it.
@@ -10,18 +10,18 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
-from typing import Protocol
 
 import msgspec
 
 from gateway.dead_letter import Reason
 from gateway.entries import Entries
-from gateway.flow import UNLIMITED, Credit
+from gateway.flow import Credit
 from gateway.groups import GroupNames
+from gateway.ledger import Counters, Ledger
 from gateway.message import Message
 from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
-from gateway.records import Extra
+from gateway.subscription import QueueSubscription
 from gateway.template import Template
 from gateway.transport import Consumer, Delivery, Verdict
 
@@ -31,79 +31,6 @@ MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
 
 decode_message = msgspec.msgpack.Decoder(Message).decode
-
-
-class Ledger(Protocol):
-    """What a queue needs of the core."""
-
-    def now(self) -> float: ...
-    def removed(self, queue: Queue, slot: int) -> None:
-        """The entry leaves for good; called before its slot is freed."""
-
-    def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
-    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
-        """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now."""
-        ...
-
-    def body(self, row: int) -> bytes | None:
-        """A row of bodies that is in memory; None: asked for, `wake` follows."""
-        ...
-
-    def is_unreadable(self, row: int) -> bool:
-        """That row could not be read; it is tried again later."""
-        ...
-
-    def spillable(self, queue: Queue, slot: int) -> None:
-        """A body that is on disk is in memory again."""
-
-    def consumer_failed(self, queue: Queue, error: Exception) -> None:
-        """A consumer raised, which none may."""
-
-    def extra(self, number: int) -> Extra: ...
-    def keep(self, octets: int) -> None:
-        """One body more (or, if negative, less) of that many octets is in memory."""
-
-    def wake(self, queue: Queue) -> None:
-        """Something may be delivered now."""
-
-    def next_delivery(self) -> int: ...
-    def jitter(self) -> float:
-        """From 0 to 1, at random."""
-        ...
-
-
-class Counters:
-    """Of one queue, since the daemon's start."""
-
-    __slots__ = (
-        "accepted",
-        "dead_lettered",
-        "delivered",
-        "dropped",
-        "duplicates",
-        "expired",
-        "refused",
-        "retried",
-        "returned",
-        "settled",
-        "stale",
-    )
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    accepted: int
-    dead_lettered: int
-    delivered: int
-    dropped: int
-    duplicates: int
-    expired: int
-    refused: int
-    retried: int
-    returned: int
-    settled: int
-    stale: int
 
 
 def templates_of(policy: QueuePolicy) -> tuple[Template | None, Template | None]:
@@ -600,107 +527,3 @@ class Queue:
         subscription = QueueSubscription(self, consumer, tuple(pools), live)
         self.subscriptions.append(subscription)
         return subscription
-
-
-class QueueSubscription:
-    """A Subscription of the contract. Credit is its own and its pools'."""
-
-    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "queue")
-
-    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool) -> None:
-        self._queue = queue
-        self.queue = queue.name
-        self.consumer = consumer
-        self.pools = pools
-        self.live = live
-        self.messages = 0
-        self.octets = UNLIMITED
-        self.held: dict[int, Delivery] = {}
-
-    def grant(self, messages: int = 0, octets: int = 0) -> None:
-        self.messages += messages
-        self.octets += octets
-        if self.messages > 0 and self.octets > 0 and self._queue.depth:
-            self._queue.ledger.wake(self._queue)
-
-    def revoke(self) -> int:
-        unused, self.messages = max(0, self.messages), min(0, self.messages)
-        return unused
-
-    def has_credit(self) -> bool:
-        """If only a pool is spent, its next grant wakes the queue."""
-        if self.messages <= 0 or self.octets <= 0:
-            return False
-        for pool in self.pools:
-            if pool.spent:
-                pool.wakes[self.wake] = None
-                return False
-        return True
-
-    def take(self, octets: int) -> bool:
-        """Uses credit for one message; whether there is more."""
-        self.messages -= 1
-        self.octets -= octets
-        more = self.messages > 0 and self.octets > 0
-        for pool in self.pools:
-            pool.messages -= 1
-            pool.octets -= octets
-            if pool.messages <= 0 or pool.octets <= 0:
-                pool.wakes[self.wake] = None
-                pool.taker = self.wake
-                more = False
-        return more
-
-    def wake(self) -> None:
-        if self._queue.depth:
-            self._queue.ledger.wake(self._queue)
-
-    def settle(self, ids: Iterable[int], verdict: Verdict, error: str = "") -> int:
-        queue, held = self._queue, self.held
-        found: list[Delivery] = []
-        for id in ids:
-            delivery = held.pop(id, None)
-            # Held and not flying: the queue was deleted or emptied under it.
-            if delivery is None or queue.flying.get(delivery.slot) is not delivery:
-                queue.counters.stale += 1
-            else:
-                found.append(delivery)
-        if verdict is Verdict.DONE:
-            queue.done(found)
-        elif verdict is Verdict.DEAD:
-            for delivery in found:
-                queue.reject(delivery, error)
-        else:
-            # The newest first, so that the oldest is again the first of all.
-            for delivery in reversed(found):
-                if verdict is Verdict.RETRY:
-                    queue.fail(delivery, error, delayed=True)
-                else:
-                    queue.give_back(delivery)
-        return len(found)
-
-    def cancel(self) -> None:
-        queue = self._queue
-        if self in queue.subscriptions:
-            queue.subscriptions.remove(self)
-            queue._leaving[self] = None
-            queue.order.forget(self, [delivery.slot for delivery in self.held.values()])
-            queue.idle_since = queue.ledger.now()
-            queue.ledger.wake(queue)
-        for pool in self.pools:
-            pool.wakes.pop(self.wake, None)
-
-    def detach(self, lost: bool = False) -> None:
-        self.cancel()
-        self._queue._leaving.pop(self, None)
-        flying = self._queue.flying
-        held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
-        self.held.clear()
-        for delivery in reversed(held[1:] if lost else held):
-            self._queue.give_back(delivery)
-        if lost and held:
-            self._queue.fail(held[0], "the connection was lost", delayed=False)
-
-    @property
-    def unsettled(self) -> int:
-        return len(self.held)

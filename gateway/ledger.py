@@ -1,0 +1,87 @@
+"""Owns what a queue asks of the core, and what it counts.
+
+Its rule: a queue knows the core by this contract alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.dead_letter import Reason
+from gateway.records import Extra
+
+if TYPE_CHECKING:
+    from gateway.queue import Queue
+
+
+class Ledger(Protocol):
+    """What a queue needs of the core."""
+
+    def now(self) -> float: ...
+    def removed(self, queue: Queue, slot: int) -> None:
+        """The entry leaves for good; called before its slot is freed."""
+
+    def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now."""
+        ...
+
+    def body(self, row: int) -> bytes | None:
+        """A row of bodies that is in memory; None: asked for, `wake` follows."""
+        ...
+
+    def is_unreadable(self, row: int) -> bool:
+        """That row could not be read; it is tried again later."""
+        ...
+
+    def spillable(self, queue: Queue, slot: int) -> None:
+        """A body that is on disk is in memory again."""
+
+    def consumer_failed(self, queue: Queue, error: Exception) -> None:
+        """A consumer raised, which none may."""
+
+    def extra(self, number: int) -> Extra: ...
+    def keep(self, octets: int) -> None:
+        """One body more (or, if negative, less) of that many octets is in memory."""
+
+    def wake(self, queue: Queue) -> None:
+        """Something may be delivered now."""
+
+    def next_delivery(self) -> int: ...
+    def jitter(self) -> float:
+        """From 0 to 1, at random."""
+        ...
+
+
+class Counters:
+    """Of one queue, since the daemon's start."""
+
+    __slots__ = (
+        "accepted",
+        "dead_lettered",
+        "delivered",
+        "dropped",
+        "duplicates",
+        "expired",
+        "refused",
+        "retried",
+        "returned",
+        "settled",
+        "stale",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    accepted: int
+    dead_lettered: int
+    delivered: int
+    dropped: int
+    duplicates: int
+    expired: int
+    refused: int
+    retried: int
+    returned: int
+    settled: int
+    stale: int

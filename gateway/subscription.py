@@ -1,0 +1,119 @@
+"""Owns QueueSubscription: one consumer's tie to one queue, its credit and what it holds.
+
+Its rule: only who holds a delivery can settle it; a settlement from anybody else is ignored and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gateway.flow import UNLIMITED, Credit
+from gateway.transport import Consumer, Delivery, Verdict
+
+if TYPE_CHECKING:
+    from gateway.queue import Queue
+
+
+class QueueSubscription:
+    """A Subscription of the contract. Credit is its own and its pools'."""
+
+    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "queue")
+
+    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool) -> None:
+        self._queue = queue
+        self.queue = queue.name
+        self.consumer = consumer
+        self.pools = pools
+        self.live = live
+        self.messages = 0
+        self.octets = UNLIMITED
+        self.held: dict[int, Delivery] = {}
+
+    def grant(self, messages: int = 0, octets: int = 0) -> None:
+        self.messages += messages
+        self.octets += octets
+        if self.messages > 0 and self.octets > 0 and self._queue.depth:
+            self._queue.ledger.wake(self._queue)
+
+    def revoke(self) -> int:
+        unused, self.messages = max(0, self.messages), min(0, self.messages)
+        return unused
+
+    def has_credit(self) -> bool:
+        """If only a pool is spent, its next grant wakes the queue."""
+        if self.messages <= 0 or self.octets <= 0:
+            return False
+        for pool in self.pools:
+            if pool.spent:
+                pool.wakes[self.wake] = None
+                return False
+        return True
+
+    def take(self, octets: int) -> bool:
+        """Uses credit for one message; whether there is more."""
+        self.messages -= 1
+        self.octets -= octets
+        more = self.messages > 0 and self.octets > 0
+        for pool in self.pools:
+            pool.messages -= 1
+            pool.octets -= octets
+            if pool.messages <= 0 or pool.octets <= 0:
+                pool.wakes[self.wake] = None
+                pool.taker = self.wake
+                more = False
+        return more
+
+    def wake(self) -> None:
+        if self._queue.depth:
+            self._queue.ledger.wake(self._queue)
+
+    def settle(self, ids: Iterable[int], verdict: Verdict, error: str = "") -> int:
+        queue, held = self._queue, self.held
+        found: list[Delivery] = []
+        for id in ids:
+            delivery = held.pop(id, None)
+            # Held and not flying: the queue was deleted or emptied under it.
+            if delivery is None or queue.flying.get(delivery.slot) is not delivery:
+                queue.counters.stale += 1
+            else:
+                found.append(delivery)
+        if verdict is Verdict.DONE:
+            queue.done(found)
+        elif verdict is Verdict.DEAD:
+            for delivery in found:
+                queue.reject(delivery, error)
+        else:
+            # The newest first, so that the oldest is again the first of all.
+            for delivery in reversed(found):
+                if verdict is Verdict.RETRY:
+                    queue.fail(delivery, error, delayed=True)
+                else:
+                    queue.give_back(delivery)
+        return len(found)
+
+    def cancel(self) -> None:
+        queue = self._queue
+        if self in queue.subscriptions:
+            queue.subscriptions.remove(self)
+            queue._leaving[self] = None
+            queue.order.forget(self, [delivery.slot for delivery in self.held.values()])
+            queue.idle_since = queue.ledger.now()
+            queue.ledger.wake(queue)
+        for pool in self.pools:
+            pool.wakes.pop(self.wake, None)
+
+    def detach(self, lost: bool = False) -> None:
+        self.cancel()
+        self._queue._leaving.pop(self, None)
+        flying = self._queue.flying
+        held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
+        self.held.clear()
+        for delivery in reversed(held[1:] if lost else held):
+            self._queue.give_back(delivery)
+        if lost and held:
+            self._queue.fail(held[0], "the connection was lost", delayed=False)
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.held)
