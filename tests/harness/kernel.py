@@ -5,21 +5,28 @@ Its rule: nothing happens unless the test says so; `settle_down` is the only thi
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 
+from gateway.compaction import Compaction
 from gateway.core import Core
 from gateway.gather import Accept
 from gateway.message import Message, Properties
+from gateway.operations import RedriveProgress, Selection
+from gateway.operator import Operator
 from gateway.order import Grouped
 from gateway.policy import QueuePolicy
-from gateway.queue import Queue, QueueSubscription
+from gateway.queue import Queue
 from gateway.replay import Refresh, Restored, restore
 from gateway.storage.journal import Commit, StateChange
 from gateway.storage.memory import MemoryJournal
+from gateway.subscription import QueueSubscription
 from gateway.transport import Binding, Credit, Delivery, Outcome, Verdict
 
 START = 1_000_000.0
+ALL = Selection()
 
 
 class Clock:
@@ -237,6 +244,35 @@ class Kernel:
             self.refresh = None
         return not last
 
+    def compact(self) -> None:
+        """One whole pass over the sparse rows; the new places stand in the next commit."""
+        compaction = Compaction(self.core)
+        while not compaction.scanned:
+            compaction.step()
+        while rows := compaction.next_rows():
+            compaction.copy(self.journal.read(rows))
+
+    # what an operator does
+
+    def operator(self) -> Operator:
+        operator = Operator()
+        operator._gateway = SimpleNamespace(committer=_Steps(self), core=self.core)  # type: ignore[assignment]
+        return operator
+
+    def redrive(
+        self, queue: str, selection: Selection = ALL, to: str | None = None, dry_run: bool = False
+    ) -> RedriveProgress:
+        """The end of it."""
+
+        async def drive() -> RedriveProgress:
+            steps = [step async for step in self.operator().redrive(queue, selection, to, dry_run=dry_run)]
+            return steps[-1]
+
+        return asyncio.run(drive())
+
+    def release(self, queue: str, group: str, dead: bool = False) -> bool:
+        return asyncio.run(self.operator().release(queue, group, dead))
+
     # who takes
 
     def worker(self, queue: str, credit: int = 1 << 30, pools: Sequence[Credit] = (), live: bool = False) -> Worker:
@@ -302,6 +338,22 @@ class Kernel:
                 parts["blocked"] = len(queue.order.blocked)
             found += [f"{queue.name}: {name} {count}" for name, count in parts.items() if count]
         return found
+
+
+class _Steps:
+    """What an operator needs of a committer; nothing is committed by it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.core = kernel.core
+        self._journal = kernel.journal
+
+    async def message(self, queue: Queue, slot: int) -> Message | None:
+        if queue.message(slot) is None:
+            self.core.loaded(self._journal.read(self.core.take_wanted()))
+        return queue.message(slot)
+
+    async def put(self) -> bool:
+        return True
 
 
 def to(queue: str, body: str = "x", **fields: object) -> Message:
