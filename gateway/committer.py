@@ -179,8 +179,8 @@ class Committer:
             return
         core = self.core
         core.dispatch()
-        if core.wanted:
-            self._read(core.take_wanted())
+        if core.rows.wanted:
+            self._read(core.rows.take_wanted())
         self._begin()
         self._arm()
 
@@ -338,7 +338,7 @@ class Committer:
         records, states = snapshot(core, self.states)
         # What is still on its way to the disk is not in the old file.
         unwritten = {row for row, _ in (*core.gather.moved_bodies.close(), *core.gather.bodies.close())}
-        rows = sorted(core.rows.keys() - unwritten)
+        rows = sorted(core.rows.uses.keys() - unwritten)
         self._running = True
 
         def done(last_id: int | None, error: BaseException | None) -> None:
@@ -380,7 +380,7 @@ class Committer:
                 log.fault("reading failed", error)
             missing = {row for row in rows if row not in (found or {}) and row in self.core.rows}
             if missing:
-                self.core.unreadable |= missing
+                self.core.rows.unreadable |= missing
                 self._loop.call_later(REREAD_SECONDS, self._read_again, missing)
             self.core.loaded(found or {})
             waiting, self._loaded = self._loaded, []
@@ -392,7 +392,7 @@ class Committer:
         self._reader.call(read, done)
 
     def _read_again(self, rows: set[int]) -> None:
-        self.core.unreadable -= rows
+        self.core.rows.unreadable -= rows
         self.core.wake_all()
 
     async def message(self, source: Queue, slot: int) -> Message | None:

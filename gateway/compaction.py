@@ -21,7 +21,7 @@ FEW_ROWS = 16
 
 def is_due(core: Core) -> bool:
     """More than a quarter of the rows are less than half alive."""
-    return len(core.sparse) >= max(FEW_ROWS, len(core.rows) // 4)
+    return len(core.rows.sparse) >= max(FEW_ROWS, len(core.rows.uses) // 4)
 
 
 class Compaction:
@@ -29,8 +29,8 @@ class Compaction:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._victims = frozenset(core.sparse)
-        core.sparse -= self._victims
+        self._victims = frozenset(core.rows.sparse)
+        core.rows.sparse -= self._victims
         self._living: dict[int, list[tuple[Queue, int, int]]] = {}
         self._scan = self._find()
         self._rows: list[int] = []
@@ -68,7 +68,7 @@ class Compaction:
                 place = places.get(offset)
                 if place is None:
                     body = data[offset : offset + entries.length[slot]]
-                    place = places[offset] = gather.copied_bodies.append(body, core.new_row)
+                    place = places[offset] = gather.copied_bodies.append(body, core.rows.new)
                 gather.relocations.append(Relocation(queue, slot, ident, row, *place))
 
     def _find(self) -> Iterator[bool]:

@@ -7,14 +7,11 @@ that holds it; what was decided and not committed can be undone and decided agai
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-import msgspec
-
-from gateway.dead_letter import Reason
-from gateway.dead_letter import bury as record_death
+from gateway.dead_letter import UNSTORED_OCTETS, DeadLetters, Reason
+from gateway.declarations import CONFIG, binding_state, queue_state
 from gateway.dedup import SWEEP_KEYS, Dedup
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.flow import Credit
@@ -22,34 +19,20 @@ from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import NEVER, Grouped
-from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, DISCARD, ExchangeTarget, QueuePolicy, encode_custom
-from gateway.queue import Queue, templates_of
-from gateway.records import NO_EXTRA, Extra
+from gateway.policy import QueuePolicy
+from gateway.queue import Queue
+from gateway.records import Extra
 from gateway.retained import Retained
 from gateway.router import Router
-from gateway.storage.journal import Commit, StateChange
+from gateway.rows import Rows
+from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
-from gateway.topics import check_filter
 from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
 
-OWNER = "core"
-CONFIG = "config"
-ROW_CACHE_OCTETS = 32 << 20
-UNSTORED_OCTETS = 160
-"""What a message that is kept in memory only counts beside its body."""
 RESIDENT_OCTETS = 300
 """What a message in memory takes besides the bytes that stand for it on disk."""
 _NO_OPTIONS = Options()
-
-
-class QueueDefinition(msgspec.Struct, frozen=True, array_like=True):
-    """How a queue stands in the journal's state."""
-
-    number: int
-    policy: QueuePolicy
-    owner: str
-    live: bool = False
 
 
 class Core:
@@ -72,6 +55,7 @@ class Core:
         self.by_number: dict[int, Queue] = {}
         self.dedup = Dedup(secret)
         self.retained = Retained()
+        self.dead_letters = DeadLetters(self)
         self.extras = Extras()
         self.gather = Gather()
         self.committing: Gather | None = None
@@ -85,26 +69,15 @@ class Core:
         """Told of what should not have been."""
         self.next_ident = 1
         self.committed_ident = 0
-        self.next_row = 1
         self.next_queue = 1
-        self.rows: dict[int, int] = {}
-        """How many entries refer to each row of bodies."""
-        self.row_peaks: dict[int, int] = {}
-        """How many did at most, where that is more than one."""
-        self.sparse: set[int] = set()
-        """Rows that less than half of their entries still refer to."""
+        self.rows = Rows()
         self.resident_octets = 0
-        self.wanted: set[int] = set()
-        self.unreadable: set[int] = set()
         self._rng = rng or random.Random()
         self._next_delivery = 1
         self._dirty: dict[Queue, None] = {}
         self._fresh: list[tuple[Queue, int, int]] = []
         self._timers: list[tuple[float, int, Queue]] = []
         self._scheduled: dict[Queue, float] = {}
-        self._row_cache: OrderedDict[int, bytes] = OrderedDict()
-        self._row_cache_octets = 0
-        self._waiting_for_rows: dict[Queue, None] = {}
 
     # accept
 
@@ -151,8 +124,8 @@ class Core:
                     group = queue.group_template.render(fields) if queue.group_template is not None else None
                     digest = self._digest(queue, group, fields)
                 except MissingValueError as error:
-                    dead, bins = self._dead_letter_routes(queue, message)
-                    if any(self._refuses(found, octets) for found in bins):
+                    dead, bins = self.dead_letters.routes(queue, message)
+                    if any(self.dead_letters.refuses(found, octets) for found in bins):
                         queue.counters.refused += 1
                         return Outcome.REFUSED
                     invalid.append((queue, dead, bins, str(error)))
@@ -162,7 +135,8 @@ class Core:
                     continue
             # An outbox may be here more than once, for other targets.
             ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
-            if queue.is_full(octets, ahead) and (queue.may_refuse() or self._overflow_is_refused(queue, octets)):
+            is_full = queue.is_full(octets, ahead)
+            if is_full and (queue.may_refuse() or self.dead_letters.overflow_is_refused(queue, octets)):
                 queue.counters.refused += 1
                 return Outcome.REFUSED
             plan.append((queue, options, group, digest))
@@ -173,7 +147,7 @@ class Core:
         for queue, options in live:
             gather.live.append((queue, message, options))
         for queue, dead, bins, why in invalid:
-            self._bury_unstored(queue, dead, bins, why, now)
+            self.dead_letters.bury_unstored(queue, dead, bins, why, now)
         if retains:
             self._retain(message, now)
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
@@ -193,15 +167,15 @@ class Core:
             self.next_ident = ident + 1
             if policy.durable:
                 if not row:
-                    row, offset, length = gather.bodies.add(message, self.new_row)
+                    row, offset, length = gather.bodies.add(message, self.rows.new)
                     gather.octets += length
-                self._refer(row)
+                self.rows.refer(row)
                 place = (row, offset, length)
             else:
                 gather.octets += octets
                 place = (0, 0, octets)
-            number = self._group_number(queue, group, ident) if group is not None else 0
-            extra = self._extra_number(Extra(options)) if options != _NO_OPTIONS else 0
+            number = self.group_number(queue, group, ident) if group is not None else 0
+            extra = self.extra_number(Extra(options)) if options != _NO_OPTIONS else 0
             if digest is not None and policy.dedup is not None:
                 until = now + policy.dedup.window
                 self.dedup.add(digest, until, policy.dedup.window)
@@ -229,13 +203,13 @@ class Core:
             key = Dedup.body_key(fields.message.body)
         return self.dedup.digest(queue.name, group if dedup.scope == "group" else None, key)
 
-    def _group_number(self, queue: Queue, group: str, ident: int) -> int:
+    def group_number(self, queue: Queue, group: str, ident: int) -> int:
         number, is_new = queue.groups.number(group, ident)
         if is_new and queue.policy.durable:
             self.gather.groups.append((queue.number, number, group))
         return number
 
-    def _extra_number(self, extra: Extra) -> int:
+    def extra_number(self, extra: Extra) -> int:
         number, is_new = self.extras.use(extra)
         if is_new:
             self.gather.extras.append((number, extra))
@@ -245,18 +219,6 @@ class Core:
         change, at = self.retained.change(message, now)
         self.gather.states.append(change)
         self.gather.retained.append((message, at))
-
-    def new_row(self) -> int:
-        row = self.next_row
-        self.next_row = row + 1
-        return row
-
-    def _refer(self, row: int) -> None:
-        """One entry more refers to this row."""
-        uses = self.rows.get(row, 0) + 1
-        self.rows[row] = uses
-        if uses > 1:
-            self.row_peaks[row] = uses
 
     # commit
 
@@ -312,7 +274,7 @@ class Core:
             entries = move.queue.entries
             if entries.holds(move.slot, move.ident) and entries.row[move.slot] == move.old_row:
                 entries.row[move.slot], entries.offset[move.slot] = move.row, move.offset
-                self._refer(move.row)
+                self.rows.refer(move.row)
                 self._release_row(move.old_row)
         for row, _ in gather.copied_bodies.full:
             if row not in self.rows:
@@ -338,7 +300,7 @@ class Core:
         later, self.gather = self.gather, Gather()
         for undone in (gather, later):
             self._undo(undone)
-            self.sparse.update(move.old_row for move in undone.relocations if move.old_row in self.rows)
+            self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations)
         self.gather.carry(later)
         self.gather.carry(gather)
         for accept in gather.accepts:
@@ -353,12 +315,7 @@ class Core:
             entry.queue.pending_octets -= entry.length
             self.extras.drop(entry.extra)
             if entry.row:
-                left = self.rows[entry.row] - 1
-                if left:
-                    self.rows[entry.row] = left
-                else:
-                    del self.rows[entry.row]
-                    self.row_peaks.pop(entry.row, None)
+                self.rows.undo(entry.row)
             if entry.group:
                 entry.queue.groups.empty((entry.group,))
         for digest, _ in (*gather.keys, *gather.volatile_keys):
@@ -379,29 +336,21 @@ class Core:
         if extra:
             self.extras.drop(extra)
 
+    def _release_row(self, row: int) -> None:
+        if self.rows.release(row):
+            self.gather.dropped.append(row)
+
     def _release(self, entry: Pending) -> None:
         self.extras.drop(entry.extra)
         if entry.row:
             self._release_row(entry.row)
 
-    def _release_row(self, row: int) -> None:
-        left = self.rows[row] - 1
-        if left:
-            self.rows[row] = left
-            if 2 * left < self.row_peaks[row]:
-                self.sparse.add(row)
-            return
-        del self.rows[row]
-        self.row_peaks.pop(row, None)
-        self.sparse.discard(row)
-        self.gather.dropped.append(row)
-        data = self._row_cache.pop(row, None)
-        if data is not None:
-            self._row_cache_octets -= len(data)
-
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
         if queue.policy.durable:
             self.gather.attempts.append((queue.entries.ident[slot], attempts, error))
+
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        return self.dead_letters.bury(queue, slot, reason, attempts, error)
 
     def extra(self, number: int) -> Extra:
         return self.extras[number]
@@ -423,7 +372,7 @@ class Core:
         return self._rng.random()
 
     def is_unreadable(self, row: int) -> bool:
-        return row in self.unreadable
+        return row in self.rows.unreadable
 
     def spillable(self, queue: Queue, slot: int) -> None:
         self._fresh.append((queue, slot, queue.entries.ident[slot]))
@@ -432,12 +381,7 @@ class Core:
         self.report(f"a consumer of queue {queue.name} failed and lost its subscription", error)
 
     def body(self, row: int) -> bytes | None:
-        data = self._row_cache.get(row)
-        if data is not None:
-            self._row_cache.move_to_end(row)
-        elif row not in self.unreadable:
-            self.wanted.add(row)
-        return data
+        return self.rows.data(row)
 
     def take_refused(self) -> list[Accept]:
         """While nothing can be stored: calls that were refused whole, up to the first that still hopes for a commit,
@@ -454,19 +398,9 @@ class Core:
 
     # bodies from the disk
 
-    def take_wanted(self) -> list[int]:
-        """Rows to be read now; answer with `loaded`."""
-        rows = sorted(self.wanted)
-        self.wanted.clear()
-        return rows
-
     def loaded(self, rows: Mapping[int, bytes]) -> None:
         """What was read; queues that waited may go on."""
-        for row, data in rows.items():
-            self.unreadable.discard(row)
-            if row in self.rows and row not in self._row_cache:
-                self._row_cache[row] = data
-                self._row_cache_octets += len(data)
+        self.rows.keep(rows)
         self.wake_all()
 
     def wake_all(self) -> None:
@@ -474,11 +408,6 @@ class Core:
         for queue in self.queues.values():
             if queue.subscriptions and queue.depth:
                 self.wake(queue)
-
-    def _trim_row_cache(self) -> None:
-        while self._row_cache_octets > ROW_CACHE_OCTETS and len(self._row_cache) > 1:
-            _, data = self._row_cache.popitem(last=False)
-            self._row_cache_octets -= len(data)
 
     # delivery and time
 
@@ -505,7 +434,7 @@ class Core:
             if self.resident_octets > self.max_memory:
                 for queue, slot, ident in fresh:
                     queue.spill(slot, ident)
-        self._trim_row_cache()
+        self.rows.trim()
 
     @property
     def is_dirty(self) -> bool:
@@ -539,130 +468,6 @@ class Core:
                 continue
             queue.tick(now)
 
-    # dead letters
-
-    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
-        entries = queue.entries
-        target = queue.policy.dead_letter
-        message: Message | None = None
-        if isinstance(target, ExchangeTarget):
-            # Its routing needs the message itself, which may have to be read first.
-            message = queue.message(slot)
-            if message is None:
-                return False
-            message, targets = self._dead_letter_routes(queue, message)
-            if reason is not Reason.REJECTED:
-                # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
-                been = {queue.name, *(death.queue for death in self.extras[entries.extra[slot]].deaths)}
-                targets = [found for found in targets if found.name not in been]
-        else:
-            targets = self._dead_letter_queues(queue, target)
-        if any(found.is_full(entries.length[slot]) and found.may_refuse() for found in targets):
-            return False
-        if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
-            return False
-        if not targets:
-            queue.counters.dropped += 1
-            return True
-        queue.counters.dead_lettered += 1
-        old = self.extras[entries.extra[slot]]
-        group = queue.groups.name(entries.group[slot])
-        extra = record_death(old, queue.name, reason, attempts, error, entries.accepted[slot], self.now(), group)
-        for found in targets:
-            self.move(queue, slot, found, extra, message)
-        return True
-
-    def _dead_letter_queues(self, queue: Queue, name: str) -> list[Queue]:
-        if name == DISCARD:
-            return []
-        found = self.queues.get(name) or self.queues.get(DEAD_LETTERS)
-        return [found] if found is not None and found is not queue else []
-
-    def _has_place(self, queue: Queue, slot: int, message: Message | None) -> bool:
-        return bool(queue.entries.row[slot]) or message is not None or queue.message(slot) is not None
-
-    def _dead_letter_routes(self, queue: Queue, message: Message) -> tuple[Message, list[Queue]]:
-        """Where a message that this queue gives up goes, and as which message."""
-        target = queue.policy.dead_letter
-        if not isinstance(target, ExchangeTarget):
-            return message, self._dead_letter_queues(queue, target)
-        topic = message.topic if target.topic is None else target.topic
-        message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
-        return message, [found for found, _ in self.router.route(message)]
-
-    def _refuses(self, queue: Queue, octets: int) -> bool:
-        return bool(self.refusing and queue.policy.durable) or (queue.is_full(octets) and queue.may_refuse())
-
-    def _overflow_is_refused(self, queue: Queue, octets: int) -> bool:
-        """Whether what would have to make room in a full queue finds no place itself."""
-        policy = queue.policy
-        if policy.overflow != "dead-letter" or not isinstance(policy.dead_letter, str):
-            return False
-        return any(self._refuses(found, octets) for found in self._dead_letter_queues(queue, policy.dead_letter))
-
-    def _bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
-        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
-        if not targets:
-            queue.counters.dropped += 1
-            return
-        queue.counters.dead_lettered += 1
-        extra = record_death(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
-        row = offset = length = 0
-        for found in targets:
-            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
-            if found.policy.durable:
-                if not row:
-                    row, offset, length = self.gather.bodies.add(message, self.new_row)
-                self._refer(row)
-                place = (row, offset, length)
-            self.gather.octets += place[2]
-            self._pend(self.gather.pending, found, message, place, now, extra, None)
-
-    def move(
-        self,
-        queue: Queue,
-        slot: int,
-        target: Queue,
-        extra: Extra,
-        message: Message | None = None,
-        group: str | None = None,
-    ) -> None:
-        """Stores the same body in another queue; the caller removes it here, which is the same record. `message`:
-        it is stored anew, as it must differ. Call only with `_has_place`."""
-        entries = queue.entries
-        place = (entries.row[slot], entries.offset[slot], entries.length[slot])
-        if message is not None or (target.policy.durable and not place[0]):
-            message = message or queue.message(slot)
-            assert message is not None
-            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
-            if target.policy.durable:
-                place = self.gather.moved_bodies.add(message, self.new_row)
-        if place[0]:
-            self._refer(place[0])
-        if message is None:
-            message = queue.resident.get(slot) or (queue.flying[slot].message if slot in queue.flying else None)
-        if group is None:
-            group = extra.group or ""
-        self._pend(self.gather.moved, target, message, place, self.now(), extra, group)
-
-    def _pend(
-        self,
-        pending: list[Pending],
-        target: Queue,
-        message: Message | None,
-        place: tuple[int, int, int],
-        now: float,
-        extra: Extra,
-        group: str | None,
-    ) -> None:
-        ident = self.next_ident
-        self.next_ident = ident + 1
-        number = self._group_number(target, group or "", ident) if target.group_template is not None else 0
-        expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
-        target.pending_count += 1
-        target.pending_octets += place[2]
-        pending.append(Pending(target, ident, message, *place, expires, now, number, self._extra_number(extra), 0.0))
-
     # queues and bindings
 
     def declare(self, name: str, policy: QueuePolicy, owner: str) -> Queue:
@@ -688,25 +493,7 @@ class Core:
     def journal_queue(self, queue: Queue) -> None:
         """Puts its present definition in the next commit."""
         if queue.policy.durable:
-            self.gather.forced_states.append(_queue_state(queue))
-        else:
-            self.gather.forced_states.append(StateChange(OWNER, f"queue/{queue.name}", None))
-
-    def states(self) -> list[StateChange]:
-        """All durable queues and bindings, for a new store."""
-        changes = [self.secret_state()]
-        for queue in self.queues.values():
-            if queue.policy.durable:
-                changes.append(_queue_state(queue))
-                changes += [
-                    StateChange(OWNER, binding_key(binding), msgspec.msgpack.encode(binding))
-                    for binding in self.router.bindings(queue.name)
-                    if binding.owner != CONFIG
-                ]
-        return changes
-
-    def secret_state(self) -> StateChange:
-        return StateChange(OWNER, "secret", self.dedup.secret)
+            self.gather.forced_states.append(queue_state(queue))
 
     def get(self, name: str) -> Queue:
         """Raises UnknownQueueError."""
@@ -719,7 +506,7 @@ class Core:
         queue = self.get(name)
         count = queue.entries.count
         for binding in self.router.bindings(name):
-            self._journal_binding(binding, None)
+            self._journal_binding(binding, False)
         self.router.remove_queue(name)
         subscriptions = list(queue.subscriptions)
         for subscription in subscriptions:
@@ -733,7 +520,7 @@ class Core:
         self._scheduled.pop(queue, None)
         self._dirty.pop(queue, None)
         if queue.policy.durable:
-            self.gather.forced_states.append(StateChange(OWNER, f"queue/{name}", None))
+            self.gather.forced_states.append(queue_state(queue))
         for subscription in subscriptions:
             subscription.consumer.closed(f"queue {name} was deleted")
         return count
@@ -741,17 +528,17 @@ class Core:
     def bind(self, binding: Binding) -> None:
         self.get(binding.queue)
         self.router.bind(binding)
-        self._journal_binding(binding, msgspec.msgpack.encode(binding))
+        self._journal_binding(binding, True)
 
     def unbind(self, binding: Binding) -> bool:
         if not self.router.unbind(binding):
             return False
-        self._journal_binding(binding, None)
+        self._journal_binding(binding, False)
         return True
 
-    def _journal_binding(self, binding: Binding, value: bytes | None) -> None:
+    def _journal_binding(self, binding: Binding, bound: bool) -> None:
         if binding.owner != CONFIG and self.queues[binding.queue].policy.durable:
-            self.gather.forced_states.append(StateChange(OWNER, binding_key(binding), value))
+            self.gather.forced_states.append(binding_state(binding, bound))
 
     def attach(self, name: str, consumer: Consumer, pools: Sequence[Credit], live: bool) -> QueueSubscription:
         queue = self.get(name)
@@ -760,58 +547,6 @@ class Core:
             self.journal_queue(queue)
         return queue.attach(consumer, pools, live)
 
-    def configure(self, policies: Mapping[str, QueuePolicy], bindings: Iterable[Binding]) -> list[str]:
-        """Makes the configured queues and bindings what they are from now on (ruling 24); returns what an operator
-        should know. Raises GatewayError before anything is changed."""
-        wanted = {DEAD_LETTERS: DEAD_LETTER_POLICY, **policies}
-        for name, policy in wanted.items():
-            queue = self.queues.get(name)
-            held = queue.entries.count + queue.pending_count if queue is not None else 0
-            if queue is not None and queue.policy.durable and not policy.durable and held:
-                raise GatewayError(f"queue {name}: it holds {held} messages and can't become transient")
-            try:
-                templates_of(policy)
-            except ValueError as error:
-                raise GatewayError(f"queue {name}: {error}") from error
-        keep = list(bindings)
-        for binding in keep:
-            if binding.queue not in wanted and binding.queue not in self.queues:
-                raise GatewayError(f"a route leads to {binding.queue!r}, and there is no such queue")
-            if not binding.literal and (why := check_filter(binding.filter)):
-                raise GatewayError(f"the filter {binding.filter!r} {why}")
-        notes: list[str] = []
-        for name, policy in wanted.items():
-            owner = CONFIG if name in policies else OWNER
-            queue = self.queues.get(name)
-            if queue is None:
-                self.declare(name, policy, owner)
-                continue
-            if queue.policy != policy or queue.owner != owner or queue.removed:
-                if queue.policy.group != policy.group and queue.entries.count:
-                    notes.append(f"queue {name}: order between {queue.entries.count} messages and later ones is open")
-                queue.apply(policy)
-                queue.owner, queue.removed = owner, False
-                self.journal_queue(queue)
-                self._dirty[queue] = None
-        for queue in list(self.queues.values()):
-            for binding in self.router.bindings(queue.name):
-                if binding.owner == CONFIG and binding not in keep:
-                    self.router.unbind(binding)
-            if queue.owner in (CONFIG, OWNER) and queue.name not in wanted:
-                if queue.entries.count or queue.pending_count:
-                    queue.removed = True
-                    notes.append(f"queue {queue.name}: removed, kept until its {queue.entries.count} messages are gone")
-                else:
-                    self.delete(queue.name)
-        for binding in keep:
-            self.router.bind(binding)
-        return notes
-
-
-def _queue_state(queue: Queue) -> StateChange:
-    definition = QueueDefinition(queue.number, queue.policy, queue.owner, queue.live)
-    return StateChange(OWNER, f"queue/{queue.name}", msgspec.msgpack.encode(definition, enc_hook=encode_custom))
-
 
 def _nobody() -> None:
     pass
@@ -819,18 +554,3 @@ def _nobody() -> None:
 
 def _unreported(what: str, error: Exception) -> None:
     raise error
-
-
-def binding_key(binding: Binding) -> str:
-    """Where a binding stands in the state: one place for all that `Router.bind` takes as the same binding."""
-    parts = (
-        binding.owner,
-        binding.queue,
-        binding.exchange,
-        binding.filter,
-        binding.literal,
-        binding.source,
-        repr(binding.match) if binding.match is not None else None,
-        binding.options.target,
-    )
-    return "bind/" + msgspec.json.encode(parts).decode()

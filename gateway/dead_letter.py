@@ -1,4 +1,4 @@
-"""Owns the words of dead letters: the reasons, and the history that a dead letter carries.
+"""Owns dead letters: why, where they go, the history they carry, and how an entry moves to another queue.
 
 Its rule: a dead letter is the same body under a new entry; the message itself is never altered.
 """
@@ -6,9 +6,23 @@ Its rule: a dead letter is the same body under a new entry; the message itself i
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from gateway.records import Extra
+import msgspec
+
+from gateway.gather import Pending
+from gateway.message import Message
+from gateway.policy import DEAD_LETTERS, DISCARD, ExchangeTarget
+from gateway.records import NO_EXTRA, Extra
 from gateway.transport import Death
+
+if TYPE_CHECKING:
+    from gateway.core import Core
+    from gateway.queue import Queue
+
+UNSTORED_OCTETS = 160
+"""What a message that is kept in memory only counts beside its body."""
 
 MAX_DEATHS = 32
 """Of a message that dies again and again the latest are kept, and the first."""
@@ -25,7 +39,7 @@ class Reason(enum.StrEnum):
     INVALID = "invalid"
 
 
-def bury(
+def died(
     extra: Extra, queue: str, reason: Reason, attempts: int, error: str, first: float, last: float, group: str | None
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
@@ -35,3 +49,135 @@ def bury(
     if len(deaths) > MAX_DEATHS:
         deaths = (*deaths[: MAX_DEATHS - 1], deaths[-1])
     return Extra(extra.options, deaths, group if group is not None else extra.group)
+
+
+class DeadLetters:
+    """What queues give up, and whatever else moves from one queue to another, in one core."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        entries = queue.entries
+        target = queue.policy.dead_letter
+        message: Message | None = None
+        if isinstance(target, ExchangeTarget):
+            # Its routing needs the message itself, which may have to be read first.
+            message = queue.message(slot)
+            if message is None:
+                return False
+            message, targets = self.routes(queue, message)
+            if reason is not Reason.REJECTED:
+                # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
+                been = {queue.name, *(death.queue for death in self._core.extras[entries.extra[slot]].deaths)}
+                targets = [found for found in targets if found.name not in been]
+        else:
+            targets = self._queues_named(queue, target)
+        if any(found.is_full(entries.length[slot]) and found.may_refuse() for found in targets):
+            return False
+        if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
+            return False
+        if not targets:
+            queue.counters.dropped += 1
+            return True
+        queue.counters.dead_lettered += 1
+        old = self._core.extras[entries.extra[slot]]
+        group = queue.groups.name(entries.group[slot])
+        extra = died(old, queue.name, reason, attempts, error, entries.accepted[slot], self._core.now(), group)
+        for found in targets:
+            self.move(queue, slot, found, extra, message)
+        return True
+
+    def _queues_named(self, queue: Queue, name: str) -> list[Queue]:
+        if name == DISCARD:
+            return []
+        found = self._core.queues.get(name) or self._core.queues.get(DEAD_LETTERS)
+        return [found] if found is not None and found is not queue else []
+
+    def _has_place(self, queue: Queue, slot: int, message: Message | None) -> bool:
+        return bool(queue.entries.row[slot]) or message is not None or queue.message(slot) is not None
+
+    def routes(self, queue: Queue, message: Message) -> tuple[Message, list[Queue]]:
+        """Where a message that this queue gives up goes, and as which message."""
+        target = queue.policy.dead_letter
+        if not isinstance(target, ExchangeTarget):
+            return message, self._queues_named(queue, target)
+        topic = message.topic if target.topic is None else target.topic
+        message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
+        return message, [found for found, _ in self._core.router.route(message)]
+
+    def refuses(self, queue: Queue, octets: int) -> bool:
+        return bool(self._core.refusing and queue.policy.durable) or (queue.is_full(octets) and queue.may_refuse())
+
+    def overflow_is_refused(self, queue: Queue, octets: int) -> bool:
+        """Whether what would have to make room in a full queue finds no place itself."""
+        policy = queue.policy
+        if policy.overflow != "dead-letter" or not isinstance(policy.dead_letter, str):
+            return False
+        return any(self.refuses(found, octets) for found in self._queues_named(queue, policy.dead_letter))
+
+    def bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
+        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
+        if not targets:
+            queue.counters.dropped += 1
+            return
+        queue.counters.dead_lettered += 1
+        extra = died(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
+        row = offset = length = 0
+        for found in targets:
+            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
+            if found.policy.durable:
+                if not row:
+                    row, offset, length = self._core.gather.bodies.add(message, self._core.rows.new)
+                self._core.rows.refer(row)
+                place = (row, offset, length)
+            self._core.gather.octets += place[2]
+            self._pend(self._core.gather.pending, found, message, place, now, extra, None)
+
+    def move(
+        self,
+        queue: Queue,
+        slot: int,
+        target: Queue,
+        extra: Extra,
+        message: Message | None = None,
+        group: str | None = None,
+    ) -> None:
+        """Stores the same body in another queue; the caller removes it here, which is the same record. `message`:
+        it is stored anew, as it must differ. Call only with `_has_place`."""
+        entries = queue.entries
+        place = (entries.row[slot], entries.offset[slot], entries.length[slot])
+        if message is not None or (target.policy.durable and not place[0]):
+            message = message or queue.message(slot)
+            assert message is not None
+            place = (0, 0, len(message.body) + UNSTORED_OCTETS)
+            if target.policy.durable:
+                place = self._core.gather.moved_bodies.add(message, self._core.rows.new)
+        if place[0]:
+            self._core.rows.refer(place[0])
+        if message is None:
+            message = queue.resident.get(slot) or (queue.flying[slot].message if slot in queue.flying else None)
+        if group is None:
+            group = extra.group or ""
+        self._pend(self._core.gather.moved, target, message, place, self._core.now(), extra, group)
+
+    def _pend(
+        self,
+        pending: list[Pending],
+        target: Queue,
+        message: Message | None,
+        place: tuple[int, int, int],
+        now: float,
+        extra: Extra,
+        group: str | None,
+    ) -> None:
+        ident = self._core.next_ident
+        self._core.next_ident = ident + 1
+        number = self._core.group_number(target, group or "", ident) if target.group_template is not None else 0
+        expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
+        target.pending_count += 1
+        target.pending_octets += place[2]
+        carried = self._core.extra_number(extra)
+        pending.append(Pending(target, ident, message, *place, expires, now, number, carried, 0.0))

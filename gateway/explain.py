@@ -6,6 +6,7 @@ Its rule: it asks the same router and templates that decide, and changes nothing
 from __future__ import annotations
 
 from gateway.core import Core
+from gateway.declarations import configure
 from gateway.dedup import Dedup
 from gateway.message import Message
 from gateway.operations import Step
@@ -27,7 +28,7 @@ def configured_bindings(settings: Settings) -> list[Binding]:
 def configured(settings: Settings) -> Core:
     """A core as the configuration makes it, without a store, to be asked."""
     core = Core(lambda: 0.0, secret=b"")
-    core.configure(settings.queues, configured_bindings(settings))
+    configure(core, settings.queues, configured_bindings(settings))
     return core
 
 

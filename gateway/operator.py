@@ -14,8 +14,9 @@ import msgspec
 
 from gateway import topics
 from gateway.committer import Committer
-from gateway.core import CONFIG, Core
+from gateway.core import Core
 from gateway.dead_letter import Reason
+from gateway.declarations import CONFIG, OWNER
 from gateway.errors import GatewayError
 from gateway.explain import explain
 from gateway.local import LocalGateway
@@ -239,7 +240,7 @@ class Operator:
         if not entries.holds(slot, ident) or slot in source.flying:
             return ""  # somebody took it meanwhile
         # A body that is in memory only is there now, since its entry is neither on disk nor in flight.
-        core.move(source, slot, target, msgspec.structs.replace(extra, group=group), group=group or "")
+        core.dead_letters.move(source, slot, target, msgspec.structs.replace(extra, group=group), group=group or "")
         source.remove(slot)
         core.wake(source)
         return ""
@@ -253,7 +254,7 @@ class Operator:
 
     async def delete_queue(self, name: str) -> int:
         queue = self._core.get(name)
-        if queue.owner in (CONFIG, "core") and not queue.removed:
+        if queue.owner in (CONFIG, OWNER) and not queue.removed:
             raise GatewayError(f"queue {name} is configured; take it out of the configuration and reload first")
         count = self._core.delete(name)
         await self._committer.put()

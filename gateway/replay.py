@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from gateway import retained
-from gateway.core import OWNER, Core, QueueDefinition
+from gateway import declarations, retained
+from gateway.core import Core
+from gateway.declarations import OWNER, decode_binding, decode_definition
 from gateway.dedup import KEY_BYTES
 from gateway.errors import StoreError
 from gateway.gather import fill
 from gateway.order import Grouped
-from gateway.policy import decode_custom
 from gateway.queue import Queue
 from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
 from gateway.storage.journal import Journal, StateChange
@@ -32,9 +32,6 @@ ENTRY_OCTETS = 56
 KEY_OCTETS = 24
 
 T = TypeVar("T")
-
-_decode_definition = msgspec.msgpack.Decoder(QueueDefinition, dec_hook=decode_custom).decode
-_decode_binding = msgspec.msgpack.Decoder(Binding).decode
 
 
 class Restored(NamedTuple):
@@ -100,7 +97,7 @@ class _Restore:
         assert change.value is not None
         kind, _, name = change.key.partition("/")
         if kind == "queue":
-            definition = _decode_definition(change.value)
+            definition = decode_definition(change.value)
             queue = Queue(name, definition.number, definition.policy, definition.owner, core)
             queue.live = definition.live
             core.add(queue)
@@ -108,7 +105,7 @@ class _Restore:
         elif kind == "secret":
             core.dedup.secret = change.value
         elif kind == "bind":
-            bindings.append(_decode_binding(change.value))
+            bindings.append(decode_binding(change.value))
 
     def _read_all_but_entries(self) -> None:
         core = self.core
@@ -186,21 +183,15 @@ class _Restore:
 
     def _finish(self) -> None:
         core = self.core
-        core.rows = dict(self.rows)
-        core.row_peaks = {row: uses for row, uses in self.rows.items() if uses > 1}
         present = dict(self.journal.rows())
-        core.sparse = {row for row, octets in self.row_octets.items() if 2 * octets < present.get(row, 0)}
-        core.unreadable = core.rows.keys() - present.keys()
+        core.rows.restore(self.rows, present, self.row_octets)
         core.extras.restored(self.extra_uses)
         core.dedup.restore(self.keys)
         core.committed_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
-        for row in present:
-            core.next_row = max(core.next_row, row + 1)
-            if row not in core.rows:
-                core.gather.dropped.append(row)
+        core.gather.dropped += [row for row in present if row not in core.rows]
 
 
 class Refresh:
@@ -297,7 +288,7 @@ def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[lis
         fill(record_of_moved, moved)
         records.append(encode(record_of_moved))
     changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
-    return records, [*changes, *core.retained.states(), *core.states()]
+    return records, [*changes, *core.retained.states(), *declarations.states(core)]
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

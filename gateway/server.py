@@ -26,6 +26,7 @@ from gateway.admin import Admin
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
+from gateway.declarations import configure, secret_state
 from gateway.errors import ConfigError, GatewayError
 from gateway.explain import configured_bindings
 from gateway.flow import Pressure
@@ -124,11 +125,11 @@ class Daemon:
         restored = await anyio.to_thread.run_sync(restore, core, committer.journal)
         clock.not_before(restored.time)
         # A new store gets its secret now, an old one has brought its own.
-        core.gather.forced_states.append(core.secret_state())
-        for note in core.configure(settings.queues, configured_bindings(settings)):
+        core.gather.forced_states.append(secret_state(core))
+        for note in configure(core, settings.queues, configured_bindings(settings)):
             log.warning(note)
-        if core.unreadable:
-            log.error("bodies are missing in the store, their messages can't be delivered", rows=len(core.unreadable))
+        if lost := len(core.rows.unreadable):
+            log.error("bodies are missing in the store, their messages can't be delivered", rows=lost)
         messages = sum(queue.entries.count for queue in core.queues.values())
         committer.start(restored)
         if not await committer.put():
@@ -181,7 +182,7 @@ class Daemon:
             core = self._gateway.core
             if "replaying" in self._operator.reasons:
                 raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
-            notes = core.configure(settings.queues, configured_bindings(settings))
+            notes = configure(core, settings.queues, configured_bindings(settings))
             self._gateway.access.replace({name: user.password_hash for name, user in settings.users.items()})
         except (ConfigError, GatewayError, ValueError) as error:
             log.error("reload refused, the old configuration stays", error=str(error))

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from gateway.compaction import Compaction
 from gateway.core import Core
+from gateway.declarations import configure, secret_state
 from gateway.gather import Accept
 from gateway.message import Message, Properties
 from gateway.operations import RedriveProgress, Selection
@@ -138,7 +139,7 @@ class Kernel:
         self.restored: Restored = restore(self.core, self.journal)
         self.last_id = self.restored.last_id
         self.refresh: Refresh | None = None
-        self.core.gather.forced_states.append(self.core.secret_state())
+        self.core.gather.forced_states.append(secret_state(self.core))
         self.policies = dict(queues or {})
         self.routes = list(routes)
         self.notes = self.configure()
@@ -149,7 +150,7 @@ class Kernel:
     def configure(self) -> list[str]:
         """`policies` and `routes` hold from now on."""
         bindings = [Binding(queue=queue, filter=filter, owner="config") for filter, queue in self.routes]
-        return self.core.configure(self.policies, bindings)
+        return configure(self.core, self.policies, bindings)
 
     def crash(self) -> Kernel:
         """What comes up after a power cut: only what was committed to the journal."""
@@ -208,7 +209,7 @@ class Kernel:
     def dispatch(self) -> None:
         """Delivers, and reads the bodies that are asked for, until nothing is."""
         self.core.dispatch()
-        while rows := self.core.take_wanted():
+        while rows := self.core.rows.take_wanted():
             self.core.loaded(self.journal.read(rows))
             self.core.dispatch()
 
@@ -293,7 +294,7 @@ class Kernel:
         for slot in list(found.entries.slots()):
             message = found.message(slot)
             if message is None:
-                self.core.loaded(self.journal.read(self.core.take_wanted()))
+                self.core.loaded(self.journal.read(self.core.rows.take_wanted()))
                 message = found.message(slot)
             assert message is not None
             bodies.append(message.body.decode())
@@ -309,8 +310,8 @@ class Kernel:
         """What is still kept although every queue is empty and everything is committed; [] if all is well."""
         core = self.core
         found: list[str] = []
-        if core.rows:
-            found.append(f"rows {core.rows}")
+        if core.rows.uses:
+            found.append(f"rows {core.rows.uses}")
         if core.resident_octets:
             found.append(f"resident_octets {core.resident_octets}")
         if extras := list(core.extras.items()):
@@ -349,7 +350,7 @@ class _Steps:
 
     async def message(self, queue: Queue, slot: int) -> Message | None:
         if queue.message(slot) is None:
-            self.core.loaded(self._journal.read(self.core.take_wanted()))
+            self.core.loaded(self._journal.read(self.core.rows.take_wanted()))
         return queue.message(slot)
 
     async def put(self) -> bool:

@@ -14,6 +14,7 @@ from gateway.access import Access
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
+from gateway.declarations import configure
 from gateway.explain import configured_bindings
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
@@ -38,7 +39,7 @@ async def local_gateway(
     gateway = LocalGateway(committer, access, pressure, drain_timeout)
     operator = Operator()
     restored = restore(core, journal)
-    core.configure(settings.queues, configured_bindings(settings))
+    configure(core, settings.queues, configured_bindings(settings))
     committer.start(restored)
     operator.take_over(gateway)
     try:

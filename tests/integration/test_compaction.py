@@ -12,6 +12,7 @@ from gateway import committer as committing
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
+from gateway.declarations import configure
 from gateway.flow import Pressure
 from gateway.message import Message
 from gateway.policy import QueuePolicy
@@ -56,7 +57,7 @@ def start(folder: Path) -> tuple[Core, Committer]:
     journal.open()
     committer = Committer(core, journal, Pressure())
     committer.start(restore(core, journal))
-    core.configure({"q": QueuePolicy()}, [Binding(queue="q", filter="a/#", owner="config")])
+    configure(core, {"q": QueuePolicy()}, [Binding(queue="q", filter="a/#", owner="config")])
     return core, committer
 
 
@@ -75,11 +76,11 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
         for commit in range(300):
             batch = [Message("a/b", b"%d " % (100 * commit + place) + BODY) for place in range(100)]
             assert set(await committer.accept(batch)) == {Outcome.STORED}
-        while core.sparse and committing.is_due(core):
+        while core.rows.sparse and committing.is_due(core):
             await committer.put()
         await committer.flush()
         assert len(keeper.kept) == 300
-        rows, size = len(core.rows), committer.journal.size()
+        rows, size = len(core.rows.uses), committer.journal.size()
         await committer.close()
         # 60 MB went through, 0.6 MB live; without compaction each of the 300 commits would hold a row for ever.
         assert rows < 100
@@ -87,7 +88,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
 
         core, committer = start(tmp_path)
         assert core.queues["q"].depth == 300
-        assert not core.unreadable
+        assert not core.rows.unreadable
         reader = Keeper()
         consume(core, reader)
         while len(reader.settled) < 300:
@@ -95,7 +96,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
             await reader.changed.wait()
         assert reader.settled == keeper.kept
         await committer.flush()
-        assert core.rows == {}
+        assert core.rows.uses == {}
         assert core.resident_octets == 0
         await committer.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.dead_letter import MAX_DEATHS, Reason, bury
+from gateway.dead_letter import MAX_DEATHS, Reason, died
 from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
 from gateway.records import NO_EXTRA
 from gateway.transport import Binding
@@ -288,7 +288,7 @@ def test_rejected_messages_may_go_round() -> None:
 def test_many_deaths_keep_the_latest_and_the_first() -> None:
     extra = NO_EXTRA
     for number in range(100):
-        extra = bury(extra, f"q{number}", Reason.REJECTED, 0, "", number, number, None)
+        extra = died(extra, f"q{number}", Reason.REJECTED, 0, "", number, number, None)
     assert len(extra.deaths) == MAX_DEATHS
     assert [death.queue for death in extra.deaths] == [
         f"q{number}" for number in range(99, 99 - MAX_DEATHS + 1, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.declarations import secret_state
 from gateway.dedup import Dedup
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.transport import Outcome
@@ -167,7 +168,7 @@ def test_the_hash_is_keyed_and_the_secret_is_in_the_journal() -> None:
     assert Dedup(b"one").digest("q", None, "k") != Dedup(b"two").digest("q", None, "k")
     kernel = Kernel()
     kernel.core.dedup.secret = b"mine"
-    kernel.core.gather.forced_states.append(kernel.core.secret_state())
+    kernel.core.gather.forced_states.append(secret_state(kernel.core))
     kernel.run()
     assert kernel.crash().core.dedup.secret == b"mine"
 

@@ -1,0 +1,113 @@
+"""Owns the rows of bodies on disk: which entries' bodies they hold, which are in memory, and which are to be read.
+
+Its rule: a row is let go when the last entry that refers to it has left, and never before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+CACHE_OCTETS = 32 << 20
+
+
+class Rows:
+    """uses: how many entries refer to each row. peaks: how many did at most, where that is more than one.
+    sparse: rows that less than half of their entries still refer to. wanted: to be read. unreadable: could not be."""
+
+    __slots__ = ("_cache", "_cache_octets", "next", "peaks", "sparse", "unreadable", "uses", "wanted")
+
+    def __init__(self) -> None:
+        self.next = 1
+        self.uses: dict[int, int] = {}
+        self.peaks: dict[int, int] = {}
+        self.sparse: set[int] = set()
+        self.wanted: set[int] = set()
+        self.unreadable: set[int] = set()
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._cache_octets = 0
+
+    def new(self) -> int:
+        """The number of a row to be written."""
+        row = self.next
+        self.next = row + 1
+        return row
+
+    def restore(self, uses: Mapping[int, int], sizes: Mapping[int, int], live: Mapping[int, int]) -> None:
+        """What a start found. sizes: of the rows on disk; live: octets of entries in each row."""
+        self.uses = dict(uses)
+        self.peaks = {row: count for row, count in uses.items() if count > 1}
+        self.sparse = {row for row, octets in live.items() if 2 * octets < sizes.get(row, 0)}
+        self.unreadable = self.uses.keys() - sizes.keys()
+        self.next = max(self.next, max(sizes, default=0) + 1)
+
+    def refer(self, row: int) -> None:
+        """One entry more refers to this row."""
+        uses = self.uses.get(row, 0) + 1
+        self.uses[row] = uses
+        if uses > 1:
+            self.peaks[row] = uses
+
+    def release(self, row: int) -> bool:
+        """One entry less; True if it was the last, and the row may go."""
+        left = self.uses[row] - 1
+        if left:
+            self.uses[row] = left
+            if 2 * left < self.peaks[row]:
+                self.sparse.add(row)
+            return False
+        self._forget(row)
+        return True
+
+    def undo(self, row: int) -> None:
+        """A reference that never was; the row is not written either."""
+        left = self.uses[row] - 1
+        if left:
+            self.uses[row] = left
+        else:
+            self._forget(row)
+
+    def _forget(self, row: int) -> None:
+        del self.uses[row]
+        self.peaks.pop(row, None)
+        self.sparse.discard(row)
+        self.unreadable.discard(row)
+        data = self._cache.pop(row, None)
+        if data is not None:
+            self._cache_octets -= len(data)
+
+    def data(self, row: int) -> bytes | None:
+        """The row if it is in memory; otherwise it is wanted from now on."""
+        data = self._cache.get(row)
+        if data is not None:
+            self._cache.move_to_end(row)
+        elif row not in self.unreadable:
+            self.wanted.add(row)
+        return data
+
+    def take_wanted(self) -> list[int]:
+        """Rows to be read now; answer with `Core.loaded`."""
+        rows = sorted(self.wanted)
+        self.wanted.clear()
+        return rows
+
+    def keep(self, rows: Mapping[int, bytes]) -> None:
+        """These were read."""
+        for row, data in rows.items():
+            self.unreadable.discard(row)
+            if row in self.uses and row not in self._cache:
+                self._cache[row] = data
+                self._cache_octets += len(data)
+
+    def trim(self) -> None:
+        """Lets go of what was used longest ago, but for one row."""
+        while self._cache_octets > CACHE_OCTETS and len(self._cache) > 1:
+            _, data = self._cache.popitem(last=False)
+            self._cache_octets -= len(data)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self.uses
+
+    def living(self, rows: Iterable[int]) -> set[int]:
+        """Those of them that entries refer to."""
+        return self.uses.keys() & set(rows)
