@@ -12,6 +12,14 @@ from gateway.transport import Gateway, TransportCounters
 
 HIGH_WATER = 1 << 20
 LOW_WATER = 1 << 18
+UNREAD_OCTETS = 8 << 20
+"""Answers that a peer does not read before reading from it pauses; deliveries have their own, lower limit."""
+STALL_SECONDS = 30.0
+"""A peer that is paused for that and takes nothing for so long is cut off."""
+TURN_OCTETS = 1 << 18
+"""So much of one connection is handled before the others have their turn."""
+MAX_PARTS = 1024
+"""Buffers of one write; more are joined: the kernel takes no more at once, and libuv fails at millions."""
 LINGER_SECONDS = 5.0
 """How long a closing connection waits for its peer to take the last bytes."""
 
@@ -35,6 +43,11 @@ class TcpConnection(asyncio.Protocol):
         self._flushing = False
         self._linger: asyncio.TimerHandle | None = None
         self._pauses: set[str] = set()
+        self._turn = 0
+        """Bytes handled since the others had their turn."""
+        self._stall: asyncio.TimerHandle | None = None
+        self._ended = False
+        """The end of our stream is said; nothing may follow it."""
 
     # what a protocol overrides
 
@@ -74,14 +87,23 @@ class TcpConnection(asyncio.Protocol):
         return self._out_octets + (self.transport.get_write_buffer_size() if self.transport else 0)
 
     def close(self) -> None:
-        """Write what is queued, then close; a peer that takes no more is cut off after LINGER_SECONDS. What arrives
-        afterwards is not handled."""
-        if not self.closing:
-            self.closing = True
-            self._flush()
-            if self.transport:
+        """Write what is queued and end the stream; a peer that does not end its own is cut off after LINGER_SECONDS.
+        What arrives meanwhile is read and passed over: closing a socket with unread bytes is a reset, which may
+        take from the peer what it was told last."""
+        if self.closing:
+            return
+        self.closing = True
+        self._flush()
+        self._buffer.clear()
+        self._ended = True
+        if self.transport and not self.transport.is_closing():
+            if self._pauses:
+                self.transport.resume_reading()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:
                 self.transport.close()
-                self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._linger = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def abort(self) -> None:
         """Close at once, whatever is queued."""
@@ -91,6 +113,8 @@ class TcpConnection(asyncio.Protocol):
 
     def pause(self, reason: str) -> None:
         """Stop reading until `resume` was called for each reason."""
+        if self.closing:
+            return  # what comes now is passed over
         if not self._pauses and self.transport and not self.transport.is_closing():
             self.transport.pause_reading()
         self._pauses.add(reason)
@@ -99,7 +123,7 @@ class TcpConnection(asyncio.Protocol):
         if reason not in self._pauses:
             return
         self._pauses.discard(reason)
-        if not self._pauses and self.transport and not self.transport.is_closing():
+        if not self._pauses and self.transport and not self.closing and not self.transport.is_closing():
             self.transport.resume_reading()
             if self._buffer:
                 self.loop.call_soon(self._handle)
@@ -112,6 +136,8 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        if self.closing:  # it was over before it began
+            self.transport.abort()
         self.transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
         peer: Any = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
@@ -124,6 +150,14 @@ class TcpConnection(asyncio.Protocol):
             return
         self._buffer += data
         self._handle()
+        self._turn += len(data)
+        if self._turn >= TURN_OCTETS:
+            self._turn = 0
+            self.pause("turn")
+            self.loop.call_soon(self.resume, "turn")
+        if not self.writable and not self._stall and self.buffered() > UNREAD_OCTETS:
+            self.pause("unread")
+            self._stall = self.loop.call_later(STALL_SECONDS, self._stalled, self.buffered())
 
     def _handle(self) -> None:
         if self.closing or self._pauses or not self._buffer:
@@ -134,8 +168,9 @@ class TcpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
-        if self._linger:
-            self._linger.cancel()
+        for timer in (self._linger, self._stall):
+            if timer:
+                timer.cancel()
         self.counters.connections -= 1
         self._out = []
         self._out_octets = 0
@@ -147,13 +182,28 @@ class TcpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.writable = True
+        if self._stall:
+            self._stall.cancel()
+            self._stall = None
+            self.resume("unread")
         self.writable_changed()
+
+    def _stalled(self, before: int) -> None:
+        """It was paused because its peer reads no answers: that must go on."""
+        left = self.buffered()
+        if left < before:
+            self._stall = self.loop.call_later(STALL_SECONDS, self._stalled, left)
+        else:
+            self.counters.refusals["stalled"] += 1
+            self.abort()
 
     def _flush(self) -> None:
         self._flushing = False
         parts, self._out = self._out, []
         octets, self._out_octets = self._out_octets, 0
-        if parts and self.transport and not self.transport.is_closing():
+        if parts and self.transport and not self._ended and not self.transport.is_closing():
             self.counters.octets_out += octets
+            if len(parts) > MAX_PARTS:
+                parts = [b"".join(parts)]
             self.transport.writelines(parts)
             self.flushed()

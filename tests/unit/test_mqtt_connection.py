@@ -89,6 +89,13 @@ class RecordingTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.ended
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """The peer ends its side at once."""
+        self.close()
+
     def close(self) -> None:
         if not self.ended:
             self.ended = True
