@@ -107,8 +107,10 @@ class FilterTree(Generic[T]):
         levels = topic.split("/")
         active: dict[_Node[T], None] = {root: None}
         hidden = self._hide and topic.startswith("$")
-        if not hidden and (node := root.children.get("#")) is not None:
+        node = None if hidden else root.children.get("#")
+        while node is not None:
             active[node] = None
+            node = node.children.get("#")
         for place, level in enumerate(levels):
             following: dict[_Node[T], None] = {}
             plus_allowed = place > 0 or not hidden
@@ -168,26 +170,29 @@ class NameTree(Generic[T]):
     def match(self, filter: str) -> Iterator[T]:
         """The values of all names that the filter matches, in no stated order, each once."""
         levels = filter.split("/")
-        active: dict[_Node[T], None] = {self._root: None}
-        for place, level in enumerate(levels):
+        root = self._root
+        hidden = self._hide and levels[0] in ("+", "#")
+        active: dict[_Node[T], None] = {root: None}
+        for level in levels:
             following: dict[_Node[T], None] = {}
             for node in active:
+                hides = hidden and node is root
                 if level == "#":
-                    self._add_below(node, following, self._hide and place == 0)
+                    self._add_below(node, following, hides)
                 elif level == "+":
                     for name, child in node.children.items():
-                        if place or not (self._hide and name.startswith("$")):
+                        if not (hides and name.startswith("$")):
                             following[child] = None
-                elif (found := node.children.get(level)) is not None:
+                elif not (hides and level.startswith("$")) and (found := node.children.get(level)) is not None:
                     following[found] = None
             active = following
         for node in active:
             if node.values is not None:
                 yield from node.values.values()
 
-    def _add_below(self, node: _Node[T], into: dict[_Node[T], None], first: bool) -> None:
+    def _add_below(self, node: _Node[T], into: dict[_Node[T], None], hides: bool) -> None:
         into[node] = None
-        stack = [child for name, child in node.children.items() if not (first and name.startswith("$"))]
+        stack = [child for name, child in node.children.items() if not (hides and name.startswith("$"))]
         while stack:
             found = stack.pop()
             into[found] = None

@@ -1,0 +1,191 @@
+"""Routing: bindings, exchanges, merging, and a cache that nobody can see (rulings 7 and 8)."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from gateway.message import Message, Properties, to_topic
+from gateway.router import Router
+from gateway.transport import Binding, HeadersMatch, Options
+from tests.unit.test_topics import filters, names
+
+QUEUES = ("q0", "q1", "q2")
+EXCHANGES = ("amq.topic", "own", "")
+
+matches = st.sampled_from([None, None, HeadersMatch((("h", "1"),)), HeadersMatch((("h", "1"), ("g", None)), any=True)])
+bindings = st.builds(
+    Binding,
+    queue=st.sampled_from(QUEUES),
+    filter=st.one_of(filters, names, st.sampled_from(QUEUES)).filter(lambda text: text.count("#") <= 4),
+    exchange=st.sampled_from(EXCHANGES),
+    literal=st.booleans(),
+    match=matches,
+    source=st.sampled_from([None, None, "mqtt"]),
+    not_from=st.sampled_from([None, None, "me"]),
+    owner=st.sampled_from(["config", "s"]),
+    options=st.builds(
+        Options,
+        qos=st.integers(0, 2),
+        subscription_ids=st.sampled_from([(), (1,), (2,)]),
+        target=st.sampled_from([None, None, "t"]),
+    ),
+)
+messages = st.builds(
+    Message,
+    topic=st.one_of(names, st.sampled_from(QUEUES)),
+    body=st.just(b""),
+    exchange=st.sampled_from(EXCHANGES),
+    properties=st.sampled_from([Properties(), Properties(headers=(("h", "1"),)), Properties(headers=(("g", 2),))]),
+    source=st.sampled_from(["", "mqtt"]),
+    client_id=st.sampled_from(["", "me"]),
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("bind"), bindings),
+        st.tuples(st.just("unbind"), st.integers(0, 50)),
+        st.tuples(st.just("remove"), st.sampled_from(QUEUES)),
+        st.tuples(st.just("route"), messages),
+        st.tuples(st.just("route"), messages),
+    ),
+    max_size=40,
+)
+
+
+def plain(answer: object) -> dict[tuple[str, str | None], Options]:
+    return {(queue, options.target): options for queue, options in answer}  # type: ignore[attr-defined]
+
+
+@settings(max_examples=300)
+@given(steps, st.sampled_from([1 << 20, 2000, 1]))
+def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets: int) -> None:
+    router: Router[str] = Router(cache_octets)
+    bound: list[Binding] = []
+    for queue in QUEUES:
+        router.add_queue(queue, queue)
+    for what, value in steps:
+        if what == "bind":
+            assert isinstance(value, Binding)
+            router.bind(value)
+            bound = [binding for binding in bound if not same(binding, value)] + [value]
+        elif what == "unbind" and bound:
+            assert isinstance(value, int)
+            assert router.unbind(bound.pop(value % len(bound)))
+        elif what == "remove":
+            assert isinstance(value, str)
+            router.remove_queue(value)
+            router.add_queue(value, value)
+            bound = [binding for binding in bound if binding.queue != value]
+        elif what == "route":
+            assert isinstance(value, Message)
+            fresh: Router[str] = Router()
+            for queue in QUEUES:
+                fresh.add_queue(queue, queue)
+            for binding in bound:
+                fresh.bind(binding)
+            for _ in range(2):
+                assert plain(router.route(value)) == plain(fresh.route(value))
+            assert {binding.queue for binding in router.find(value)} == {
+                queue for queue, _ in plain(fresh.route(value))
+            }
+    for queue in QUEUES:
+        assert sorted(map(repr, router.bindings(queue))) == sorted(repr(each) for each in bound if each.queue == queue)
+
+
+def same(one: Binding, other: Binding) -> bool:
+    fields = ("owner", "queue", "exchange", "filter", "literal", "match", "source")
+    return all(getattr(one, name) == getattr(other, name) for name in fields) and (
+        one.options.target == other.options.target
+    )
+
+
+def router(*bound: Binding) -> Router[str]:
+    made: Router[str] = Router()
+    for queue in sorted({binding.queue for binding in bound} | {"q"}):
+        made.add_queue(queue, queue)
+    for binding in bound:
+        made.bind(binding)
+    return made
+
+
+def queues(made: Router[str], message: Message) -> list[str]:
+    return sorted(queue for queue, _ in made.route(message))
+
+
+def test_the_default_exchange_reaches_a_queue_by_its_name_alone() -> None:
+    made = router(Binding(queue="q", filter="#"), Binding(queue="r", filter="#", exchange="own"))
+    assert queues(made, Message("q", b"", "")) == ["q"]
+    assert queues(made, to_topic("$queue/r", b"")) == ["r"]
+    assert queues(made, to_topic("$queue/nobody", b"")) == []
+    assert queues(made, Message("q", b"", "own")) == ["r"]
+
+
+def test_each_exchange_has_its_own_bindings() -> None:
+    made = router(Binding(queue="q", filter="a"), Binding(queue="r", filter="a", exchange="own"))
+    assert queues(made, Message("a", b"")) == ["q"]
+    assert queues(made, Message("a", b"", "own")) == ["r"]
+    assert queues(made, Message("a", b"", "unknown")) == []
+
+
+def test_a_wildcard_in_the_first_level_hides_dollar_topics_in_the_shared_space_only() -> None:
+    made = router(Binding(queue="q", filter="#"), Binding(queue="r", filter="#", exchange="own"))
+    assert queues(made, Message("$SYS/x", b"")) == []
+    assert queues(made, Message("$SYS/x", b"", "own")) == ["r"]
+
+
+def test_a_literal_binding_takes_wildcards_as_text() -> None:
+    made = router(Binding(queue="q", filter="a/+", exchange="own", literal=True))
+    assert queues(made, Message("a/b", b"", "own")) == []
+    assert queues(made, Message("a/+", b"", "own")) == ["q"]
+
+
+def test_source_and_not_from_are_asked_of_each_message() -> None:
+    made = router(Binding(queue="q", filter="a", source="mqtt"), Binding(queue="r", filter="a", not_from="me"))
+    assert queues(made, Message("a", b"", source="mqtt", client_id="me")) == ["q"]
+    assert queues(made, Message("a", b"", source="amqp", client_id="you")) == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("match", "headers", "wanted"),
+    [
+        (HeadersMatch((("a", 1), ("b", 2))), (("a", 1), ("b", 2)), True),
+        (HeadersMatch((("a", 1), ("b", 2))), (("a", 1),), False),
+        (HeadersMatch((("a", 1), ("b", 2)), any=True), (("b", 2),), True),
+        (HeadersMatch((("a", None),)), (("a", "anything"),), True),
+        (HeadersMatch(()), (), True),
+        (HeadersMatch((), any=True), (("a", 1),), False),
+    ],
+)
+def test_headers_are_matched_all_or_any(
+    match: HeadersMatch, headers: tuple[tuple[str, object], ...], wanted: bool
+) -> None:
+    made = router(Binding(queue="q", filter="#", exchange="own", match=match))
+    assert (queues(made, Message("x", b"", "own", properties=Properties(headers=headers))) == ["q"]) is wanted
+
+
+def test_an_equal_binding_replaces_the_earlier_one() -> None:
+    made = router(
+        Binding(queue="q", filter="a", owner="s", options=Options(0, (1,))),
+        Binding(queue="q", filter="a", owner="s", options=Options(1, (2,))),
+    )
+    assert made.route(Message("a", b""))[0][1] == Options(1, (2,))
+    assert len(made.bindings("q")) == 1
+
+
+def test_a_filter_that_can_not_be_held_and_an_unknown_queue_are_refused() -> None:
+    made = router()
+    with pytest.raises(ValueError, match="wildcard"):
+        made.bind(Binding(queue="q", filter="a+"))
+    with pytest.raises(KeyError):
+        made.bind(Binding(queue="nobody", filter="a"))
+    assert made.bindings("q") == []
+
+
+def test_the_cache_is_bounded() -> None:
+    made: Router[str] = Router(cache_octets=100_000)
+    made.add_queue("q", "q")
+    made.bind(Binding(queue="q", filter="dev/#"))
+    for number in range(5000):
+        assert queues(made, Message(f"dev/{number}", b"")) == ["q"]
+    assert len(made._exchanges["amq.topic"].answers) < 250
