@@ -6,14 +6,15 @@ Its rule: what has not changed is not matched again; an edit of bindings forgets
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
 from gateway.topics import FilterTree, NameTree, check_filter
 from gateway.transport import Binding, Options
 
 CACHE_OCTETS = 32 << 20
-_ENTRY_OCTETS = 400  # a cached answer with its places in dictionary and tree, roughly
+_ENTRY_OCTETS = 400  # a cached answer with its place in the dictionary, roughly
+_NODE_OCTETS = 400  # a level of a topic in the tree of what is cached: a topic of 128 levels is 50 KB
 
 Q = TypeVar("Q")
 
@@ -121,8 +122,7 @@ class Router(Generic[Q]):
         answer = found.answers.get(topic)
         if answer is None:
             answer = found.answers[topic] = self._match(exchange, found, topic)
-            found.cached.put(topic, topic)
-            self._cached += _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
+            self._cached += _NODE_OCTETS * found.cached.put(topic, topic) + _size(topic, answer)
             if self._cached > self._limit:
                 self._forget_all()
         return answer
@@ -146,14 +146,18 @@ class Router(Generic[Q]):
     def _forget(self, exchange: str, topic: str) -> None:
         found = self._exchanges.get(exchange)
         if found is not None and (answer := found.answers.pop(topic, None)) is not None:
-            found.cached.remove(topic)
-            self._cached -= _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
+            self._cached -= _NODE_OCTETS * found.cached.remove(topic) + _size(topic, answer)
 
     def _forget_all(self) -> None:
         for name, exchange in self._exchanges.items():
             exchange.answers = {}
             exchange.cached = NameTree(name == TOPIC_EXCHANGE)
         self._cached = 0
+
+
+def _size(topic: str, answer: _Answer[Any]) -> int:
+    """Bytes of a cached answer without its levels, roughly."""
+    return _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
 
 
 def _identity(binding: Binding) -> tuple[object, ...]:

@@ -144,28 +144,37 @@ class NameTree(Generic[T]):
         self._root: _Node[T] = _Node()
         self._hide = hide
 
-    def put(self, topic: str, value: T) -> None:
+    def put(self, topic: str, value: T) -> int:
+        """Returns how many nodes it took."""
         node = self._root
+        made = 0
         for level in topic.split("/"):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
+                made += 1
             node = child
         node.values = {None: value}
+        return made
 
-    def remove(self, topic: str) -> None:
+    def remove(self, topic: str) -> int:
+        """Returns how many nodes it freed."""
         path = [self._root]
         levels = topic.split("/")
         for level in levels:
             child = path[-1].children.get(level)
             if child is None:
-                return
+                return 0
             path.append(child)
         path[-1].values = None
+        freed = 0
         for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
             child = parent.children[level]
-            if child.values is None and not child.children:
-                del parent.children[level]
+            if child.values is not None or child.children:
+                break
+            del parent.children[level]
+            freed += 1
+        return freed
 
     def match(self, filter: str) -> Iterator[T]:
         """The values of all names that the filter matches, in no stated order, each once."""
