@@ -437,7 +437,7 @@ async def test_what_the_wire_cannot_hold_is_given_up_and_counted(monkeypatch: py
         for _ in range(5):
             await it.settle_down()
         assert [p.payload for p in one.received()] == [b"y"]
-        assert one.connection.counters.dropped["packet-too-large"] == 1
+        assert one.connection.counters.dropped["no-mqtt-message"] == 1
 
 
 @pytest.mark.parametrize("version", [V311, V5])
@@ -527,3 +527,73 @@ async def test_retain_on_a_queue_is_cleared_and_counted() -> None:
         await it.subscribe(one, "$queue/q")
         assert one.connection.counters.dropped["retain-on-queue"] == 1
         assert list(it.gateway.retained("#")) == []
+
+
+@run
+async def test_a_client_that_waits_for_pressure_is_read_again_when_it_gets_a_delivery() -> None:
+    async with house() as it:
+        one = await it.connect()
+        await it.subscribe(one, "t")
+        it.pressure.set(True)
+        one.send(Publish("other", b"", 1, packet_id=1))
+        assert not one.transport.reading
+        it.gateway.accept([Message("t", b"x")])
+        await it.settle_down()
+        assert one.transport.reading
+        delivery = one.received()[-1]
+        one.send(Ack(Type.PUBACK, delivery.packet_id))
+        assert not one.connection.has_unsettled
+        it.pressure.set(False)
+
+
+@run
+async def test_a_client_that_is_stopped_gets_nothing_from_what_it_has_just_subscribed_to() -> None:
+    async with house() as it:
+        it.gateway.declare("q", QueuePolicy(), "test")
+        one = await it.connect()
+        await it.subscribe(one, "t")
+        it.gateway.accept([Message("t", b"x"), Message("q", b"y", "")])
+        await it.settle_down()
+        (held,) = one.received()
+        one.send(Subscribe(2, (Request("$queue/q", 1),)), Publish("t", b"", 0))
+        one.connection.drain()
+        one.send(Publish("t", b"", 0))
+        await it.settle_down()
+        assert [type(packet) for packet in one.received()] == [SubAck]
+        assert one.connection.counters.dropped["qos0-stopping"] == 1
+        one.send(Ack(Type.PUBACK, held.packet_id))
+        await it.settle_down()
+        assert isinstance(one.received()[-1], Disconnect)
+
+
+@run
+async def test_the_will_of_a_client_that_was_never_let_in_is_not_published() -> None:
+    async with house() as it:
+        watcher = await it.connect(client_id="watcher")
+        await it.subscribe(watcher, "will")
+        lasting = {Property.SESSION_EXPIRY_INTERVAL: 100}
+        one = Peer(it.shared, V5)
+        one.send(Connect("one", V5, will=Will("will", b"x", 1), properties=lasting))
+        assert one.received() == []  # its session is not durable yet
+        one.connection.abort()
+        await it.settle_down()
+        assert watcher.received() == []
+
+
+@run
+async def test_a_fault_of_ours_ends_the_connection_that_met_it_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house() as it:
+        one, two = await it.connect(client_id="one"), await it.connect(client_id="two")
+
+        def fail(*args: object) -> None:
+            raise RuntimeError("a fault")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.connection.publishing, "take", fail)
+            one.send(Publish("t", b"x", 1, packet_id=1))
+        await it.settle_down()
+        assert one.transport.ended
+        assert one.connection.counters.protocol_errors["internal"] == 1
+        two.send(PingReq())
+        await it.settle_down()
+        assert two.received() == [PingResp()]

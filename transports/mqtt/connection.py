@@ -94,11 +94,18 @@ class MqttConnection(TcpConnection):
     # what comes in
 
     def received(self, buffer: bytearray) -> int:
-        packets, used = self.decoder.decode(buffer)
-        if self._session is not None:
-            self._heard = True
-        if packets:
-            self._handle_packets(packets)
+        try:
+            packets, used = self.decoder.decode(buffer)
+            if self._session is not None:
+                self._heard = True
+            if packets:
+                self._handle_packets(packets)
+        except Exception as error:  # the border: a fault of ours ends this connection and no other
+            log.fault("MQTT connection failed", error, transport=self.shared.name, peer=self.peer)
+            self.counters.protocol_errors["internal"] += 1
+            self._release(lost=True)
+            self.abort()
+            return len(buffer)
         return used
 
     def _handle_packets(self, packets: Sequence[Packet | Fault]) -> None:
@@ -130,8 +137,11 @@ class MqttConnection(TcpConnection):
             self._outbound.acknowledge(acks)
             if self._draining:
                 self._end_if_drained()
-        if publishes and not self.closing and not self._draining:
-            self.publishing.take(publishes)
+        if publishes and not self.closing:
+            if self._draining:  # the client has no PUBACK of them and sends them again
+                self.counters.dropped["qos0-stopping"] += sum(not publish.qos for publish in publishes)
+            else:
+                self.publishing.take(publishes)
 
     # what publishing asks
 
@@ -143,6 +153,13 @@ class MqttConnection(TcpConnection):
             self.send(data)
         if self._draining:
             self._end_if_drained()
+
+    def _deliver(self, parts: list[bytes]) -> None:
+        """PUBLISHes for the client. If it is not read because the daemon's buffers are full, its PUBACKs of these
+        must get through (ruling 22)."""
+        self.send_all(parts)
+        if self.has_unsettled:
+            self.resume("pressure")
 
     @property
     def has_unsettled(self) -> bool:
@@ -202,7 +219,6 @@ class MqttConnection(TcpConnection):
             self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID)
             return
         self._session = session
-        self._will = terms.will
         if session.expiry <= 0 and not present:
             self._opened(terms, present)
             return
@@ -215,7 +231,6 @@ class MqttConnection(TcpConnection):
         if barrier.result():
             self._opened(terms, present)
         else:
-            self._will = None  # the client was never let in
             self._turn_away(Reason.SERVER_UNAVAILABLE)
 
     def _opened(self, terms: Terms, present: bool) -> None:
@@ -226,6 +241,7 @@ class MqttConnection(TcpConnection):
         log.debug(
             "client connected", transport=shared.name, peer=self.peer, client_id=self.client_id, session_present=present
         )
+        self._will = terms.will  # not before: a client that was never let in leaves none
         self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
         self._quiet = 0.0
         outbound = self._outbound = Outbound(
@@ -237,7 +253,7 @@ class MqttConnection(TcpConnection):
             settings.max_buffered,
             shared.cache,
             self.counters,
-            self.send_all,
+            self._deliver,
             self.buffered,
             self._session_gone,
         )

@@ -20,6 +20,11 @@ from transports.mqtt.session import Held, Kind, Retained, RetainedRead, Session
 OCTETS_AHEAD = 256 << 10
 """How much may be delivered before it was written: credit in octets."""
 UNLIMITED_MESSAGES = 1 << 62
+_INVALID = {
+    "packet-too-large": "invalid: larger than the client's Maximum Packet Size",
+    "no-mqtt-message": "invalid: its topic is no MQTT topic name, or it is larger than any MQTT packet",
+}
+"""Why a delivery can't go to this client, by the counter's label (ruling 9)."""
 
 
 class PublishCache:
@@ -35,7 +40,7 @@ class PublishCache:
     def encode(
         self, message: Message, topic: str, version: int, qos: int, retain: bool, ids: tuple[int, ...], expiry: int
     ) -> EncodedPublish | None:
-        """None if no PUBLISH can hold it. expiry: seconds that are left, -1 for no limit; `ids` are subscription
+        """None if no PUBLISH can hold it: an AMQP client's routing key need be no topic name. expiry: seconds that are left, -1 for no limit; `ids` are subscription
         identifiers."""
         if version != V5:
             ids, expiry = (), -1
@@ -44,6 +49,8 @@ class PublishCache:
         found = self._encoded.get(key)
         if found is not None:
             return found[1]
+        if not is_topic_name(topic):
+            return None
         properties = NO_PROPERTIES5
         if version == V5:
             properties = to_wire(message.properties)
@@ -128,6 +135,7 @@ class Outbound:
         """By membership's filter; "" is the session's own queue."""
         self._leaving: list[MqttConsumer] = []
         self._open = True
+        self._stopped = False
 
     # consumers
 
@@ -151,7 +159,7 @@ class Outbound:
         consumer = self.consumers.get(filter)
         if consumer is not None:
             consumer.options = options
-        else:
+        elif not self._stopped:
             self._attach(filter, kind, queue, options)
 
     def _attach(self, filter: str, kind: Kind, queue: str, options: Options) -> None:
@@ -177,6 +185,7 @@ class Outbound:
 
     def stop(self) -> None:
         """No more deliveries; acknowledgements still count."""
+        self._stopped = True
         self.session.retained.clear()
         for consumer in self.consumers.values():
             consumer.subscription.cancel()
@@ -199,7 +208,7 @@ class Outbound:
         parts: list[bytes] = []
         written: list[int] = []
         dropped = 0
-        too_large: list[int] = []
+        invalid: dict[str, list[int]] = {}
         room = -1
         for delivery in batch:
             message = delivery.message
@@ -216,10 +225,11 @@ class Outbound:
                 message, topic, version, qos, retain, options.subscription_ids, self._expiry(delivery)
             )
             if encoded is None or encoded.size > self.max_packet_size:  # [MQTT-3.1.2-24]
+                why = "packet-too-large" if encoded is not None else "no-mqtt-message"
                 if id:
-                    too_large.append(id)
+                    invalid.setdefault(why, []).append(id)
                 else:
-                    self.counters.dropped["packet-too-large"] += 1
+                    self.counters.dropped[why] += 1
                     dropped += 1
                 continue
             if not id:
@@ -238,16 +248,18 @@ class Outbound:
                 packet_id = session.take(Held(consumer, id, delivery.slot), delivery.redelivered)
                 # A retry from a shared queue is a new PUBLISH; only a session's own are resent (ruling 26).
                 parts += encoded.parts(packet_id, delivery.redelivered and own)
-        self.counters.messages_out += len(batch) - len(too_large) - dropped
+        refused = sum(map(len, invalid.values()))
+        self.counters.messages_out += len(batch) - refused - dropped
         if parts:
             self.write(parts)
         if written:
             consumer.subscription.settle(written, Verdict.DONE)
-        if too_large:
-            consumer.subscription.settle(too_large, Verdict.DEAD, "larger than the client's Maximum Packet Size")
+        for why, ids in invalid.items():
+            consumer.subscription.settle(ids, Verdict.DEAD, _INVALID[why])
+        if invalid:
             self.refill()
-        if written or too_large:
-            self.pool.grant(messages=len(written) + len(too_large))
+        if written or invalid:
+            self.pool.grant(messages=len(written) + refused)
 
     def _expiry(self, delivery: Delivery) -> int:
         """Whole seconds that are left, rounded up, so that what is delivered never says 0; -1 for no limit."""
@@ -308,7 +320,7 @@ class Outbound:
     def read_retained(self) -> None:
         """Sends retained messages as far as the credit goes; called again when there is more."""
         reads = self.session.retained
-        while reads and self._open:
+        while reads and self._open and not self._stopped:
             read = reads[0]
             if read.binding is not None:
                 read.waiting = self._find_retained(read.binding)
@@ -343,7 +355,7 @@ class Outbound:
             return
         encoded = self.cache.encode(message, message.topic, self.version, qos, True, options.subscription_ids, left)
         if encoded is None or encoded.size > self.max_packet_size:
-            self.counters.dropped["packet-too-large"] += 1
+            self.counters.dropped["packet-too-large" if encoded is not None else "no-mqtt-message"] += 1
             if packet_id:
                 del self.session.in_flight[packet_id]
             return
