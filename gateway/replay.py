@@ -247,7 +247,8 @@ class Refresh:
                 if entries.ident[slot] > self._cut:
                     entries.cursor = 0
                     break
-                slots.append(slot)
+                if entries.row[slot]:  # else it came while the queue was transient
+                    slots.append(slot)
                 entries.cursor = entries.next[slot]
                 if len(slots) == SLICE_ENTRIES:
                     break
