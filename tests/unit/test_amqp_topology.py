@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -11,7 +11,14 @@ from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
 from gateway.transport import HeadersMatch, Message, Properties
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.errors import AmqpError
-from transports.amqp.topology import Declared, Exchange, Topology
+from transports.amqp.topology import FORGET_AT, OWNER, Declared, Exchange, Topology
+
+
+class View(NamedTuple):
+    """As much of a queue as a topology looks at."""
+
+    name: str
+    owner: str = OWNER
 
 
 @pytest.mark.parametrize(
@@ -103,6 +110,17 @@ def test_what_is_durable_is_kept_and_what_is_removed_is_not() -> None:
     assert set(again.exchanges) - set(Topology().exchanges) == {"kept"}
     assert again.exchanges["kept"] == Exchange("kept", "topic")
     assert [change.key for change in again.stale([])] == ["queue/kept"]
+
+
+def test_queues_that_went_by_themselves_are_forgotten_in_time() -> None:
+    topology = Topology()
+    removed = 0
+    for n in range(1000):
+        topology.add_queue(Declared(f"q{n}", True, False, False, {}), None)
+        last: Any = View(f"q{n}")
+        removed += len(topology.forget(lambda last=last: [last]))  # type: ignore[misc]
+        assert topology.declared(last) is not None
+    assert removed >= 1000 - 2 * FORGET_AT
 
 
 def test_state_of_something_else_is_not_trusted() -> None:

@@ -31,13 +31,14 @@ class Channel:
     consumers: by tag. leaving: those that are cancelled or got one message, and hold deliveries still.
     window: credit of all its consumers that acknowledge: the prefetch of the channel or `max_unacked`.
     gate: credit of all its consumers, which only channel.flow takes away.
-    waiting: an answer is on its way; `backlog` holds the frames that came since, in order.
+    waiting: what the next answer waits for; `backlog` holds the frames that came since, in order.
     """
 
     __slots__ = (
-        "_chunks",
+        "_body",
         "_content",
         "_left",
+        "_parts",
         "_route",
         "acked",
         "backlog",
@@ -66,7 +67,7 @@ class Channel:
         self.leaving: set[AmqpConsumer] = set()
         self.closing = False
         """channel.close was sent; all but its answer is passed over [AMQP 1.5.2.5]."""
-        self.waiting = False
+        self.waiting: object | None = None
         self.backlog: deque[tuple[int, bytes]] = deque()
         # publishing
         self.confirming = False
@@ -77,7 +78,9 @@ class Channel:
         self._route: Route | None = None
         self._content: Content | None = None
         self._left = 0
-        self._chunks: list[bytes] = []
+        self._body = b""
+        self._parts: bytearray | None = None
+        """Of a body in several frames, which may be tiny or empty."""
         # consuming
         self.prefetch = 0
         self.max_unacked = max_unacked
@@ -123,21 +126,28 @@ class Channel:
         self._left -= len(chunk)
         if self._left < 0:
             raise AmqpError(UNEXPECTED_FRAME, "a body is longer than its header says")
-        self._chunks.append(chunk)
+        if self._parts is not None:
+            self._parts += chunk
+        elif self._left:
+            self._parts = bytearray(chunk)
+        else:
+            self._body = chunk
         return not self._left
 
     @property
     def partial(self) -> int:
         """Octets of a body that is not complete yet."""
-        return sum(map(len, self._chunks))
+        return len(self._parts) if self._parts is not None else 0
 
     def take(self) -> tuple[Route, Content, bytes]:
         """The whole content; the next one may begin."""
-        route, content, chunks = self._route, self._content, self._chunks
+        route, content, body = self._route, self._content, self._body
         assert route is not None and content is not None
-        self._route = self._content = None
-        self._chunks = []
-        return route, content, chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if self._parts is not None:
+            body = bytes(self._parts)
+        self._route = self._content = self._parts = None
+        self._body = b""
+        return route, content, body
 
     # deliveries out
 

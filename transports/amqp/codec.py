@@ -68,6 +68,14 @@ def split(data: bytes, limit: int) -> tuple[list[RawFrame], int, AmqpError | Non
     return frames, at, None
 
 
+def lacks(buffer: bytearray, limit: int) -> bool:
+    """Whether even the first frame is not whole, and may become so: then nothing of it is looked at."""
+    if len(buffer) < 7:
+        return True
+    size: int = _FRAME.unpack_from(buffer)[2] + OVERHEAD
+    return len(buffer) < size <= limit
+
+
 def method_index(data: bytes, begin: int, end: int) -> int:
     """Class and method id of a method frame."""
     if begin + 4 > end:

@@ -28,6 +28,7 @@ from transports.amqp.codec import (
     decode_ack,
     decode_method,
     encode_method,
+    lacks,
     method_index,
     split,
 )
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 5.0
 """How long a client has to answer connection.close."""
-REPLY_OCTETS = 8 << 20
-"""Answers and returns that a client does not read before reading from it pauses; deliveries have their own limit."""
 BACKLOG_OCTETS = 1 << 20
 """Frames that wait behind an unanswered method before reading pauses."""
 
@@ -98,6 +97,8 @@ class AmqpConnection(TcpConnection):
         self.publishing = Publishing(self)
         self.declarations = Declarations(gateway, topology, self)
         self._backlog_octets = 0
+        self._asked = False
+        """It is called when the pressure is gone."""
         self._heard = True
         self._silent = 0
         self._spoke = False
@@ -134,15 +135,15 @@ class AmqpConnection(TcpConnection):
         self.consuming.written()
 
     def writable_changed(self) -> None:
-        if self.writable:
-            self.resume("writing")
-            if not self.ended:
-                self.consuming.replenish()
+        if self.writable and not self.ended:
+            self.consuming.replenish()
 
     # frames in
 
     def received(self, buffer: bytearray) -> int:
         self._heard = True
+        if self.handshake.step is not Step.HEADER and lacks(buffer, self.frame_max):
+            return 0
         data = bytes(buffer)
         used = 0
         try:
@@ -152,12 +153,16 @@ class AmqpConnection(TcpConnection):
                     return used
                 data = data[used:]
             return used + self._frames(data)
-        except Exception as error:  # the border: a fault of ours ends this connection and no other
-            log.fault("AMQP connection failed", error, transport=self.name, peer=self.peer)
-            self.counters.protocol_errors["internal"] += 1
-            self._end(lost=False)
-            self.abort()
+        except Exception as error:
+            self._broke(error)
             return len(buffer)
+
+    def _broke(self, error: Exception) -> None:
+        """The border: a fault of ours ends this connection and no other."""
+        log.fault("AMQP connection failed", error, transport=self.name, peer=self.peer)
+        self.counters.protocol_errors["internal"] += 1
+        self._end(lost=False)
+        self.abort()
 
     def _frames(self, data: bytes) -> int:
         frames, used, broken = split(data, self.frame_max)
@@ -170,8 +175,6 @@ class AmqpConnection(TcpConnection):
             used = len(data)
         self._flush_all()
         self.check_idle()
-        if not self.writable and self.buffered() > REPLY_OCTETS:
-            self.pause("writing")
         return used
 
     def _frame(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
@@ -179,7 +182,7 @@ class AmqpConnection(TcpConnection):
         try:
             if channel is None:
                 self._without_channel(kind, number, data, begin, end)
-            elif channel.waiting:
+            elif channel.waiting is not None:
                 self._postpone(channel, kind, data[begin:end])
             elif channel.closing:
                 self._while_closing(channel, kind, data, begin, end)
@@ -312,27 +315,38 @@ class AmqpConnection(TcpConnection):
     # answers that wait for the disk
 
     def wait(self, channel: Channel, future: Future[bool], then: Callable[[bool], Future[Any] | None]) -> None:
-        """Frames of the channel are kept back until `then` has run and the Future it may return is done too."""
-        channel.waiting = True
+        """Frames of the channel are kept back until `then` has run and the Future it may return is done too. `then`
+        may wait for something else again."""
+        channel.waiting = future
         future.add_done_callback(partial(self._made, channel, then))
 
     def _made(self, channel: Channel, then: Callable[[bool], Future[Any] | None], future: Future[bool]) -> None:
         if future.cancelled() or self.ended or self.channels.get(channel.id) is not channel:
             return
+        more: Future[Any] | None = None
         try:
-            more = then(future.result())
-        except AmqpError as error:
-            channel.waiting = False
-            self._failed(error, channel)
-            more = None
-        if more is None:
-            self._go_on(channel)
-        else:
-            more.add_done_callback(lambda _: self._go_on(channel))
+            try:
+                more = then(future.result())
+            except AmqpError as error:
+                self._failed(error, channel)
+            if more is not None:
+                channel.waiting = more
+                more.add_done_callback(lambda _: self._go_on(channel))
+            elif channel.waiting is future:
+                self._go_on(channel)
+        except Exception as error:
+            self._broke(error)
 
     def _go_on(self, channel: Channel) -> None:
-        channel.waiting = False
-        while channel.backlog and not channel.waiting and not self.ended:
+        channel.waiting = None
+        try:
+            self._take_up(channel)
+        except Exception as error:
+            self._broke(error)
+
+    def _take_up(self, channel: Channel) -> None:
+        """The frames that came meanwhile."""
+        while channel.backlog and channel.waiting is None and not self.ended:
             kind, payload = channel.backlog.popleft()
             self._backlog_octets -= len(payload) + 64
             self._frame(kind, channel.id, payload, 0, len(payload))
@@ -374,7 +388,13 @@ class AmqpConnection(TcpConnection):
         self.pause("pressure")
         if self.client_can("connection.blocked"):
             self.send(encode_method(0, amqp.Connection.Blocked, reason="the store is behind"))
-        self.gateway.pressure.on_low(self._release)
+        if not self._asked:
+            self._asked = True
+            self.gateway.pressure.on_low(self._relieved)
+
+    def _relieved(self) -> None:
+        self._asked = False
+        self._release()
 
     def _release(self) -> None:
         if self.held and not self.ended:
@@ -396,6 +416,7 @@ class AmqpConnection(TcpConnection):
             return
         self.counters.refusals[reply_name(error.code).lower().replace("_", "-")] += 1
         self._flush_all()
+        self.publishing.confirm()
         self.leave(channel)
         channel.closing = True
         method = error.method
@@ -424,6 +445,7 @@ class AmqpConnection(TcpConnection):
             self.counters.protocol_errors[reply_name(error.code).lower().replace("_", "-")] += 1
             log.info("AMQP connection closed", transport=self.name, peer=self.peer, reason=error.text)
         self._flush_all()
+        self.publishing.confirm()  # what is known by now; the rest the client must publish again
         self._end(lost=False)
         self.refused = True
         self.send(
@@ -438,7 +460,7 @@ class AmqpConnection(TcpConnection):
         )
         self.handshake.end()
         self._close_timer = self.loop.call_later(CLOSE_SECONDS, self.abort)
-        for reason in ("login", "backlog", "pressure", "unconfirmed", "writing"):
+        for reason in ("login", "backlog", "pressure", "unconfirmed"):
             self.resume(reason)
 
     def _leave_all(self) -> None:

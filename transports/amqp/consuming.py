@@ -354,7 +354,9 @@ class Consuming:
         channel.unacked.clear()
         for consumer in (*consumers, *leaving):
             self._starved.pop(consumer, None)
-            self._handed.pop(consumer, None)
+            handed = self._handed.pop(consumer, None)
+            if handed and not lost:  # they stand before the answer in what is about to be written
+                consumer.subscription.settle(handed, Verdict.DONE)
             consumer.subscription.detach(lost)
         for consumer in consumers:
             self.connection.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))

@@ -181,7 +181,7 @@ class Declarations:
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
-        changes = self.topology.add_queue(declared, self.holder)
+        changes = self.topology.add_queue(declared, self.holder) + self.topology.forget(self.gateway.queues)
         return view, changes or None
 
     def _undo_declare(self, name: str) -> Callable[[], object]:

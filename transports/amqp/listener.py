@@ -10,17 +10,18 @@ import importlib.metadata
 from typing import Annotated, ClassVar
 from weakref import WeakKeyDictionary
 
+import anyio
 import msgspec
 
 from gateway.address import Address
 from gateway.errors import ListenError, StoreError
 from gateway.policy import Octets, Seconds
-from gateway.transport import Gateway, TransportCounters
+from gateway.transport import Gateway
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.topology import OWNER, Topology
 
 DISTRIBUTION = "mqtt-amqp-gateway"
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.0
 """How long clients have to answer connection.close at the end of a drain."""
 
 _topologies: WeakKeyDictionary[Gateway, Topology] = WeakKeyDictionary()
@@ -87,9 +88,10 @@ class AmqpListener:
             await loop.create_future()  # until cancelled
         finally:
             server.close()
-            await self._drain(gateway, counters)
+            with anyio.CancelScope(shield=True):  # the drain must have its time although the caller is cancelled
+                await self._drain(gateway)
 
-    async def _drain(self, gateway: Gateway, counters: TransportCounters) -> None:
+    async def _drain(self, gateway: Gateway) -> None:
         if not self.connections:
             return
         waits = [connection.drain() for connection in self.connections]
@@ -100,8 +102,6 @@ class AmqpListener:
             await asyncio.wait([c.gone for c in self.connections], timeout=CLOSE_SECONDS)
         for connection in list(self.connections):
             connection.abort()
-        if self.connections:
-            await asyncio.wait([c.gone for c in self.connections], timeout=CLOSE_SECONDS)
 
 
 def _topology(gateway: Gateway) -> Topology:

@@ -13,6 +13,7 @@ from pamqp.base import Frame
 
 from transports.amqp.channel import Channel
 from transports.amqp.codec import encode_method
+from transports.amqp.declarations import Answer
 from transports.amqp.errors import CHANNEL_ERROR, CONNECTION_FORCED, NOT_IMPLEMENTED, AmqpError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def _channel_open(connection: AmqpConnection, channel: Channel, method: Any) -> 
 
 def _channel_close(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     connection.leave(channel)
+    channel.closing = True  # what is confirmed from now on is nobody's any more, also if its number is used again
     connection.send(encode_method(channel.id, amqp.Channel.CloseOk))
     del connection.channels[channel.id]
 
@@ -46,22 +48,44 @@ def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) 
     connection.answer(channel, connection.declarations.exchange_delete(channel.id, method))
 
 
+def _behind_publishes(
+    connection: AmqpConnection, channel: Channel, method: Any, act: Callable[[int, Any], Answer]
+) -> None:
+    """Acts when what was published before on this channel is in its queues: it counts, and is purged or deleted."""
+
+    def then(_: bool) -> None:
+        try:
+            connection.answer(channel, act(channel.id, method))
+        except AmqpError as error:
+            error.method = method.index
+            raise
+
+    connection.wait(channel, connection.gateway.put(), then)
+
+
 def _queue_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.queue_declare(channel.id, method))
+    declarations = connection.declarations
+    if method.queue and connection.gateway.queue(method.queue) is None:
+        connection.answer(channel, declarations.queue_declare(channel.id, method))
+    else:
+        _behind_publishes(connection, channel, method, declarations.queue_declare)
 
 
 def _queue_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    notices: list[bytes] = []
-    connection.consuming.notices = notices
-    try:
-        answer = connection.declarations.queue_delete(channel.id, method)
-    finally:
-        connection.consuming.notices = None
-    connection.answer(channel, answer._replace(frame=answer.frame + b"".join(notices)))
+    def delete(number: int, method: Any) -> Answer:
+        notices: list[bytes] = []
+        connection.consuming.notices = notices
+        try:
+            answer = connection.declarations.queue_delete(number, method)
+        finally:
+            connection.consuming.notices = None
+        return answer._replace(frame=answer.frame + b"".join(notices))
+
+    _behind_publishes(connection, channel, method, delete)
 
 
 def _queue_purge(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.queue_purge(channel.id, method))
+    _behind_publishes(connection, channel, method, connection.declarations.queue_purge)
 
 
 def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:

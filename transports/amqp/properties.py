@@ -32,6 +32,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
+from gateway.topics import check_name
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
 from transports.amqp.names import MAX_SHORT, reply_to_key, reply_to_topic, swap
@@ -158,7 +159,8 @@ def _restore(
     if "reply_to" not in fields and isinstance(headers.get(REPLY_TO), str) and reply_to_key(headers[REPLY_TO]) is None:
         fields["reply_to"] = headers.pop(REPLY_TO)
     if empty_key and isinstance(headers.get(TOPIC), str) and _is_overlong(headers[TOPIC].encode()):
-        topic = headers.pop(TOPIC)
+        if check_name(headers[TOPIC]) is None:  # only such topics come from where routing keys have no limit
+            topic = headers.pop(TOPIC)
     for name, _ in _TEXTS:
         header = _HEADER_OF[name]
         if name not in fields and isinstance(headers.get(header), str) and _is_overlong(headers[header].encode()):

@@ -128,6 +128,8 @@ class Publishing:
     def _add(self, channel: Channel) -> None:
         route, content, body = channel.take()
         topic = route.topic if content.topic is None else content.topic
+        if content.topic is not None and route.exchange == DEFAULT_EXCHANGE and topic.startswith(RESERVED):
+            raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
         message = Message(
             topic,
             body,
@@ -157,6 +159,10 @@ class Publishing:
             return
         self.batch, self._entries = [], []
         connection = self.connection
+        if connection.draining:
+            # No confirm is sent for these, and connection.close comes: the client publishes them again elsewhere.
+            connection.counters.dropped["stopping"] += sum(not entry[1] for entry in entries)
+            return
         connection.counters.messages_in += len(batch)
         self.unresolved += len(batch)
         pressure = self.gateway.pressure
@@ -194,9 +200,10 @@ class Publishing:
                 confirmed[channel] = None
         if confirmed and not waiting:
             # After all Outcomes of this commit: one confirm for each channel.
-            self.connection.loop.call_soon(self._confirm)
+            self.connection.loop.call_soon(self.confirm)
 
-    def _confirm(self) -> None:
+    def confirm(self) -> None:
+        """Sends the confirms that are due."""
         confirmed, self._confirmed = self._confirmed, {}
         for channel in confirmed:
             self._confirm_channel(channel)

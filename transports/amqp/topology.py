@@ -9,7 +9,7 @@ under `exchange/NAME` and `queue/NAME`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
 import msgspec
@@ -23,6 +23,10 @@ OWNER = "amqp"
 """Owns the queues and bindings that clients declare, and the state kept here."""
 RESERVED = ("mqtt.", "link.")
 """Names of sessions, shares and outboxes begin so (ruling 25)."""
+
+FORGET_AT = 128
+"""Queues that expired or that an operator deleted are forgotten when so many are known, and twice as many as were
+alive then."""
 
 Kind = Literal["direct", "topic", "fanout", "headers"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -73,6 +77,8 @@ class Topology:
         self._holders: dict[str, object] = {}
         self._consumers: dict[str, set[object]] = {}
         self._sole: dict[str, object] = {}
+        self._look_again = FORGET_AT
+        """With so many declared queues it is looked which of them are gone by themselves."""
         for key, value in (state or {}).items():
             section = key.partition("/")[0]
             if section == "exchange":
@@ -133,6 +139,15 @@ class Topology:
         """Forgets the queues the core no longer has."""
         alive = {view.name for view in views if view.owner == OWNER}
         return [change for name in [*self._declared] if name not in alive for change in self.remove_queue(name)]
+
+    def forget(self, views: Callable[[], Iterable[QueueView]]) -> list[StateChange]:
+        """As `stale`, now and then: to be called whenever a queue was declared, so that those that expire do not
+        gather here."""
+        if len(self._declared) < self._look_again:
+            return []
+        changes = self.stale(views())
+        self._look_again = max(FORGET_AT, 2 * len(self._declared))
+        return changes
 
     # consumers
 
