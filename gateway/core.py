@@ -17,6 +17,7 @@ from gateway.errors import GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
+from gateway.ledger import RESIDENT_OCTETS, Memory
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
@@ -28,11 +29,7 @@ from gateway.rows import Rows
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
-from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
-
-RESIDENT_OCTETS = 300
-"""What a message in memory takes besides the bytes that stand for it on disk."""
-_NO_OPTIONS = Options()
+from gateway.transport import NO_OPTIONS, Binding, Consumer, Delivery, Options, Outcome
 
 
 class Core:
@@ -71,7 +68,7 @@ class Core:
         self.committed_ident = 0
         self.next_queue = 1
         self.rows = Rows()
-        self.resident_octets = 0
+        self.memory = Memory()
         self._rng = rng or random.Random()
         self._next_delivery = 1
         self._dirty: dict[Queue, None] = {}
@@ -104,12 +101,14 @@ class Core:
             return Outcome.UNROUTED
         fields: Fields | None = None
         plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
-        live: list[tuple[Queue, Options]] = []
-        invalid: list[tuple[Queue, Message, list[Queue], str]] = []
-        duplicates: list[Queue] = []
+        # Rare, and a list for nothing costs as much as a dictionary hit.
+        live: list[tuple[Queue, Options]] | None = None
+        invalid: list[tuple[Queue, Message, list[Queue], str]] | None = None
+        duplicates: list[Queue] | None = None
         octets = len(message.body) + UNSTORED_OCTETS
         for queue, options in targets:
             if queue.live and (message.qos == 0 or options.qos == 0):
+                live = live or []
                 live.append((queue, options))
                 continue
             if self.refusing and queue.policy.durable:
@@ -117,7 +116,7 @@ class Core:
                 return Outcome.REFUSED
             group: str | None = None
             digest: bytes | None = None
-            if queue.group_template is not None or queue.policy.dedup is not None:
+            if queue.reads_fields:
                 if fields is None:
                     fields = Fields(message)
                 try:
@@ -128,25 +127,28 @@ class Core:
                     if any(self.dead_letters.refuses(found, octets) for found in bins):
                         queue.counters.refused += 1
                         return Outcome.REFUSED
+                    invalid = invalid or []
                     invalid.append((queue, dead, bins, str(error)))
                     continue
                 if digest is not None and self.dedup.seen(digest, now):
+                    duplicates = duplicates or []
                     duplicates.append(queue)
                     continue
-            # An outbox may be here more than once, for other targets.
-            ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
-            is_full = queue.is_full(octets, ahead)
-            if is_full and (queue.may_refuse() or self.dead_letters.overflow_is_refused(queue, octets)):
-                queue.counters.refused += 1
-                return Outcome.REFUSED
+            if queue.is_limited:
+                # An outbox may be here more than once, for other targets.
+                ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
+                is_full = queue.is_full(octets, ahead)
+                if is_full and (queue.may_refuse() or self.dead_letters.overflow_is_refused(queue, octets)):
+                    queue.counters.refused += 1
+                    return Outcome.REFUSED
             plan.append((queue, options, group, digest))
-        for queue in duplicates:
+        for queue in duplicates or ():
             queue.counters.duplicates += 1
         if plan:
             self._plan(message, plan, octets, now)
-        for queue, options in live:
+        for queue, options in live or ():
             gather.live.append((queue, message, options))
-        for queue, dead, bins, why in invalid:
+        for queue, dead, bins, why in invalid or ():
             self.dead_letters.bury_unstored(queue, dead, bins, why, now)
         if retains:
             self._retain(message, now)
@@ -160,22 +162,22 @@ class Core:
         now: float,
     ) -> None:
         gather = self.gather
-        row = offset = length = 0
+        stored: tuple[int, int, int] | None = None
         for queue, options, group, digest in plan:
             policy = queue.policy
             ident = self.next_ident
             self.next_ident = ident + 1
             if policy.durable:
-                if not row:
-                    row, offset, length = gather.bodies.add(message, self.rows.new)
-                    gather.octets += length
+                if stored is None:
+                    stored = gather.bodies.add(message, self.rows.new)
+                    gather.octets += stored[2]
+                row, offset, length = stored
                 self.rows.refer(row)
-                place = (row, offset, length)
             else:
+                row, offset, length = 0, 0, octets
                 gather.octets += octets
-                place = (0, 0, octets)
             number = self.group_number(queue, group, ident) if group is not None else 0
-            extra = self.extra_number(Extra(options)) if options != _NO_OPTIONS else 0
+            extra = self.extra_number(Extra(options)) if options is not NO_OPTIONS else 0
             if digest is not None and policy.dedup is not None:
                 until = now + policy.dedup.window
                 self.dedup.add(digest, until, policy.dedup.window)
@@ -183,15 +185,14 @@ class Core:
             ttl = message.ttl
             if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
                 ttl = policy.ttl
+            expires = 0.0 if ttl is None else now + ttl
             delay = message.delay or policy.delay
             due = now + min(delay, policy.max_delay) if delay else 0.0
             if due and policy.durable:
                 gather.dues.append((ident, due))
             queue.pending_count += 1
-            queue.pending_octets += place[2]
-            gather.pending.append(
-                Pending(queue, ident, message, *place, 0.0 if ttl is None else now + ttl, now, number, extra, due)
-            )
+            queue.pending_octets += length
+            gather.pending.append(Pending(queue, ident, message, row, offset, length, expires, now, number, extra, due))
 
     def _digest(self, queue: Queue, group: str | None, fields: Fields) -> bytes | None:
         dedup = queue.policy.dedup
@@ -236,6 +237,7 @@ class Core:
         assert gather is not None
         now = self.now()
         limited: dict[Queue, None] = {}
+        crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.max_memory
         for entry in gather.entries():
             queue = entry.queue
             queue.pending_count -= 1
@@ -264,7 +266,7 @@ class Core:
             )
             queue.counters.accepted += 1
             self._dirty[queue] = None
-            if entry.row:
+            if crowded and entry.row:
                 self._fresh.append((queue, slot, entry.ident))
             if queue.policy.overflow != "refuse":
                 limited[queue] = None
@@ -355,8 +357,10 @@ class Core:
     def extra(self, number: int) -> Extra:
         return self.extras[number]
 
-    def keep(self, octets: int) -> None:
-        self.resident_octets += octets + RESIDENT_OCTETS if octets > 0 else octets - RESIDENT_OCTETS
+    @property
+    def resident_octets(self) -> int:
+        """What messages in memory take, about."""
+        return self.memory.octets
 
     def wake(self, queue: Queue) -> None:
         if not self._dirty:

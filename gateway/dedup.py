@@ -48,8 +48,11 @@ class Dedup:
             begun = self._begun[queue] = hashlib.blake2b(digest_size=KEY_BYTES, key=self._secret)
             begun.update(f"{len(queue)}:{queue}".encode())
         hash = begun.copy()
-        scope = "" if group is None else f"{len(group)}:{group}"
-        hash.update(f"{scope}\0{key}".encode("utf-8", "surrogatepass"))
+        if group is not None:
+            key = f"{len(group)}:{group}\0{key}"
+        else:
+            key = "\0" + key
+        hash.update(key.encode("utf-8", "surrogatepass"))
         return hash.digest()
 
     @staticmethod
@@ -59,8 +62,7 @@ class Dedup:
 
     def seen(self, digest: bytes, now: float) -> bool:
         for keys in self._windows.values():
-            until = keys.get(digest)
-            if until is not None and now < until:
+            if digest in keys and now < keys[digest]:
                 return True
         return False
 
@@ -69,7 +71,8 @@ class Dedup:
         keys = self._windows.get(window)
         if keys is None:
             keys = self._windows[window] = {}
-        keys.pop(digest, None)
+        if digest in keys:
+            del keys[digest]  # to come last again
         keys[digest] = until
 
     def restore(self, keys: Mapping[bytes, float]) -> None:

@@ -14,8 +14,23 @@ if TYPE_CHECKING:
     from gateway.queue import Queue
 
 
+RESIDENT_OCTETS = 300
+"""What a message in memory takes besides the bytes that stand for it on disk."""
+
+
+class Memory:
+    """octets: what all messages in memory take, about. Each queue adds and takes away its own."""
+
+    __slots__ = ("octets",)
+
+    def __init__(self) -> None:
+        self.octets = 0
+
+
 class Ledger(Protocol):
     """What a queue needs of the core."""
+
+    memory: Memory
 
     def now(self) -> float: ...
     def removed(self, queue: Queue, slot: int) -> None:
@@ -41,9 +56,6 @@ class Ledger(Protocol):
         """A consumer raised, which none may."""
 
     def extra(self, number: int) -> Extra: ...
-    def keep(self, octets: int) -> None:
-        """One body more (or, if negative, less) of that many octets is in memory."""
-
     def wake(self, queue: Queue) -> None:
         """Something may be delivered now."""
 

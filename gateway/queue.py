@@ -17,10 +17,11 @@ from gateway.dead_letter import Reason
 from gateway.entries import Entries
 from gateway.flow import Credit
 from gateway.groups import GroupNames
-from gateway.ledger import Counters, Ledger
+from gateway.ledger import RESIDENT_OCTETS, Counters, Ledger
 from gateway.message import Message
 from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
+from gateway.records import NO_EXTRA
 from gateway.subscription import QueueSubscription
 from gateway.template import Template
 from gateway.transport import Consumer, Delivery, Verdict
@@ -48,6 +49,7 @@ class Queue:
         self.number = number
         self.owner = owner
         self.ledger = ledger
+        self._memory = ledger.memory
         self.live = False
         """A session's: entries of QoS 0 go straight to a connected consumer and are never kept (ruling 12)."""
         self.removed = False
@@ -85,6 +87,8 @@ class Queue:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
         self.policy = policy
         self.group_template, self.dedup_template = templates_of(policy)
+        self.reads_fields = self.group_template is not None or policy.dedup is not None
+        self.is_limited = policy.max_messages is not None or policy.max_bytes is not None
         if self._timeouts:
             # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
             latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
@@ -150,7 +154,7 @@ class Queue:
         slot = self.entries.add(ident, row, offset, length, expires, accepted, group, extra)
         if message is not None:
             self.resident[slot] = message
-            self.ledger.keep(length)
+            self._memory.octets += length + RESIDENT_OCTETS
         if expires:
             self.watch_expiry(slot)
         self.order.add(slot, due)
@@ -190,15 +194,16 @@ class Queue:
         """Forgets the body in memory if the entry still waits and its body is on disk."""
         entries = self.entries
         if entries.holds(slot, ident) and entries.row[slot] and self.resident.pop(slot, None) is not None:
-            self.ledger.keep(-self.entries.length[slot])
+            self._memory.octets -= self.entries.length[slot] + RESIDENT_OCTETS
 
     # entries out
 
     def remove(self, slot: int) -> None:
         """The entry leaves for good, waiting or in flight."""
-        self.order.leave(slot, self.flying.pop(slot, None) is not None)
-        if self.resident.pop(slot, None) is not None:
-            self.ledger.keep(-self.entries.length[slot])
+        flew = self.flying.pop(slot, None) is not None
+        self.order.leave(slot, flew)
+        if not flew and self.resident.pop(slot, None) is not None:
+            self._memory.octets -= self.entries.length[slot] + RESIDENT_OCTETS
         if self.attempts:
             self.attempts.pop(slot, None)
             if self.errors:
@@ -260,6 +265,7 @@ class Queue:
         if not active:
             return
         competing = len(active) > 1
+        ledger = self.ledger
         entries, order, flying = self.entries, self.order, self.flying
         policy = self.policy
         grouped = self.group_template is not None
@@ -289,7 +295,7 @@ class Queue:
             message = self.resident.pop(slot, None)
             length = entries.length[slot]
             if message is not None:
-                self.ledger.keep(-length)
+                self._memory.octets -= length + RESIDENT_OCTETS
             else:
                 message = self.message(slot)
                 if message is None:
@@ -298,10 +304,11 @@ class Queue:
                         continue
                     break  # it keeps its place until its body is there
             order.take(slot, subscription)
-            extra = self.ledger.extra(entries.extra[slot])
+            carried = entries.extra[slot]
+            extra = ledger.extra(carried) if carried else NO_EXTRA
             attempts = self.attempts.get(slot) if self.attempts else None
             delivery = Delivery(
-                self.ledger.next_delivery(),
+                ledger.next_delivery(),
                 message,
                 self.name,
                 extra.options,
@@ -400,7 +407,7 @@ class Queue:
     def _land(self, slot: int, due: float) -> None:
         delivery = self.flying.pop(slot)
         self.resident[slot] = delivery.message
-        self.ledger.keep(self.entries.length[slot])
+        self._memory.octets += self.entries.length[slot] + RESIDENT_OCTETS
         self.order.back(slot, due)
         if self.entries.row[slot]:
             self.ledger.spillable(self, slot)

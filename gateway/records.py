@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.transport import Death, Options
+from gateway.transport import NO_OPTIONS, Death, Options
 
 FORMAT = 1
 
@@ -20,7 +20,7 @@ FORMAT = 1
 class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an entry carries beside its message. group: the group it had in the queue where it died first."""
 
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     deaths: tuple[Death, ...] = ()
     group: str | None = None
 

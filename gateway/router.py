@@ -104,7 +104,10 @@ class Router(Generic[Q]):
 
     def route(self, message: Message) -> Sequence[tuple[Q, Options]]:
         """Each queue at most once, but an outbox once for each target."""
-        answer = self._answer(message.exchange, message.topic)
+        exchange = self._exchanges.get(message.exchange)
+        answer = exchange.answers.get(message.topic) if exchange is not None else None
+        if answer is None:
+            answer = self._answer(message.exchange, message.topic)
         if not answer.conditional:
             return answer.plain
         return merge([item for item in answer.all if applies(item[0], message)])

@@ -19,6 +19,7 @@ from gateway.policy import QueuePolicy
 from gateway.storage.journal import StateChange
 
 __all__ = [
+    "NO_OPTIONS",
     "NO_PROPERTIES",
     "Binding",
     "Consumer",
@@ -75,6 +76,10 @@ class Options(msgspec.Struct, frozen=True, array_like=True, gc=False):
     target: str | None = None
 
 
+NO_OPTIONS = Options()
+"""Of every binding that says nothing else; the same object, so that it is known at a glance."""
+
+
 class HeadersMatch(msgspec.Struct, frozen=True):
     """What a binding of a headers exchange asks of a message's headers: all of them or any (AMQP 3.1.3.4).
 
@@ -108,7 +113,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
     not_from: str | None = None
     owner: str = ""
-    options: Options = Options()
+    options: Options = NO_OPTIONS
 
 
 class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
