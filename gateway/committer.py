@@ -229,6 +229,9 @@ class Committer:
             return
         if commit is not None and self._refresh is None and not is_durable(commit):
             self._answer(core.committed())
+            self._relieve()
+            if core.refusing and self._retry is None:
+                self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
             self.poke()
             return
         copied: Commit | None = None
@@ -335,14 +338,20 @@ class Committer:
     def _rebuild(self) -> None:
         """After a failed fsync only a new, complete file may be appended to (ruling 2)."""
         core = self.core
+        # What waits is committed with the new file; it is not in the old one.
+        waiting = core.begin_commit() or Commit()
         records, states = snapshot(core, self.states)
-        # What is still on its way to the disk is not in the old file.
-        unwritten = {row for row, _ in (*core.gather.moved_bodies.close(), *core.gather.bodies.close())}
-        rows = sorted(core.rows.uses.keys() - unwritten)
+        if waiting.record:
+            records.append(waiting.record)
+        states += waiting.state
+        rows = sorted(core.rows.uses.keys() - core.rows.unreadable - {row for row, _ in waiting.bodies})
         self._running = True
 
         def done(last_id: int | None, error: BaseException | None) -> None:
             self._running = False
+            if core.committing is not None:
+                self._answer(core.committed() if error is None else core.failed(), ok=error is None)
+            self._relieve()
             if error is not None:
                 log.error("the store could not be written anew", error=str(error))
                 self._retry = self._loop.call_later(10 * RETRY_SECONDS, self._rebuild_again)
@@ -353,7 +362,7 @@ class Committer:
             log.info("the store was written anew")
             self.poke()
 
-        self._writer.call(lambda: self.journal.rebuild(records, rows, states), done)
+        self._writer.call(lambda: self.journal.rebuild(records, rows, states, waiting.bodies), done)
 
     def _rebuild_again(self) -> None:
         self._retry = None

@@ -68,10 +68,16 @@ class Journal(Protocol):
         """The bodies of these rows; a row that does not exist is absent. Raises StoreError on an I/O error."""
         ...
 
-    def rebuild(self, records: Iterable[bytes], rows: Iterable[int], state: Iterable[StateChange]) -> int:
-        """After StoreFailedError: write a new file with these log records and states and with these rows read
-        from the old file, fsync it and its directory, rename it over the old one and go on with it. Returns the
-        id of the last record. Raises StoreError and leaves the old file if that can't be done."""
+    def rebuild(
+        self,
+        records: Iterable[bytes],
+        rows: Iterable[int],
+        state: Iterable[StateChange],
+        bodies: Iterable[tuple[int, bytes]] = (),
+    ) -> int:
+        """After StoreFailedError: write a new file with these log records and states, with these rows read from the
+        old file and with these new `bodies`, fsync it and its directory, rename it over the old one and go on with
+        it. Returns the id of the last record. Raises StoreError and leaves the old file if that can't be done."""
         ...
 
     def tidy(self) -> bool:

@@ -63,14 +63,20 @@ class MemoryJournal:
         bodies = self._bodies
         return {row: data for row in rows if (data := bodies.get(row)) is not None}
 
-    def rebuild(self, records: Iterable[bytes], rows: Iterable[int], state: Iterable[StateChange]) -> int:
+    def rebuild(
+        self,
+        records: Iterable[bytes],
+        rows: Iterable[int],
+        state: Iterable[StateChange],
+        bodies: Iterable[tuple[int, bytes]] = (),
+    ) -> int:
         wanted, kept = list(rows), list(records)
-        bodies = self.read(wanted)
-        if missing := set(wanted) - bodies.keys():
+        found = self.read(wanted)
+        if missing := set(wanted) - found.keys():
             raise StoreError(f"memory store: body row {min(missing)} is missing; it can't be rebuilt")
         before = self._last
-        self._log, self._states, self._bodies = {}, {}, bodies
-        self._octets = sum(map(len, bodies.values()))
+        self._log, self._states, self._bodies = {}, {}, {**found, **dict(bodies)}
+        self._octets = sum(map(len, self._bodies.values()))
         self._failed = ""
         self._change(state)
         for record in kept:

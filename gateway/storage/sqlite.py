@@ -75,7 +75,7 @@ class SqliteJournal:
             if newest:
                 self._use(newest, *self._connect(self._directory.file(newest)))
             else:
-                self._write_new(1, (), (), ())
+                self._write_new(1, (), (), (), ())
             self._directory.keep(self._number)
             self._directory.hold()
         except (sqlite3.Error, OSError) as error:
@@ -130,10 +130,16 @@ class SqliteJournal:
     def read(self, rows: Sequence[int]) -> dict[int, bytes]:
         return {row: data for row in rows if (data := self._body(row)) is not None}
 
-    def rebuild(self, records: Iterable[bytes], rows: Iterable[int], state: Iterable[StateChange]) -> int:
+    def rebuild(
+        self,
+        records: Iterable[bytes],
+        rows: Iterable[int],
+        state: Iterable[StateChange],
+        bodies: Iterable[tuple[int, bytes]] = (),
+    ) -> int:
         before, old_writer, old_reader = self._last, self._writer, self._reader
         try:
-            self._write_new(self._number + 1, records, rows, state)
+            self._write_new(self._number + 1, records, rows, state, bodies)
         except (sqlite3.Error, OSError) as error:
             raise database.unusable(self._directory.path, error) from error
         # The one that can't write goes last: so SQLite makes no checkpoint in the failed file.
@@ -309,7 +315,12 @@ class SqliteJournal:
                     raise
 
     def _write_new(
-        self, number: int, records: Iterable[bytes], rows: Iterable[int], state: Iterable[StateChange]
+        self,
+        number: int,
+        records: Iterable[bytes],
+        rows: Iterable[int],
+        state: Iterable[StateChange],
+        bodies: Iterable[tuple[int, bytes]],
     ) -> None:
         """Write a whole file, publish it under `number` and go on with it. Raises StoreError, OSError and
         sqlite3.Error, and then nothing has changed."""
@@ -322,6 +333,7 @@ class SqliteJournal:
                 if (data := self._body(row)) is None:
                     raise database.damaged(self._file, f"body row {row} is missing")
                 database.add_bodies(new, [(row, data)])
+            database.add_bodies(new, bodies)
         file = self._directory.publish(number)
         try:
             writer, reader = self._connect(file)
