@@ -13,6 +13,7 @@ import msgspec
 from gateway import plugins
 from gateway.address import Address
 from gateway.document import Faults, Node, nearest
+from gateway.message import RESERVED_QUEUES
 from gateway.policy import DEAD_LETTERS, DISCARD, QueuePolicy
 from gateway.template import Template
 from gateway.topics import check_filter
@@ -20,7 +21,7 @@ from gateway.topics import check_filter
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
-RESERVED = ("mqtt.", "link.", "amq.")
+RESERVED = (*RESERVED_QUEUES, "amq.")
 """Beginnings of queue names that belong to sessions and shares, to outboxes, and to AMQP (ruling 25)."""
 MAX_NAME_BYTES = 255
 

@@ -10,11 +10,15 @@ from typing import Any
 
 import msgspec
 
+from gateway.topics import check_name
+
 TOPIC_EXCHANGE = "amq.topic"
 """The shared topic space: MQTT, routes, HTTP and the AMQP exchange of that name."""
 DEFAULT_EXCHANGE = ""
 """Reaches one queue by its name: `$queue/NAME` in MQTT, the default exchange in AMQP."""
 QUEUE_PREFIX = "$queue/"
+RESERVED_QUEUES = ("mqtt.", "link.")
+"""Names of sessions, shares and outboxes begin so: no client may name them (ruling 25)."""
 MAX_TOPIC_BYTES = 65_535
 
 
@@ -79,3 +83,15 @@ def to_topic(topic: str, body: bytes, **fields: Any) -> Message:
     if topic.startswith(QUEUE_PREFIX):
         return Message(topic[len(QUEUE_PREFIX) :], body, DEFAULT_EXCHANGE, **fields)
     return Message(topic, body, **fields)
+
+
+def check_destination(topic: str) -> str | None:
+    """Why no client may publish to this topic, as MQTT and HTTP name it, or None if one may."""
+    if not topic.startswith("$"):
+        return check_name(topic)
+    queue = topic.removeprefix(QUEUE_PREFIX)
+    if queue == topic:
+        return f"begins with $ and is not {QUEUE_PREFIX}NAME"
+    if queue.startswith(RESERVED_QUEUES):
+        return "is the queue of a session, a share or a link, which has no other sender"
+    return check_name(queue)

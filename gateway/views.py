@@ -11,9 +11,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, TOPIC_EXCHANGE, Message, Properties, to_topic
+from gateway.message import (
+    DEFAULT_EXCHANGE,
+    QUEUE_PREFIX,
+    TOPIC_EXCHANGE,
+    Message,
+    Properties,
+    check_destination,
+    to_topic,
+)
 from gateway.operations import StoredMessage
-from gateway.topics import check_name
 from gateway.transport import Delivery
 
 MAX_HEADERS = 1_000
@@ -111,8 +118,7 @@ def show(message: Message, body: bytes | None = None) -> MessageView:
 
 def build(view: MessageView, source: str, client_id: str) -> Message:
     """The message that a client of ours describes. Raises ValueError that says which field is wrong."""
-    topic = view.topic.removeprefix(QUEUE_PREFIX)
-    if why := check_name(topic):
+    if why := check_destination(view.topic):
         raise ValueError(f"topic: {why}")
     if view.exchange is not None:
         raise ValueError("exchange: can't be chosen here; publish to a topic or to $queue/NAME")

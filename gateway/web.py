@@ -57,11 +57,14 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise too_large
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+    except ClientDisconnect as error:  # nobody hears this answer
+        raise Refused(400, "the body ended before it was whole") from error
     return b"".join(parts)
 
 
@@ -110,8 +113,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ClientDisconnect):
-        log.fault("request failed", error, method=request.method, path=request.url.path)
+    log.fault("request failed", error, method=request.method, path=request.url.path)
     return as_json({"error": "internal error; the log says more"}, 500)
 
 

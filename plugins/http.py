@@ -18,10 +18,9 @@ from starlette.routing import Route
 
 from gateway import web
 from gateway.address import Address
-from gateway.message import QUEUE_PREFIX, Message, Properties, to_topic
+from gateway.message import Message, Properties, check_destination, to_topic
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
-from gateway.topics import check_name
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
 from gateway.views import plain
 
@@ -102,7 +101,7 @@ class Http:
 
     def _message(self, request: Request, body: bytes, user: str) -> Message:
         topic: str = request.path_params["topic"]
-        if why := check_name(topic.removeprefix(QUEUE_PREFIX)):
+        if why := check_destination(topic):
             raise web.Refused(400, f"the topic {why}")
         fields = _read_fields(request.headers.items())
         return to_topic(topic, body, source=self.name, client_id=fields.pop("client_id", user), **fields)

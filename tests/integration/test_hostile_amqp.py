@@ -243,6 +243,12 @@ def test_a_topic_header_opens_no_reserved_queue(login: Login, gateway: Daemon) -
         device.nothing_comes()
 
 
+def test_a_dead_letter_goes_to_no_reserved_queue(login: Login) -> None:
+    raw = login()
+    raw.send(Queue.Declare(arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "mqtt.victim"}))
+    assert raw.expect(Channel.Close).reply_code == 406
+
+
 # deliveries
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gateway.message import DEFAULT_EXCHANGE
+from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.names import swap
@@ -133,4 +133,6 @@ def _dead_letter(arguments: Mapping[str, Any]) -> ExchangeTarget:
     if key is None:
         return ExchangeTarget(exchange)
     text = _text("x-dead-letter-routing-key", key)
+    if exchange == DEFAULT_EXCHANGE and text.startswith(RESERVED_QUEUES):
+        _refuse("x-dead-letter-routing-key", key, "this queue has a reserved name")
     return ExchangeTarget(exchange, text if exchange == DEFAULT_EXCHANGE else swap(text))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pamqp import commands as amqp
 
 from gateway.errors import GatewayError
-from gateway.message import DEFAULT_EXCHANGE
+from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.transport import Binding, Gateway, QueueView, StateChange
 from transports.amqp.arguments import first_difference, policy_of
 from transports.amqp.codec import encode_method
@@ -26,7 +26,7 @@ from transports.amqp.errors import (
     RESOURCE_LOCKED,
     AmqpError,
 )
-from transports.amqp.topology import OWNER, RESERVED, Declared, Exchange, Topology, exchange_kind
+from transports.amqp.topology import OWNER, Declared, Exchange, Topology, exchange_kind
 
 VHOST = "/"
 
@@ -64,7 +64,7 @@ class Declarations:
             name = self.last_queue.get(channel, "")
             if not name:
                 raise AmqpError(NOT_FOUND, "no previously declared queue")
-        if name.startswith(RESERVED):
+        if name.startswith(RESERVED_QUEUES):
             raise AmqpError(ACCESS_REFUSED, f"queue {name!r} in vhost {VHOST!r} has a reserved name")
         view = self.gateway.queue(name)
         if view is None:
@@ -155,7 +155,7 @@ class Declarations:
             view, changes = self._declare(method, name or "amq.gen-" + secrets.token_urlsafe(16))
             undo = self._undo_declare(view.name)
         else:
-            if view.name.startswith(RESERVED):
+            if view.name.startswith(RESERVED_QUEUES):
                 raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost {VHOST!r} has a reserved name")
             self._check_holder(view)
             if not method.passive:
@@ -171,7 +171,7 @@ class Declarations:
         return Answer(frame, changes, undo)
 
     def _declare(self, method: amqp.Queue.Declare, name: str) -> tuple[QueueView, list[StateChange] | None]:
-        if name.startswith(RESERVED) or (name.startswith("amq.") and method.queue):
+        if name.startswith(RESERVED_QUEUES) or (name.startswith("amq.") and method.queue):
             raise AmqpError(ACCESS_REFUSED, f"queue name {name!r} has a reserved prefix")
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pamqp import commands as amqp
 
-from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
+from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES, TOPIC_EXCHANGE, Message
 from gateway.transport import Outcome
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import (
@@ -27,7 +27,6 @@ from transports.amqp.codec import (
 from transports.amqp.errors import ACCESS_REFUSED, NO_ROUTE, NOT_FOUND, NOT_IMPLEMENTED, RESOURCE_ERROR, AmqpError
 from transports.amqp.names import TOPIC_PREFIX, swap
 from transports.amqp.properties import Content, decode, encode
-from transports.amqp.topology import RESERVED
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -83,7 +82,7 @@ class Publishing:
             raise AmqpError(NOT_IMPLEMENTED, "immediate=true is not implemented", PUBLISH)
         name, key = publish.exchange, publish.routing_key
         if name == DEFAULT_EXCHANGE:
-            if key.startswith(RESERVED):
+            if key.startswith(RESERVED_QUEUES):
                 raise AmqpError(ACCESS_REFUSED, f"queue {key!r} in vhost '/' has a reserved name", PUBLISH)
             if key.startswith(TOPIC_PREFIX) and self.gateway.queue(key) is None:
                 return Route(publish, TOPIC_EXCHANGE, swap(key[len(TOPIC_PREFIX) :]))
@@ -128,7 +127,7 @@ class Publishing:
     def _add(self, channel: Channel) -> None:
         route, content, body = channel.take()
         topic = route.topic if content.topic is None else content.topic
-        if content.topic is not None and route.exchange == DEFAULT_EXCHANGE and topic.startswith(RESERVED):
+        if content.topic is not None and route.exchange == DEFAULT_EXCHANGE and topic.startswith(RESERVED_QUEUES):
             raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
         message = Message(
             topic,

@@ -21,8 +21,6 @@ from transports.amqp.names import swap, to_filter
 
 OWNER = "amqp"
 """Owns the queues and bindings that clients declare, and the state kept here."""
-RESERVED = ("mqtt.", "link.")
-"""Names of sessions, shares and outboxes begin so (ruling 25)."""
 
 FORGET_AT = 128
 """Queues that expired or that an operator deleted are forgotten when so many are known, and twice as many as were

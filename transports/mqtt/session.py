@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from gateway.message import QUEUE_PREFIX, Message
+from gateway.message import QUEUE_PREFIX, RESERVED_QUEUES, Message
 from gateway.topics import check_filter, check_name
 from gateway.transport import Binding, Options
 from transports.mqtt.packets import Reason
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 QUEUE_NAMES = "mqtt."
 """All queues of sessions and shares begin so; no other client may name them."""
 SHARE_PREFIX = "$share/"
-RESERVED = (QUEUE_NAMES, "link.")
 MAX_CLIENT_ID_BYTES = 1024
 NEVER = 0xFFFF_FFFF
 """The Session Expiry Interval that stands for no end [MQTT-3.1.2.11.2]."""
@@ -209,7 +208,7 @@ def is_client_id(client_id: str) -> bool:
 
 def is_reserved(queue: str) -> bool:
     """Whether the queue is a session's, a share's or a link's, and no client's business."""
-    return queue.startswith(RESERVED)
+    return queue.startswith(RESERVED_QUEUES)
 
 
 def target_of(filter: str, session: Session) -> Target | Reason:
