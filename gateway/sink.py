@@ -21,7 +21,7 @@ from gateway.transport import Delivery, Gateway, Sink, Subscription, Verdict
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
 """Seconds without a send after one that raised, doubled from the first to the last, with jitter: a peer that is away
-should not burn the attempts of a whole queue."""
+should not burn the attempts of a whole queue. Meanwhile nothing is held: what was not sent goes back, uncounted."""
 MAX_HELD_OCTETS = 16 << 20
 _MAX_REASON = 1024
 
@@ -75,12 +75,14 @@ class _Driver:
         self.deleted: str | None = None
         self.pause = 0.0
         self.paused_until = 0.0
+        self.withheld = 0
+        """Credit that is granted when the pause is over."""
         self.loop = asyncio.get_running_loop()
         view = gateway.queue(queue)
         if view is None:
             raise UnknownQueueError(f'no queue is named "{queue}"')
-        ordered = view.policy.group is not None and view.policy.group_in_flight > 1
-        self.max_sends = 1 if ordered else max(1, in_flight // batch)
+        self.view = view
+        self.in_flight = in_flight
         self.window = Window(MAX_HELD_OCTETS)
         self.subscription: Subscription = gateway.attach(queue, self, [self.window.pool])
         self.subscription.grant(in_flight)
@@ -99,12 +101,20 @@ class _Driver:
 
     # the sends
 
+    @property
+    def max_sends(self) -> int:
+        policy = self.view.policy  # which a reload may change
+        ordered = policy.group is not None and policy.group_in_flight > 1
+        return 1 if ordered else max(1, self.in_flight // self.batch)
+
     async def run(self) -> None:
         while self.deleted is None:
             self.wake.clear()
-            rest = self.paused_until - self.loop.time()
-            if rest > 0:
+            while (rest := self.paused_until - self.loop.time()) > 0:
                 await asyncio.sleep(rest)
+            if self.withheld and self.deleted is None:
+                credit, self.withheld = self.withheld, 0
+                self.subscription.grant(credit)
             while self.waiting and len(self.sends) < self.max_sends:
                 taken = [self.waiting.popleft() for _ in range(min(self.batch, len(self.waiting)))]
                 task = self.loop.create_task(self._send(taken))
@@ -123,13 +133,25 @@ class _Driver:
             raise
         except Exception as error:  # the border: whatever a sink raises means RETRY all
             reason = f"{type(error).__name__}: {error}"[:_MAX_REASON]
-            self.pause = min(max(self.pause * 2, FIRST_PAUSE), LAST_PAUSE)
-            self.paused_until = self.loop.time() + self.pause * random.uniform(0.75, 1.25)
             log.warning("send failed", queue=self.queue, error=reason, messages=len(batch))
+            self._sit_out()
             self._settle(batch, [(Verdict.RETRY, reason)] * len(batch))
             return
         self.pause = 0.0
         self._settle(batch, verdicts)
+
+    def _sit_out(self) -> None:
+        """The peer is away. Sends that were on their way together are one failure."""
+        now = self.loop.time()
+        if now < self.paused_until:
+            return
+        self.pause = min(max(self.pause * 2, FIRST_PAUSE), LAST_PAUSE)
+        self.paused_until = now + self.pause * random.uniform(0.75, 1.25)
+        if self.deleted is None and not self.draining:
+            self.withheld += self.subscription.revoke()
+            waiting = list(self.waiting)
+            self.waiting.clear()
+            self._settle(waiting, [Verdict.RETURNED] * len(waiting))
 
     def _settle(self, batch: Sequence[Delivery], verdicts: Sequence[Verdict | tuple[Verdict, str]]) -> None:
         if self.deleted is not None:
@@ -141,7 +163,12 @@ class _Driver:
         for (decided, reason), ids in alike.items():
             self.subscription.settle(ids, decided, reason)
         self.window.free(sum(len(delivery.message.body) for delivery in batch))
-        if not self.draining:
+        if self.draining:
+            return
+        if self.loop.time() < self.paused_until:
+            self.withheld += len(batch)
+            self.wake.set()
+        else:
             self.subscription.grant(len(batch))
 
     def _sent(self, task: asyncio.Task[None]) -> None:

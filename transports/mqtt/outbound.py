@@ -40,8 +40,8 @@ class PublishCache:
     def encode(
         self, message: Message, topic: str, version: int, qos: int, retain: bool, ids: tuple[int, ...], expiry: int
     ) -> EncodedPublish | None:
-        """None if no PUBLISH can hold it: an AMQP client's routing key need be no topic name. expiry: seconds that are left, -1 for no limit; `ids` are subscription
-        identifiers."""
+        """None if no PUBLISH can hold it; a routing key of AMQP, for one, need be no topic name. expiry: seconds that
+        are left, -1 for no limit; `ids` are subscription identifiers."""
         if version != V5:
             ids, expiry = (), -1
         # A message is known by its identity: the entry keeps it alive, so its id is not used again meanwhile.
