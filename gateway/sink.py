@@ -110,8 +110,10 @@ class _Driver:
     async def run(self) -> None:
         while self.deleted is None:
             self.wake.clear()
-            while (rest := self.paused_until - self.loop.time()) > 0:
+            rest = self.paused_until - self.loop.time()
+            if rest > 0:
                 await asyncio.sleep(rest)
+                continue
             if self.withheld and self.deleted is None:
                 credit, self.withheld = self.withheld, 0
                 self.subscription.grant(credit)
