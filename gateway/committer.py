@@ -100,7 +100,6 @@ class Committer:
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
         self._ended = False
-        self._idle: asyncio.Future[None] | None = None
         self._last_id = 0
         self._log_octets = 0
         self._next_check = REFRESH_OCTETS
@@ -209,9 +208,10 @@ class Committer:
         if self._running or self._retry is not None:
             return
         if core.gather.is_empty() and self._refresh is None:
-            self._settled()
+            if self._tidy:
+                self._tidy_once()
             return
-        if not core.gather.accepts and self._refresh is None and self._idle is None:
+        if not core.gather.accepts and self._refresh is None:
             if self._lazy is None:
                 self._lazy = self._loop.call_later(SETTLE_DELAY_SECONDS, self._begin_lazy)
             return
@@ -230,8 +230,8 @@ class Committer:
         if commit is not None and self._refresh is None and not is_durable(commit):
             self._answer(core.committed())
             self._relieve()
-            if core.refusing and self._retry is None:
-                self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
+            if core.refusing:
+                self._watch_room(self.journal.room())
             self.poke()
             return
         copied: Commit | None = None
@@ -467,14 +467,7 @@ class Committer:
             self._refresh = None
             self._next_check = self._log_octets + REFRESH_OCTETS
 
-    # the end
-
-    def _settled(self) -> None:
-        """Nothing waits for the disk."""
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-        elif self._tidy and not self._closed:
-            self._tidy_once()
+    # housekeeping and the end
 
     def _tidy_once(self) -> None:
         """A slice of the journal's own housekeeping, while there is nothing better to do."""
@@ -495,25 +488,10 @@ class Committer:
         self._tidy = True
         self.poke()
 
-    async def flush(self) -> None:
-        """Returns when everything is committed, or at once while the store refuses."""
-        while not self._closed and not self.core.refusing:
-            if self._lazy is not None:
-                self._lazy.cancel()
-                self._lazy = None
-            self._idle = self._loop.create_future()
-            self.poke()
-            try:
-                await asyncio.wait_for(asyncio.shield(self._idle), 1)
-                return
-            except TimeoutError:
-                continue
-            finally:
-                self._idle = None
-
     async def close(self) -> None:
-        """Flushes, then closes the journal."""
-        await self.flush()
+        """Commits what came before this call, then closes the journal; what comes later is refused."""
+        if not self._closed and not self.core.refusing:
+            await self.put()
         self._closed = self._ended = True
         for timer in (self._timer, self._lazy, self._retry):
             if timer is not None:

@@ -78,7 +78,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
             assert set(await committer.accept(batch)) == {Outcome.STORED}
         while core.rows.sparse and committing.is_due(core):
             await committer.put()
-        await committer.flush()
+        await committer.put()
         assert len(keeper.kept) == 300
         rows, size = len(core.rows.uses), committer.journal.size()
         await committer.close()
@@ -95,7 +95,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
             reader.changed.clear()
             await reader.changed.wait()
         assert reader.settled == keeper.kept
-        await committer.flush()
+        await committer.put()
         assert core.rows.uses == {}
         assert core.resident_octets == 0
         await committer.close()
