@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from gateway.storage.sqlite import SqliteJournal
 START_SECONDS = 10.0
 """After this the daemon is ready even if a plugin's transport is not; it is named and goes on trying."""
 SECRET_BYTES = 32
+MANY_FILES = 1 << 16
 
 OnReady = Callable[[Mapping[str, Sequence[str]]], None]
 
@@ -50,6 +52,7 @@ def run(settings: Settings, path: Path | None = None, on_ready: OnReady | None =
     """Runs the daemon until SIGTERM or SIGINT. `path`: the configuration, read again on SIGHUP. `on_ready` gets the
     addresses by transport. Raises ConfigError, StoreError or ListenError if it can't start; then nothing is left."""
     logs.setup(settings.log.level, settings.log.format)
+    _allow_many_files()
     for problem in plugins.shadowed():
         log.error("a package is shadowed", problem=problem)
     uvloop.run(Daemon(settings, path, on_ready).run())
@@ -195,6 +198,14 @@ class Daemon:
         self.settings = settings
         self._gateway.committer.poke()
         log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+
+def _allow_many_files() -> None:
+    """Every connection is an open file. The usual soft limit of 1024 is there for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _either(first: asyncio.Event, second: asyncio.Event) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -258,3 +261,39 @@ async def test_no_secret_and_no_body_in_the_log(daemon: MakeDaemon) -> None:
 def test_a_store_where_nobody_may_write(make_daemon: MakeDaemon) -> None:
     # Not even root.
     assert "/proc/store" in refused(make_daemon({**CONFIG, "store": {"path": "/proc/store"}}))
+
+
+def test_it_takes_more_clients_than_the_usual_limit_of_open_files(make_daemon: MakeDaemon) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gateway = make_daemon(CONFIG)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        gateway.launch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    gateway.wait_for("ready")
+    with contextlib.ExitStack() as clients:
+        for _ in range(300):
+            clients.enter_context(socket.create_connection(gateway.address("mqtt")))
+        assert takes_clients(gateway)
+
+
+def test_without_open_files_it_turns_away_who_comes_and_goes_on(daemon: MakeDaemon) -> None:
+    gateway = daemon(CONFIG)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (60, 60))
+    with contextlib.ExitStack() as clients:
+        crowd = [clients.enter_context(socket.create_connection(gateway.address("mqtt"))) for _ in range(100)]
+        crowd[-1].settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            assert crowd[-1].recv(1) == b""
+    deadline = time.monotonic() + 5
+    while not takes_clients(gateway):  # as soon as it has closed those
+        assert time.monotonic() < deadline
+    assert gateway.stop() == 0
+
+
+def takes_clients(gateway: Daemon) -> bool:
+    with socket.create_connection(gateway.address("amqp"), timeout=5) as client, contextlib.suppress(ConnectionError):
+        client.sendall(b"AMQP\x00\x00\x09\x01")
+        return client.recv(1) == b"\x01"
+    return False
