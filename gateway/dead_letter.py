@@ -40,7 +40,15 @@ class Reason(enum.StrEnum):
 
 
 def died(
-    extra: Extra, queue: str, reason: Reason, attempts: int, error: str, first: float, last: float, group: str | None
+    extra: Extra,
+    queue: str,
+    reason: Reason,
+    attempts: int,
+    error: str,
+    first: float,
+    last: float,
+    group: str | None,
+    sequence: int = 0,
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
     since redrive puts it back there."""
@@ -48,7 +56,7 @@ def died(
     deaths = (death, *extra.deaths)
     if len(deaths) > MAX_DEATHS:
         deaths = (*deaths[: MAX_DEATHS - 1], deaths[-1])
-    return Extra(extra.options, deaths, group if group is not None else extra.group)
+    return Extra(extra.options, deaths, group if group is not None else extra.group, sequence)
 
 
 class DeadLetters:
@@ -85,7 +93,8 @@ class DeadLetters:
         queue.counters.dead_lettered += 1
         old = self._core.extras[entries.extra[slot]]
         group = queue.groups.name(entries.group[slot])
-        extra = died(old, queue.name, reason, attempts, error, entries.accepted[slot], self._core.now(), group)
+        first, last = entries.accepted[slot], self._core.now()
+        extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot])
         for found in targets:
             self.move(queue, slot, found, extra, message)
         return True

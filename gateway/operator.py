@@ -185,24 +185,34 @@ class Operator:
         yield RedriveProgress(len(chosen), moved, skipped, error)
 
     async def _select(self, source: Queue, selection: Selection) -> tuple[list[tuple[int, int]], int]:
-        """(slot, ident) of all that meet the selection, and how many of these are in flight."""
+        """(slot, ident) of all that meet the selection, in the order they had where they died, and how many more are
+        in flight."""
         entries, extras = source.entries, self._core.extras
         wanted = set(selection.ids) if selection.ids is not None else None
-        chosen: list[tuple[int, int]] = []
-        skipped = 0
-        for slot, ident in [(slot, entries.ident[slot]) for slot in entries.slots()]:
-            if not entries.holds(slot, ident) or (wanted is not None and ident not in wanted):
+        found: list[tuple[int, int, int]] = []
+        for slot in entries.slots():
+            ident = entries.ident[slot]
+            if wanted is not None and ident not in wanted:
                 continue
-            deaths = extras[entries.extra[slot]].deaths
+            extra = extras[entries.extra[slot]]
+            deaths = extra.deaths
             if not deaths or (selection.queue is not None and deaths[0].queue != selection.queue):
                 continue
             if selection.reason is not None and deaths[0].reason != selection.reason:
                 continue
             if selection.before is not None and deaths[0].last >= selection.before:
                 continue
+            found.append((extra.sequence or ident, slot, ident))
+        chosen: list[tuple[int, int]] = []
+        skipped = 0
+        for _, slot, ident in sorted(found):
+            if not entries.holds(slot, ident):
+                continue
             if selection.topic is not None:
                 message = await self._committer.message(source, slot)
                 if message is None or not topics.matches(selection.topic, message.topic):
+                    continue
+                if not entries.holds(slot, ident):
                     continue
             if slot in source.flying:
                 skipped += 1
@@ -240,7 +250,9 @@ class Operator:
         if not entries.holds(slot, ident) or slot in source.flying:
             return ""  # somebody took it meanwhile
         # A body that is in memory only is there now, since its entry is neither on disk nor in flight.
-        core.dead_letters.move(source, slot, target, msgspec.structs.replace(extra, group=group), group=group or "")
+        core.dead_letters.move(
+            source, slot, target, msgspec.structs.replace(extra, group=group, sequence=0), group=group or ""
+        )
         source.remove(slot)
         core.wake(source)
         return ""

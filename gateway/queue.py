@@ -432,7 +432,8 @@ class Queue:
         self._again = min(self._again, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
 
     def _bury(self, slot: int, reason: Reason, error: str) -> bool:
-        if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error or self.errors.get(slot, "")):
+        error = (error or self.errors.get(slot, ""))[:MAX_ERROR_CHARS]
+        if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error):
             return False
         self.remove(slot)
         return True

@@ -18,11 +18,13 @@ FORMAT = 1
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What an entry carries beside its message. group: the group it had in the queue where it died first."""
+    """What an entry carries beside its message. group: the group it had in the queue where it died first. sequence:
+    its ident in the queue where it died last, 0 if it never had one."""
 
     options: Options = NO_OPTIONS
     deaths: tuple[Death, ...] = ()
     group: str | None = None
+    sequence: int = 0
 
 
 NO_EXTRA = Extra()
