@@ -1,0 +1,312 @@
+"""What a reload may change, and what it may not (ruling 24); queues that clients declare and delete."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.declarations import configure
+from gateway.errors import GatewayError, UnknownQueueError
+from gateway.order import Competing, Grouped
+from gateway.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
+from gateway.transport import Binding, Outcome
+from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
+
+STORED, REFUSED = Outcome.STORED, Outcome.REFUSED
+
+
+def reload(kernel: Kernel, **policies: QueuePolicy) -> list[str]:
+    kernel.policies = policies
+    notes = kernel.configure()
+    kernel.run()
+    return notes
+
+
+# policies
+
+
+def test_policies_apply_from_the_reload() -> None:
+    kernel = Kernel({"q": QueuePolicy(max_deliveries=10)})
+    kernel.send("q", "1")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.retry(error="once")
+    kernel.run()
+    reload(kernel, q=QueuePolicy(max_deliveries=2))
+    worker.retry(error="twice")
+    kernel.run()
+    assert kernel.deaths("dead-letters") == [("q", "exhausted", 2, "twice")]
+    assert kernel.crash().queue("q").policy.max_deliveries == 2
+
+
+def test_group_value_and_dedup_key_stay_as_they_were_at_accept() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, dedup=DedupPolicy(KEY))})
+    kernel.accept(grouped("q", "1", "a", "k"), grouped("q", "2", "b", "l"))
+    kernel.run()
+    notes = reload(kernel, q=QueuePolicy(group=KEY, dedup=DedupPolicy(GROUP)))
+    assert "order between 2 messages and later ones is open" in notes[0]
+    queue = kernel.queue("q")
+    assert [queue.groups.name(queue.entries.group[slot]) for slot in queue.entries.slots()] == ["a", "b"]
+    answer = kernel.accept(grouped("q", "3", "k", "m"), grouped("q", "4", "z", "m"))
+    kernel.run()
+    assert answer.outcomes == [Outcome.DUPLICATE, STORED]
+    worker = kernel.worker("q")
+    kernel.run()
+    assert sorted(worker.bodies) == ["1", "2", "4"]
+
+
+@pytest.mark.parametrize("before", [None, GROUP])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_groups_come_and_go_and_what_is_in_flight_is_given_back(before: str | None, cancelled: bool) -> None:
+    after = GROUP if before is None else None
+    kernel = Kernel({"q": QueuePolicy(group=before)})
+    kernel.accept(*[grouped("q", str(number), "ab"[number % 2]) for number in range(6)])
+    kernel.accept(grouped("q", "late", "c", delay=50.0))
+    kernel.run()
+    worker = kernel.worker("q", 2)
+    kernel.run()
+    if cancelled:
+        worker.cancel()
+    reload(kernel, q=QueuePolicy(group=after))
+    assert isinstance(kernel.queue("q").order, Grouped if after else Competing)
+    assert worker.done() == 0, "it was given back by the reload"
+    worker.detach()
+    taker = kernel.worker("q")
+    seen: list[str] = []
+    for _ in range(8):
+        kernel.run()
+        seen += taker.holding
+        taker.done()
+    assert sorted(seen) == ["0", "1", "2", "3", "4", "5"]
+    kernel.advance(60)
+    assert taker.holding == ["late"]
+    taker.done()
+    kernel.run()
+    assert [leak for leak in kernel.leaks() if "groups" not in leak] == []
+    assert kernel.crash().content("q") == []
+
+
+def test_group_in_flight_may_grow_and_shrink_under_load() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, group_in_flight=3)})
+    worker = kernel.worker("q")
+    kernel.accept(*[grouped("q", f"a{number}", "a") for number in range(8)])
+    kernel.run()
+    assert len(worker.held) == 3
+    reload(kernel, q=QueuePolicy(group=GROUP, group_in_flight=1))
+    worker.done("a0")
+    kernel.run()
+    assert len(worker.held) == 2
+    worker.done()
+    kernel.run()
+    assert worker.holding == ["a3"]
+    reload(kernel, q=QueuePolicy(group=GROUP, group_in_flight=2))
+    worker.done()
+    kernel.run()
+    assert worker.holding == ["a4", "a5"]
+
+
+def test_a_shorter_ack_timeout_holds_for_what_is_in_flight_and_none_ends_it() -> None:
+    kernel = Kernel({"q": QueuePolicy(ack_timeout=Seconds(3600))})
+    kernel.send("q", "1")
+    worker = kernel.worker("q", 1)
+    kernel.run()
+    reload(kernel, q=QueuePolicy(ack_timeout=Seconds(10)))
+    kernel.advance(5)
+    assert kernel.queue("q").in_flight == 1
+    kernel.advance(6)
+    assert kernel.queue("q").in_flight == 0
+    worker.grant(1)
+    kernel.run()
+    reload(kernel, q=QueuePolicy())
+    kernel.advance(1e6)
+    assert kernel.queue("q").in_flight == 1
+
+
+def test_a_lower_limit_evicts_nothing_by_itself() -> None:
+    kernel = Kernel({"q": QueuePolicy()})
+    kernel.send("q", *"123456")
+    reload(kernel, q=QueuePolicy(max_messages=3, overflow="drop-oldest"))
+    kernel.advance(100)
+    assert len(kernel.content("q")) == 6
+    kernel.send("q", "7")
+    assert kernel.content("q") == ["5", "6", "7"]
+
+
+def test_durable_to_transient_is_refused_while_messages_remain_and_nothing_changes() -> None:
+    kernel = Kernel({"q": QueuePolicy(), "other": QueuePolicy()})
+    kernel.accept(to("q", "1"))
+    kernel.policies = {"q": QueuePolicy(durable=False), "other": QueuePolicy(max_messages=1), "new": QueuePolicy()}
+    for _ in range(2):
+        with pytest.raises(GatewayError, match="can't become transient"):
+            kernel.configure()
+        kernel.run()
+    assert "new" not in kernel.core.queues
+    assert kernel.queue("other").policy.max_messages is None
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.done()
+    kernel.run()
+    kernel.configure()
+    kernel.send("q", "2")
+    after = kernel.crash()
+    assert after.content("q") == []
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        {"q": QueuePolicy(group="{nope}")},
+        {"q": QueuePolicy(dedup=DedupPolicy("{topic["))},
+    ],
+)
+def test_a_bad_template_is_refused_before_anything_changes(policies: dict[str, QueuePolicy]) -> None:
+    kernel = Kernel({"a": QueuePolicy()})
+    kernel.policies = {"a": QueuePolicy(max_messages=1), **policies}
+    with pytest.raises(GatewayError, match="queue q"):
+        kernel.configure()
+    assert kernel.queue("a").policy.max_messages is None
+
+
+@pytest.mark.parametrize(("filter", "queue"), [("a", "nobody"), ("a+", "q"), ("", "q")])
+def test_a_bad_route_is_refused_before_anything_changes(filter: str, queue: str) -> None:
+    kernel = Kernel({"q": QueuePolicy()}, [("ok", "q")])
+    kernel.policies = {"q": QueuePolicy(max_messages=1)}
+    kernel.routes = [(filter, queue)]
+    with pytest.raises(GatewayError):
+        kernel.configure()
+    assert kernel.queue("q").policy.max_messages is None
+    assert [binding.filter for binding in kernel.core.router.bindings("q")] == ["ok"]
+
+
+# routes
+
+
+def test_routes_change_and_clients_bindings_stay() -> None:
+    kernel = Kernel({"q": QueuePolicy()}, [("old", "q")])
+    kernel.core.bind(Binding(queue="q", filter="mine", owner="amqp"))
+    kernel.routes = [("new", "q")]
+    kernel.configure()
+    answer = kernel.accept(on("old"), on("new"), on("mine"))
+    kernel.run()
+    assert answer.outcomes == [Outcome.UNROUTED, STORED, STORED]
+    after = kernel.crash()
+    assert sorted(binding.filter for binding in after.core.router.bindings("q")) == ["mine", "new"]
+
+
+# removed queues
+
+
+def test_a_removed_queue_with_messages_stays_unbound_and_consumable_until_it_is_empty() -> None:
+    kernel = Kernel({"q": QueuePolicy()}, [("t", "q")])
+    kernel.accept(on("t", "1"), on("t", "2"))
+    worker = kernel.worker("q", 1)
+    kernel.run()
+    kernel.routes = []
+    notes = reload(kernel)
+    assert "removed" in notes[0] and kernel.queue("q").removed
+    answer = kernel.accept(on("t", "3"))
+    kernel.run()
+    assert answer.outcomes == [Outcome.UNROUTED]
+    after = kernel.crash()
+    assert after.queue("q").removed
+    worker.done()
+    worker.grant(1)
+    kernel.run()
+    assert worker.holding == ["2"]
+    worker.done()
+    kernel.run()
+    assert "q" not in kernel.core.queues
+    assert len(worker.ends) == 1
+    assert "q" not in kernel.crash().core.queues
+
+
+def test_a_removed_queue_that_is_configured_again_is_as_before() -> None:
+    kernel = Kernel({"q": QueuePolicy()}, [("t", "q")])
+    kernel.accept(on("t", "1"))
+    kernel.run()
+    kernel.routes = []
+    reload(kernel)
+    kernel.routes = [("t", "q")]
+    reload(kernel, q=QueuePolicy())
+    assert not kernel.queue("q").removed
+    kernel.accept(on("t", "2"))
+    kernel.run()
+    assert kernel.content("q") == ["1", "2"]
+
+
+def test_a_removed_empty_queue_goes_at_once_and_one_with_uncommitted_messages_does_not() -> None:
+    kernel = Kernel({"q": QueuePolicy(), "r": QueuePolicy()})
+    kernel.run()
+    answer = kernel.accept(to("r", "1"))
+    kernel.policies = {}
+    kernel.configure()
+    kernel.run()
+    assert answer.outcomes == [STORED]
+    assert "q" not in kernel.core.queues
+    assert kernel.content("r") == ["1"]
+
+
+def test_the_built_in_dead_letters_may_be_configured_and_come_back() -> None:
+    kernel = Kernel({"dead-letters": QueuePolicy(max_messages=1)})
+    assert kernel.queue("dead-letters").policy.max_messages == 1
+    reload(kernel)
+    assert kernel.queue("dead-letters").policy == DEAD_LETTER_POLICY
+
+
+# declared by clients
+
+
+def test_declaring_a_queue_that_is_there_leaves_it_as_it_is() -> None:
+    kernel = Kernel({"q": QueuePolicy(max_messages=3)})
+    assert kernel.core.declare("q", QueuePolicy(), "amqp").policy.max_messages == 3
+    assert kernel.queue("q").owner == "config"
+    with pytest.raises(GatewayError, match="bad"):
+        kernel.core.declare("bad", QueuePolicy(group="{"), "amqp")
+    assert "bad" not in kernel.core.queues
+
+
+def test_a_declared_policy_comes_back_whole() -> None:
+    policy = QueuePolicy(
+        group=GROUP,
+        group_in_flight=3,
+        dedup=DedupPolicy(KEY, Seconds(7), "group"),
+        ack_timeout=Seconds(1.5),
+        max_deliveries=None,
+        retry_delay=SecondsRange((1.0, 2.5)),
+        on_exhausted="park",
+        dead_letter=ExchangeTarget("dlx", "a/b"),
+        expires=Seconds(1000),
+    )
+    kernel = Kernel()
+    kernel.core.declare("mine", policy, "amqp")
+    kernel.run()
+    assert kernel.crash().queue("mine").policy == policy
+
+
+def test_unknown_queues_are_named() -> None:
+    kernel = Kernel()
+    for call in (kernel.core.get, kernel.core.delete):
+        with pytest.raises(UnknownQueueError, match="nobody"):
+            call("nobody")
+    with pytest.raises(UnknownQueueError):
+        kernel.core.bind(Binding(queue="nobody", filter="a"))
+
+
+def test_a_queue_deleted_and_declared_again_is_another_one() -> None:
+    kernel = Kernel()
+    kernel.core.declare("mine", QueuePolicy(), "amqp")
+    kernel.core.bind(Binding(queue="mine", filter="t", owner="amqp"))
+    kernel.accept(on("t", "1"))
+    kernel.run()
+    kernel.core.delete("mine")
+    kernel.core.declare("mine", QueuePolicy(), "amqp")
+    kernel.run()
+    for run in (kernel, kernel.crash()):
+        assert run.content("mine") == []
+        assert run.core.router.bindings("mine") == []
+
+
+def test_configuring_nothing_twice_journals_nothing() -> None:
+    kernel = Kernel({"q": QueuePolicy()}, [("a", "q")])
+    kernel.run()
+    assert configure(kernel.core, kernel.policies, [Binding(queue="q", filter="a", owner="config")]) == []
+    assert kernel.begin() is None
