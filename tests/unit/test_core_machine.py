@@ -231,6 +231,12 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def dispatch(self) -> None:
         self.kernel.dispatch()
+        core = self.kernel.core
+        for queue in core.queues.values():
+            for subscription in queue.subscriptions:
+                if subscription.has_credit():
+                    slot = queue.order.peek(subscription, core.now())
+                    assert not slot, f"{queue.name} was not woken for what it could deliver"
 
     @rule(fate=st.sampled_from(["end", "end", "end", "fail", "fail", "fail late", "crash", "crash written"]))
     @precondition(lambda self: self.kernel.core.committing is None)
