@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
@@ -23,10 +24,11 @@ from hypothesis.stateful import (
 )
 
 from gateway import replay
-from gateway.gather import Accept, Gather
+from gateway.gather import Accept, Gather, Pending
 from gateway.message import Message, Properties
 from gateway.order import Grouped
 from gateway.policy import DedupPolicy, Octets, QueuePolicy, Seconds, SecondsRange
+from gateway.queue import decode_message
 from gateway.storage.journal import Commit
 from gateway.transport import Credit, Delivery, Outcome, Verdict
 from tests.harness.kernel import GROUP, KEY, Answer, Kernel, Worker, to
@@ -109,10 +111,11 @@ class Machine(RuleBasedStateMachine):
         self.places: dict[tuple[str, str], Place] = {}
         self.keys: dict[tuple[str, str], float] = {}
         self.dropped: set[tuple[str, str]] = set()
+        self.drops = 0
+        """As the counters of this run say."""
         self.delivered = 0
         self.on_disk = self.image()
         self.in_commit: Any = None
-        self.failed_once = False
 
     # what is said
 
@@ -205,7 +208,6 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.kernel.core.committing is not None)
     def fail(self) -> None:
         self.kernel.fail()
-        self.failed_once = True
         for place in self.places.values():
             if place.done == "commit":
                 place.done = "memory"
@@ -304,6 +306,7 @@ class Machine(RuleBasedStateMachine):
             self.now_on_disk()
             self.hear()
         self.kernel = kernel.crash()
+        self.drops = 0
         self.workers = []
         self.waiting = []
         self.commit = None
@@ -415,8 +418,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3), most=st.sampled_from([None, 5]))
     def reload(self, limit: int, most: int | None) -> None:
-        import msgspec
-
         old = self.kernel.policies["fifo"]
         self.kernel.policies["fifo"] = msgspec.structs.replace(old, group_in_flight=limit, max_messages=most)
         self.kernel.configure()
@@ -472,27 +473,16 @@ class Machine(RuleBasedStateMachine):
             for gather in gathers:
                 for entry in gather.entries():
                     if entry.queue is queue:
-                        body = entry.message.body if entry.message is not None else b"?"
-                        if entry.message is None:
-                            data = self.kernel.journal.read([entry.row])[entry.row]
-                            from gateway.queue import decode_message
-
-                            body = decode_message(data[entry.offset : entry.offset + entry.length]).body
-                        rows.append(
-                            (
-                                entry.ident,
-                                body,
-                                queue.groups.name(entry.group),
-                                core.extras[entry.extra],
-                                0,
-                                entry.accepted,
-                                entry.expires,
-                            )
-                        )
-            if queue.policy.overflow != "refuse" and gathers:
-                # Eviction follows the commit, in the next one.
-                pass
+                        name, extra = queue.groups.name(entry.group), core.extras[entry.extra]
+                        rows.append((entry.ident, self.body(entry), name, extra, 0, entry.accepted, entry.expires))
         return found
+
+    def body(self, entry: Pending) -> bytes:
+        """Of what is on its way to the disk; what moves may be there already."""
+        if entry.message is not None:
+            return entry.message.body
+        data = self.kernel.journal.read([entry.row])[entry.row]
+        return decode_message(data[entry.offset : entry.offset + entry.length]).body
 
     def present(self) -> Counter[tuple[str, str]]:
         """(queue it was sent to, body) of all that is anywhere."""
@@ -509,34 +499,22 @@ class Machine(RuleBasedStateMachine):
                 found[deaths[-1].queue if deaths else queue.name, message.body.decode()] += 1
         for gather in (core.gather, core.committing):
             for entry in gather.moved if gather is not None else ():
-                if entry.message is not None:
-                    body = entry.message.body.decode()
-                else:
-                    from gateway.queue import decode_message
-
-                    data = self.kernel.journal.read([entry.row])[entry.row]
-                    body = decode_message(data[entry.offset : entry.offset + entry.length]).body.decode()
                 deaths = core.extras[entry.extra].deaths
-                found[deaths[-1].queue, body] += 1
+                found[deaths[-1].queue, self.body(entry).decode()] += 1
         return found
-
-    def may_drop(self) -> bool:
-        return True
 
     def note_dropped(self) -> None:
         """What a stated policy dropped: no more than the counters say."""
         present = self.present()
-        counters = {queue.name: queue.counters.dropped for queue in self.kernel.core.queues.values()}
+        drops = sum(queue.counters.dropped for queue in self.kernel.core.queues.values())
         missing = {
             key
             for key, place in self.places.items()
             if not place.done and key not in present and key not in self.dropped
         }
-        now_dropped = self.dropped | missing
-        since = getattr(self, "_drops_before", {})
-        assert len(missing) <= sum(counters.values()) - since.get(id(self.kernel), 0), f"gone: {sorted(missing)}"
-        self._drops_before = {id(self.kernel): sum(counters.values())}
-        self.dropped = now_dropped
+        assert len(missing) <= drops - self.drops, f"gone: {sorted(missing)}"
+        self.drops = drops
+        self.dropped |= missing
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
