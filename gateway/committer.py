@@ -179,7 +179,7 @@ class Committer:
         core = self.core
         core.dispatch()
         if core.rows.wanted:
-            self._read(core.rows.take_wanted())
+            self._read_wanted()
         self._begin()
         self._arm()
 
@@ -371,7 +371,11 @@ class Committer:
 
     # bodies
 
-    def _read(self, rows: list[int]) -> None:
+    def _read_wanted(self) -> None:
+        rows = self.core.rows.take_wanted()
+        if not rows:
+            return  # a read is under way; its end comes back here
+
         def read() -> dict[int, bytes]:
             """In the reader's thread. One row that can't be read does not hold up the others."""
             found: dict[int, bytes] = {}

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 CACHE_OCTETS = 32 << 20
+ROWS_AT_ONCE = 64
+"""How many are read at one time: they are all in memory until their messages are handed out."""
 
 
 class Rows:
     """uses: how many entries refer to each row. peaks: how many did at most, where that is more than one.
-    sparse: rows that less than half of their entries still refer to. wanted: to be read. unreadable: could not be."""
+    sparse: rows that less than half of their entries still refer to. wanted: to be read, in the order in which they
+    were asked for. unreadable: could not be."""
 
-    __slots__ = ("_cache", "_cache_octets", "next", "peaks", "sparse", "unreadable", "uses", "wanted")
+    __slots__ = ("_cache", "_cache_octets", "_reading", "next", "peaks", "sparse", "unreadable", "uses", "wanted")
 
     def __init__(self) -> None:
         self.next = 1
         self.uses: dict[int, int] = {}
         self.peaks: dict[int, int] = {}
         self.sparse: set[int] = set()
-        self.wanted: set[int] = set()
+        self.wanted: dict[int, None] = {}
+        self._reading: set[int] = set()
         self.unreadable: set[int] = set()
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cache_octets = 0
@@ -81,18 +86,24 @@ class Rows:
         data = self._cache.get(row)
         if data is not None:
             self._cache.move_to_end(row)
-        elif row not in self.unreadable:
-            self.wanted.add(row)
+        elif row not in self.unreadable and row not in self._reading:
+            self.wanted[row] = None
         return data
 
     def take_wanted(self) -> list[int]:
-        """Rows to be read now; answer with `Core.loaded`."""
-        rows = sorted(self.wanted)
-        self.wanted.clear()
-        return rows
+        """Rows to be read now, none while others are: answer with `Core.loaded`, also for those that can't be read.
+        First come, first served, so that a queue with a deep backlog does not keep the others waiting."""
+        if self._reading:
+            return []
+        rows = list(islice(self.wanted, ROWS_AT_ONCE))
+        for row in rows:
+            del self.wanted[row]
+        self._reading.update(rows)
+        return sorted(rows)
 
     def keep(self, rows: Mapping[int, bytes]) -> None:
-        """These were read."""
+        """Of those that were to be read now, these were."""
+        self._reading.clear()
         for row, data in rows.items():
             self.unreadable.discard(row)
             if row in self.uses and row not in self._cache:
