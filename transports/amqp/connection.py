@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pamqp import commands as amqp
 
 from gateway.logs import log
-from gateway.transport import Gateway, StateChange, TransportCounters
+from gateway.transport import Gateway, TransportCounters
 from transports.amqp.channel import Channel
 from transports.amqp.codec import (
     ACK,
@@ -33,14 +31,13 @@ from transports.amqp.codec import (
     split,
 )
 from transports.amqp.consuming import Consuming
-from transports.amqp.declarations import Answer, Declarations
+from transports.amqp.declarations import Declarations
 from transports.amqp.errors import (
     ACCESS_REFUSED,
     CHANNEL_ERROR,
     COMMAND_INVALID,
     CONNECTION_FORCED,
     FRAME_ERROR,
-    RESOURCE_ERROR,
     UNEXPECTED_FRAME,
     AmqpError,
     reply_name,
@@ -49,6 +46,7 @@ from transports.amqp.handshake import Handshake, Step
 from transports.amqp.methods import HANDLERS
 from transports.amqp.publishing import Publishing
 from transports.amqp.topology import Topology
+from transports.amqp.waiting import Waiting
 from transports.tcp import TcpConnection
 
 if TYPE_CHECKING:
@@ -56,8 +54,6 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 5.0
 """How long a client has to answer connection.close."""
-BACKLOG_OCTETS = 1 << 20
-"""Frames that wait behind an unanswered method before reading pauses."""
 
 
 class AmqpConnection(TcpConnection):
@@ -96,7 +92,7 @@ class AmqpConnection(TcpConnection):
         self.consuming = Consuming(self)
         self.publishing = Publishing(self)
         self.declarations = Declarations(gateway, topology, self)
-        self._backlog_octets = 0
+        self.waiting = Waiting(self)
         self._asked = False
         """It is called when the pressure is gone."""
         self._heard = True
@@ -117,15 +113,17 @@ class AmqpConnection(TcpConnection):
         self.handshake.begin()
 
     def lost(self, error: Exception | None) -> None:
-        self._end(lost=True)
+        self.connections.discard(self)
         self.handshake.end()
         for timer in (self._close_timer, self._beat_timer):
             if timer is not None:
                 timer.cancel()
-        self.connections.discard(self)
-        for future in (self.gone, self.idle):
-            if not future.done():
-                future.set_result(None)
+        try:
+            self._end(lost=True)
+        finally:
+            for future in (self.gone, self.idle):
+                if not future.done():
+                    future.set_result(None)
 
     def send(self, data: bytes) -> None:
         self._spoke = True
@@ -154,10 +152,10 @@ class AmqpConnection(TcpConnection):
                 data = data[used:]
             return used + self._frames(data)
         except Exception as error:
-            self._broke(error)
+            self.broke(error)
             return len(buffer)
 
-    def _broke(self, error: Exception) -> None:
+    def broke(self, error: Exception) -> None:
         """The border: a fault of ours ends this connection and no other."""
         log.fault("AMQP connection failed", error, transport=self.name, peer=self.peer)
         self.counters.protocol_errors["internal"] += 1
@@ -169,29 +167,31 @@ class AmqpConnection(TcpConnection):
         for kind, number, begin, end in frames:
             if self.closing:
                 return len(data)
-            self._frame(kind, number, data, begin, end)
+            self.frame(kind, number, data, begin, end)
         if broken is not None:
-            self._failed(broken, None)
+            self.failed(broken, None)
             used = len(data)
-        self._flush_all()
+        self.flush_all()
         self.check_idle()
         return used
 
-    def _frame(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
+    def frame(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
+        """One frame, whose payload stands in `data` from `begin` to `end`."""
         channel = self.channels.get(number)
         try:
             if channel is None:
                 self._without_channel(kind, number, data, begin, end)
             elif channel.waiting is not None:
-                self._postpone(channel, kind, data[begin:end])
+                self.waiting.postpone(channel, kind, data[begin:end])
             elif channel.closing:
                 self._while_closing(channel, kind, data, begin, end)
             else:
                 self._on_channel(channel, kind, data, begin, end)
         except AmqpError as error:
-            self._failed(error, channel)
+            self.failed(error, channel)
 
-    def _flush_all(self) -> None:
+    def flush_all(self) -> None:
+        """Offers the publishes and settles the acks that were gathered."""
         if self.publishing.batch:
             self.publishing.flush()
         if self.consuming.done:
@@ -232,12 +232,6 @@ class AmqpConnection(TcpConnection):
         except AmqpError as error:
             error.method = index
             raise
-
-    def _postpone(self, channel: Channel, kind: int, payload: bytes) -> None:
-        channel.backlog.append((kind, payload))
-        self._backlog_octets += len(payload) + 64
-        if self._backlog_octets > BACKLOG_OCTETS:
-            self.pause("backlog")
 
     def _while_closing(self, channel: Channel, kind: int, data: bytes, begin: int, end: int) -> None:
         if kind != METHOD:
@@ -312,72 +306,6 @@ class AmqpConnection(TcpConnection):
             return
         self.beat_every(half)
 
-    # answers that wait for the disk
-
-    def wait(self, channel: Channel, future: Future[bool], then: Callable[[bool], Future[Any] | None]) -> None:
-        """Frames of the channel are kept back until `then` has run and the Future it may return is done too. `then`
-        may wait for something else again."""
-        channel.waiting = future
-        future.add_done_callback(partial(self._made, channel, then))
-
-    def _made(self, channel: Channel, then: Callable[[bool], Future[Any] | None], future: Future[bool]) -> None:
-        if future.cancelled() or self.ended or self.channels.get(channel.id) is not channel:
-            return
-        more: Future[Any] | None = None
-        try:
-            try:
-                more = then(future.result())
-            except AmqpError as error:
-                self._failed(error, channel)
-            if more is not None:
-                channel.waiting = more
-                more.add_done_callback(lambda _: self._go_on(channel))
-            elif channel.waiting is future:
-                self._go_on(channel)
-        except Exception as error:
-            self._broke(error)
-
-    def _go_on(self, channel: Channel) -> None:
-        channel.waiting = None
-        try:
-            self._take_up(channel)
-        except Exception as error:
-            self._broke(error)
-
-    def _take_up(self, channel: Channel) -> None:
-        """The frames that came meanwhile."""
-        while channel.backlog and channel.waiting is None and not self.ended:
-            kind, payload = channel.backlog.popleft()
-            self._backlog_octets -= len(payload) + 64
-            self._frame(kind, channel.id, payload, 0, len(payload))
-        self._flush_all()
-        if self._backlog_octets <= BACKLOG_OCTETS // 2:
-            self.resume("backlog")
-        self.check_idle()
-
-    def answer(self, channel: Channel, answer: Answer) -> None:
-        """Sends it, after its changes are durable if it has any."""
-        if answer.changes is None:
-            if answer.frame:
-                self.send(answer.frame)
-            return
-
-        def durable(made: bool) -> None:
-            if not made:
-                if answer.undo is not None:
-                    answer.undo()
-                raise AmqpError(RESOURCE_ERROR, "the store takes no changes at present")
-            if answer.frame:
-                self.send(answer.frame)
-
-        self.wait(channel, self.gateway.put(answer.changes), durable)
-
-    def keep(self, changes: Sequence[StateChange]) -> None:
-        """Makes durable what no client waits for. If the store refuses, the next start finds a declaration without
-        its queue and forgets it."""
-        if changes:
-            self.gateway.put(changes)
-
     # pressure
 
     def hold(self) -> None:
@@ -410,12 +338,13 @@ class AmqpConnection(TcpConnection):
 
     # the end
 
-    def _failed(self, error: AmqpError, channel: Channel | None) -> None:
+    def failed(self, error: AmqpError, channel: Channel | None) -> None:
+        """Ends the channel, or the connection if the error is hard or no channel's."""
         if error.hard or channel is None:
             self.fail(error)
             return
         self.counters.refusals[reply_name(error.code).lower().replace("_", "-")] += 1
-        self._flush_all()
+        self.flush_all()
         self.publishing.confirm()
         self.leave(channel)
         channel.closing = True
@@ -444,7 +373,7 @@ class AmqpConnection(TcpConnection):
         if error.code not in (CONNECTION_FORCED, ACCESS_REFUSED):
             self.counters.protocol_errors[reply_name(error.code).lower().replace("_", "-")] += 1
             log.info("AMQP connection closed", transport=self.name, peer=self.peer, reason=error.text)
-        self._flush_all()
+        self.flush_all()
         self.publishing.confirm()  # what is known by now; the rest the client must publish again
         self._end(lost=False)
         self.refused = True
@@ -465,7 +394,7 @@ class AmqpConnection(TcpConnection):
 
     def _leave_all(self) -> None:
         """The client has closed the connection."""
-        self._flush_all()
+        self.flush_all()
         self._end(lost=False)
         self.send(encode_method(0, amqp.Connection.CloseOk))
         self.close()
@@ -474,13 +403,12 @@ class AmqpConnection(TcpConnection):
         """Takes leave of the core; a second call does nothing."""
         if self.ended:
             return
-        self._flush_all()
+        self.flush_all()
         for channel in self.channels.values():
             self.consuming.leave(channel, lost)
         self.ended = True
         self.channels.clear()
-        self._backlog_octets = 0
-        self.keep(self.declarations.end())
+        self.waiting.keep(self.declarations.end())
 
     # drain
 

@@ -108,7 +108,7 @@ class Consuming:
         self._starved.pop(consumer, None)
         consumer.channel.leaving.add(consumer)
         consumer.leave_when_settled()
-        self.connection.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
+        self.connection.waiting.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
 
     def queue_gone(self, consumer: AmqpConsumer) -> None:
         """The core has detached it already: tell the client, if it understands that."""
@@ -270,7 +270,7 @@ class Consuming:
         if len(channel.unacked) >= channel.max_unacked:
             raise AmqpError(PRECONDITION_FAILED, f"{len(channel.unacked)} deliveries are unacknowledged")
         get = Get(self, channel, view.name, no_ack)
-        self.connection.wait(channel, self.gateway.put(), lambda made: self._look(get, made))
+        self.connection.waiting.wait(channel, self.gateway.put(), lambda made: self._look(get, made))
 
     def _look(self, get: Get, made: bool) -> Future[Any] | None:
         view = self.gateway.queue(get.queue)
@@ -359,7 +359,7 @@ class Consuming:
                 consumer.subscription.settle(handed, Verdict.DONE)
             consumer.subscription.detach(lost)
         for consumer in consumers:
-            self.connection.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
+            self.connection.waiting.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
 
 
 def _delivery_headers(delivery: Delivery) -> list[tuple[str, Any]]:

@@ -41,11 +41,11 @@ def _channel_flow_ok(connection: AmqpConnection, channel: Channel, method: Any) 
 
 
 def _exchange_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.exchange_declare(channel.id, method))
+    connection.waiting.answer(channel, connection.declarations.exchange_declare(channel.id, method))
 
 
 def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.exchange_delete(channel.id, method))
+    connection.waiting.answer(channel, connection.declarations.exchange_delete(channel.id, method))
 
 
 def _behind_publishes(
@@ -55,18 +55,18 @@ def _behind_publishes(
 
     def then(_: bool) -> None:
         try:
-            connection.answer(channel, act(channel.id, method))
+            connection.waiting.answer(channel, act(channel.id, method))
         except AmqpError as error:
             error.method = method.index
             raise
 
-    connection.wait(channel, connection.gateway.put(), then)
+    connection.waiting.wait(channel, connection.gateway.put(), then)
 
 
 def _queue_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     declarations = connection.declarations
     if method.queue and connection.gateway.queue(method.queue) is None:
-        connection.answer(channel, declarations.queue_declare(channel.id, method))
+        connection.waiting.answer(channel, declarations.queue_declare(channel.id, method))
     else:
         _behind_publishes(connection, channel, method, declarations.queue_declare)
 
@@ -89,11 +89,11 @@ def _queue_purge(connection: AmqpConnection, channel: Channel, method: Any) -> N
 
 
 def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.queue_bind(channel.id, method))
+    connection.waiting.answer(channel, connection.declarations.queue_bind(channel.id, method))
 
 
 def _queue_unbind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.answer(channel, connection.declarations.queue_unbind(channel.id, method))
+    connection.waiting.answer(channel, connection.declarations.queue_unbind(channel.id, method))
 
 
 def _basic_qos(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Qos) -> None:

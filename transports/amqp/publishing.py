@@ -179,7 +179,11 @@ class Publishing:
         self.unresolved -= len(entries)
         if future.cancelled() or self.connection.ended:
             return
-        self._resolve(entries, [Outcome.REFUSED] * len(entries) if refused else future.result())
+        try:
+            self._resolve(entries, [Outcome.REFUSED] * len(entries) if refused else future.result())
+        except Exception as error:
+            self.connection.broke(error)
+            return
         if self.unresolved < self.connection.settings.max_unconfirmed:
             self.connection.resume("unconfirmed")
         self.connection.check_idle()

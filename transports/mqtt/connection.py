@@ -100,13 +100,16 @@ class MqttConnection(TcpConnection):
                 self._heard = True
             if packets:
                 self._handle_packets(packets)
-        except Exception as error:  # the border: a fault of ours ends this connection and no other
-            log.fault("MQTT connection failed", error, transport=self.shared.name, peer=self.peer)
-            self.counters.protocol_errors["internal"] += 1
-            self._release(lost=True)
-            self.abort()
+        except Exception as error:
+            self._broke(error)
             return len(buffer)
         return used
+
+    def _broke(self, error: Exception) -> None:
+        """The border: a fault of ours ends this connection and no other."""
+        log.fault("MQTT connection failed", error, transport=self.shared.name, peer=self.peer)
+        self.counters.protocol_errors["internal"] += 1
+        self.abort()
 
     def _handle_packets(self, packets: Sequence[Packet | Fault]) -> None:
         publishes: list[Publish] = []
@@ -198,10 +201,13 @@ class MqttConnection(TcpConnection):
         self._authenticating = None
         if self.closing or future.cancelled() or self._terms is None:
             return
-        if future.result() is None:
-            self._turn_away(Reason.BAD_USER_NAME_OR_PASSWORD)
-        else:
-            self._open(self._terms)
+        try:
+            if future.result() is None:
+                self._turn_away(Reason.BAD_USER_NAME_OR_PASSWORD)
+            else:
+                self._open(self._terms)
+        except Exception as error:
+            self._broke(error)
 
     def _open(self, terms: Terms) -> None:
         assert self._connect is not None
@@ -228,10 +234,13 @@ class MqttConnection(TcpConnection):
     def _kept(self, terms: Terms, present: bool, barrier: Future[bool]) -> None:
         if self.closing or barrier.cancelled():
             return
-        if barrier.result():
-            self._opened(terms, present)
-        else:
-            self._turn_away(Reason.SERVER_UNAVAILABLE)
+        try:
+            if barrier.result():
+                self._opened(terms, present)
+            else:
+                self._turn_away(Reason.SERVER_UNAVAILABLE)
+        except Exception as error:
+            self._broke(error)
 
     def _opened(self, terms: Terms, present: bool) -> None:
         assert self._connect is not None and self._session is not None
@@ -299,7 +308,11 @@ class MqttConnection(TcpConnection):
             self._unanswered -= 1
             if self.closing or barrier.cancelled():
                 return
-            answer(barrier.result())
+            try:
+                answer(barrier.result())
+            except Exception as error:
+                self._broke(error)
+                return
             if self._unanswered < MAX_UNANSWERED:
                 self.resume("unanswered")
             if self._draining:
@@ -381,9 +394,11 @@ class MqttConnection(TcpConnection):
             self._authenticating.cancel()
 
     def lost(self, error: Exception | None) -> None:
-        self._release(lost=True)
         self.shared.connections.discard(self)
-        self.shared.gone()
+        try:
+            self._release(lost=True)
+        finally:
+            self.shared.gone()
 
     def taken_over(self) -> None:
         self._say_closed("taken over by another connection")
