@@ -330,7 +330,7 @@ class Committer:
         if self._closed:
             return
         if self.core.gather.is_empty():
-            self._watch_room(self.journal.room())
+            self._tidy_once()  # what was settled may have left room that is not given back yet
         else:
             self._start()
         self.poke()
@@ -478,15 +478,18 @@ class Committer:
         self._tidy = False
         self._running = True
 
-        def done(more: bool | None, error: BaseException | None) -> None:
+        def done(result: tuple[bool, int] | None, error: BaseException | None) -> None:
             self._running = False
-            if error is not None:
+            if error is not None or result is None:
                 self._failed(error)
-            else:
-                self._loop.call_later(IDLE_TIDY_SECONDS if more else 10, self._allow_tidy)
-                self.poke()
+                return
+            more, room = result
+            self._loop.call_later(IDLE_TIDY_SECONDS if more else 10, self._allow_tidy)
+            if self.core.refusing:
+                self._watch_room(room)
+            self.poke()
 
-        self._writer.call(self.journal.tidy, done)
+        self._writer.call(lambda: (self.journal.tidy(), self.journal.room()), done)
 
     def _allow_tidy(self) -> None:
         self._tidy = True

@@ -63,6 +63,8 @@ class SqliteJournal:
         self._last = 0
         self._logged = 0
         """About how many bytes went to the write-ahead log since the last checkpoint."""
+        self._free = 0
+        """Pages of the file that were free at the begin of the last commit: new bodies go there first."""
         self._freed = False
         """Pages may have become free since they were last counted."""
         self._failed = ""
@@ -157,7 +159,7 @@ class SqliteJournal:
         return self._freed or self._logged >= WAL_IDLE
 
     def room(self) -> int:
-        return self._directory.room()
+        return self._directory.room() + self._free * PAGE
 
     def size(self) -> int:
         """Bytes of the database and its write-ahead log; the reserve is not in it."""
@@ -203,10 +205,10 @@ class SqliteJournal:
         Raises StoreFailedError. On a full disk both wait."""
         if self._logged >= logged:
             self._checkpoint(writer)
-        if not self._freed:
-            return
         try:
-            free = pragma(writer, "freelist_count")
+            free = self._free = pragma(writer, "freelist_count")
+            if not self._freed:
+                return
             excess = free - (pragma(writer, "page_count") - free) // 2 - FREE_LIMIT
             if excess > 0:
                 # A script, for `execute` would end this statement after one page.

@@ -298,6 +298,23 @@ async def test_near_the_end_of_the_disk_messages_are_refused_and_settlements_go_
 # a failed file
 
 
+async def test_room_that_only_housekeeping_gives_back_ends_the_refusing(bench: Bench) -> None:
+    """Nothing is left to commit, so nothing else would ask the journal for it."""
+    journal = bench.journal
+
+    def tidy() -> bool:
+        if bench.core.refusing:
+            journal.free = 1 << 40
+        return False
+
+    journal.tidy = tidy  # type: ignore[method-assign]
+    journal.free = 0
+    assert await bench.committer.accept([to("q")]) == [STORED]
+    await bench.until(lambda: bench.core.refusing)
+    await bench.until(lambda: not bench.core.refusing)
+    assert await bench.committer.accept([to("q")]) == [STORED]
+
+
 async def test_after_a_failed_fsync_everything_live_stands_in_a_new_file(bench: Bench) -> None:
     worker = bench.worker("q", 2)
     await bench.committer.accept([to("q", str(number)) for number in range(4)])
