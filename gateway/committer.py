@@ -340,7 +340,7 @@ class Committer:
         core = self.core
         # What waits is committed with the new file; it is not in the old one.
         waiting = core.begin_commit() or Commit()
-        records, states = snapshot(core, self.states)
+        records, states, expiring = snapshot(core, self.states)
         if waiting.record:
             records.append(waiting.record)
         states += waiting.state
@@ -362,7 +362,8 @@ class Committer:
             log.info("the store was written anew")
             self.poke()
 
-        self._writer.call(lambda: self.journal.rebuild(records, rows, states, waiting.bodies), done)
+        # The keys of what waits are live already.
+        self._writer.call(lambda: self.journal.rebuild(records, rows, states, waiting.bodies, expiring), done)
 
     def _rebuild_again(self) -> None:
         self._retry = None
@@ -520,4 +521,5 @@ class Committer:
 
 def is_durable(commit: Commit) -> bool:
     """Whether there is anything to write."""
-    return bool(commit.record or commit.bodies or commit.state or commit.dropped or commit.trim is not None)
+    cleared = commit.dropped or commit.trim is not None or commit.expired is not None
+    return bool(commit.record or commit.bodies or commit.expiring or commit.state or cleared)

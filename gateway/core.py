@@ -66,6 +66,8 @@ class Core:
         """Told of what should not have been."""
         self.next_ident = 1
         self.committed_ident = 0
+        self.keys_until = 0.0
+        """When the last key in the journal is over; 0 if it has none."""
         self.next_queue = 1
         self.rows = Rows()
         self.memory = Memory()
@@ -181,7 +183,10 @@ class Core:
             if digest is not None and policy.dedup is not None:
                 until = now + policy.dedup.window
                 self.dedup.add(digest, until, policy.dedup.window)
-                (gather.keys if policy.durable else gather.volatile_keys).append((digest, until))
+                if policy.durable:
+                    gather.keys.setdefault(policy.dedup.window, []).append((digest, until))
+                else:
+                    gather.volatile_keys.append(digest)
             ttl = message.ttl
             if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
                 ttl = policy.ttl
@@ -285,7 +290,9 @@ class Core:
             self.retained.apply(message, at)
         if gather.live:
             self._deliver_live(gather.live)
-        self.dedup.sweep(now, max(SWEEP_KEYS, 2 * (len(gather.keys) + len(gather.volatile_keys))))
+        for keys in gather.keys.values():
+            self.keys_until = max(self.keys_until, keys[-1][1])
+        self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
@@ -320,7 +327,10 @@ class Core:
                 self.rows.undo(entry.row)
             if entry.group:
                 entry.queue.groups.empty((entry.group,))
-        for digest, _ in (*gather.keys, *gather.volatile_keys):
+        for keys in gather.keys.values():
+            for digest, _ in keys:
+                self.dedup.forget(digest)
+        for digest in gather.volatile_keys:
             self.dedup.forget(digest)
         undone = {entry.ident for entry in gather.pending}
         gather.dues = [(ident, due) for ident, due in gather.dues if ident not in undone]
@@ -456,11 +466,17 @@ class Core:
 
     def next_due(self) -> float:
         """When `tick` has something to do, or infinity."""
-        return self._timers[0][0] if self._timers else NEVER
+        return min(self._timers[0][0] if self._timers else NEVER, self.dedup.due)
 
     def tick(self) -> None:
         """Whatever time has brought. Follow it with `dispatch`."""
         now = self.now()
+        if self.dedup.due <= now:
+            self.dedup.expire(now)
+            if self.keys_until:
+                self.gather.expired = now
+                if self.keys_until <= now:
+                    self.keys_until = 0.0
         while self._timers and self._timers[0][0] <= now:
             due, _, queue = heappop(self._timers)
             if self._scheduled.get(queue) == due:

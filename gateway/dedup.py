@@ -6,10 +6,15 @@ Its rule: a key is remembered from its decision, and forgotten only by its time 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+
+from gateway.order import NEVER
+from gateway.records import pack, unpack
 
 KEY_BYTES = 16
 SWEEP_KEYS = 2000
+SWEEP_SECONDS = 10.0
+"""How long after its end a key may stay in memory and in the store."""
 RESTORED = -1.0
 """Stands for the window of what came from the journal, which does not say it."""
 
@@ -17,13 +22,15 @@ RESTORED = -1.0
 class Dedup:
     """Keys as 128-bit keyed hashes; expiry is exact."""
 
-    __slots__ = ("_begun", "_secret", "_windows")
+    __slots__ = ("_begun", "_secret", "_windows", "due")
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._windows: dict[float, dict[bytes, float]] = {}
         """By the window's seconds; the keys of one window end in the order in which they came."""
         self._begun: dict[str, hashlib.blake2b] = {}
+        self.due = NEVER
+        """When `expire` has something to do."""
 
     @property
     def secret(self) -> bytes:
@@ -71,13 +78,21 @@ class Dedup:
         keys = self._windows.get(window)
         if keys is None:
             keys = self._windows[window] = {}
+            self.due = min(self.due, until + SWEEP_SECONDS)
         if digest in keys:
             del keys[digest]  # to come last again
         keys[digest] = until
 
-    def restore(self, keys: Mapping[bytes, float]) -> None:
+    def restore(self, pieces: Iterable[bytes], now: float) -> None:
         """What the journal knows, in any order."""
-        self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
+        keys: dict[bytes, float] = {}
+        for data in pieces:
+            for digest, until in unpack_keys(data):
+                if until > now:
+                    keys[digest] = max(until, keys.get(digest, 0.0))
+        if keys:
+            self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
+            self.due = now + SWEEP_SECONDS
 
     def forget(self, digest: bytes) -> None:
         for keys in self._windows.values():
@@ -96,6 +111,27 @@ class Dedup:
             if not keys:
                 del self._windows[window]
 
+    def expire(self, now: float) -> None:
+        """As `sweep`, for times without commits: until all that is over is freed, `due` is soon."""
+        self.sweep(now, 5 * SWEEP_KEYS)
+        first = min((next(iter(keys.values())) for keys in self._windows.values()), default=NEVER)
+        self.due = max(first + SWEEP_SECONDS, now + 0.01)
+
     def live(self, now: float) -> Iterator[tuple[bytes, float]]:
         """All that still count."""
         return ((digest, until) for keys in self._windows.values() for digest, until in keys.items() if until > now)
+
+
+def pack_keys(keys: Sequence[tuple[bytes, float]]) -> tuple[float, bytes]:
+    """Keys for the journal: when the last of them is over, and all of them."""
+    ends = [until for _, until in keys]
+    return max(ends), b"".join([digest for digest, _ in keys]) + pack("d", ends)
+
+
+def unpack_keys(data: bytes) -> Iterator[tuple[bytes, float]]:
+    """Raises ValueError for what is none."""
+    count, rest = divmod(len(data), KEY_BYTES + 8)
+    if rest:
+        raise ValueError(f"{len(data)} bytes of keys")
+    digests = (data[at : at + KEY_BYTES] for at in range(0, count * KEY_BYTES, KEY_BYTES))
+    return zip(digests, unpack("d", data[count * KEY_BYTES :]), strict=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from gateway.dedup import pack_keys
 from gateway.message import Message
 from gateway.records import Extra, Record, encode, pack
 from gateway.storage.journal import Commit, StateChange
@@ -122,6 +123,7 @@ class Gather:
         "copied_bodies",
         "dropped",
         "dues",
+        "expired",
         "extras",
         "forced_states",
         "groups",
@@ -144,8 +146,10 @@ class Gather:
         self.accepts: list[Accept] = []
         self.pending: list[Pending] = []
         self.bodies = Bodies()
-        self.keys: list[tuple[bytes, float]] = []
-        self.volatile_keys: list[tuple[bytes, float]] = []  # of transient queues: kept in memory only
+        self.keys: dict[float, list[tuple[bytes, float]]] = {}
+        """By window, so that what is written together is over together: digests, and until when they count."""
+        self.volatile_keys: list[bytes] = []
+        """Of transient queues: kept in memory only."""
         self.states: list[StateChange] = []
         self.retained: list[tuple[Message, float]] = []
         self.live: list[tuple[Queue, Message, Options]] = []
@@ -158,6 +162,8 @@ class Gather:
         self.moved_bodies = Bodies()
         self.dropped: list[int] = []
         self.dues: list[tuple[int, float]] = []
+        self.expired: float | None = None
+        """Keys in the journal that are over by then go."""
         self.groups: list[tuple[int, int, str]] = []
         self.extras: list[tuple[int, Extra]] = []
         self.forced_states: list[StateChange] = []
@@ -176,6 +182,7 @@ class Gather:
             or self.extras
             or self.forced_states
             or self.relocations
+            or self.expired is not None
         )
 
     def carry(self, other: Gather) -> None:
@@ -186,6 +193,7 @@ class Gather:
         self.moved_bodies.full[:0] = other.moved_bodies.close()
         self.dropped[:0] = other.dropped
         self.dues[:0] = other.dues
+        self.expired = self.expired or other.expired
         self.groups[:0] = other.groups
         self.extras[:0] = other.extras
         self.forced_states[:0] = other.forced_states
@@ -204,9 +212,6 @@ class Gather:
             fill(record, durable)
         if self.settled:
             record.settled = pack("q", self.settled)
-        if self.keys:
-            record.keys = b"".join([digest for digest, _ in self.keys])
-            record.key_expires = pack("d", [until for _, until in self.keys])
         record.attempts = self.attempts
         record.dues = self.dues
         record.groups_named = self.groups
@@ -215,11 +220,13 @@ class Gather:
             record.moved_idents = pack("q", [item.ident for item in self.relocations])
             record.moved_rows = pack("q", [item.row for item in self.relocations])
             record.moved_offsets = pack("I", [item.offset for item in self.relocations])
-        useful = durable or self.settled or self.keys or self.attempts or self.groups or self.extras or self.relocations
+        useful = durable or self.settled or self.attempts or self.groups or self.extras or self.relocations
         return Commit(
             record=encode(record) if useful else b"",
             bodies=[*self.moved_bodies.close(), *self.bodies.close(), *self.copied_bodies.close()],
             dropped=self.dropped,
+            expiring=[pack_keys(keys) for keys in self.keys.values()],
+            expired=self.expired,
             state=[*self.forced_states, *self.states],
         )
 

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.transport import NO_OPTIONS, Death, Options
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,8 +51,6 @@ class Record(msgspec.Struct, array_like=True):
     expires: bytes = b""
     accepted: bytes = b""
     extras: bytes = b""
-    keys: bytes = b""
-    key_expires: bytes = b""
     groups_named: list[tuple[int, int, str]] = []
     extras_named: list[tuple[int, Extra]] = []
     refresh: int = 0

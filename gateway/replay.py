@@ -16,7 +16,7 @@ import msgspec
 from gateway import declarations, retained
 from gateway.core import Core
 from gateway.declarations import OWNER, decode_binding, decode_definition
-from gateway.dedup import KEY_BYTES
+from gateway.dedup import pack_keys
 from gateway.errors import StoreError
 from gateway.gather import fill
 from gateway.order import Grouped
@@ -29,7 +29,6 @@ SLICE_ENTRIES = 4000
 """Of one slice of a refresh: below 10 ms of work."""
 REFRESH_OCTETS = 16 << 20
 ENTRY_OCTETS = 56
-KEY_OCTETS = 24
 
 T = TypeVar("T")
 
@@ -59,7 +58,6 @@ class _Restore:
         self.settled: set[int] = set()
         self.attempts: dict[int, tuple[int, str]] = {}
         self.dues: dict[int, float] = {}
-        self.keys: dict[bytes, float] = {}
         self.rows: Counter[int] = Counter()
         self.row_octets: Counter[int] = Counter()
         self.extra_uses: Counter[int] = Counter()
@@ -109,7 +107,6 @@ class _Restore:
 
     def _read_all_but_entries(self) -> None:
         core = self.core
-        now = core.now()
         for id, data in self.journal.records():
             record = decode(data)
             self.last_id = id
@@ -125,9 +122,6 @@ class _Restore:
             # A settlement may outlive its entry's record; its ident must not come again all the same.
             named = [*settled, *(item[0] for item in record.attempts), *(item[0] for item in record.dues)]
             core.next_ident = max(core.next_ident, max(named, default=0) + 1)
-            for place, until in enumerate(unpack("d", record.key_expires)):
-                if until > now:
-                    self.keys[record.keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]] = until
             # The number of a queue that is gone must not come again while the log still names it.
             numbers = [*unpack("I", record.queues), *(item[0] for item in record.groups_named)]
             core.next_queue = max(core.next_queue, max(numbers, default=0) + 1)
@@ -186,12 +180,17 @@ class _Restore:
         present = dict(self.journal.rows())
         core.rows.restore(self.rows, present, self.row_octets)
         core.extras.restored(self.extra_uses)
-        core.dedup.restore(self.keys)
+        core.dedup.restore(self._keys(), core.now())
         core.committed_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
         core.gather.dropped += [row for row in present if row not in core.rows]
+
+    def _keys(self) -> Iterator[bytes]:
+        for until, data in self.journal.expiring():
+            self.core.keys_until = until
+            yield data
 
 
 class Refresh:
@@ -218,10 +217,6 @@ class Refresh:
     def _run(self) -> Iterator[Record]:
         core = self._core
         yield from self._names()
-        for some in _slices(list(core.dedup.live(core.now()))):
-            yield Record(
-                core.now(), keys=b"".join(key for key, _ in some), key_expires=pack("d", [until for _, until in some])
-            )
         for queue in list(core.queues.values()):
             if queue.policy.durable:
                 yield from self._entries(queue)
@@ -274,8 +269,16 @@ class Refresh:
         return record
 
 
-def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[list[bytes], list[StateChange]]:
-    """Everything live, for a new file: log records and states."""
+class Snapshot(NamedTuple):
+    """Everything live but for the bodies, as `Journal.rebuild` takes it."""
+
+    records: list[bytes]
+    states: list[StateChange]
+    expiring: list[tuple[float, bytes]]
+
+
+def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> Snapshot:
+    """For a new file."""
     refresh = Refresh(core, 1)
     records: list[bytes] = []
     last = False
@@ -289,7 +292,8 @@ def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> tuple[lis
         fill(record_of_moved, moved)
         records.append(encode(record_of_moved))
     changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
-    return records, [*changes, *core.retained.states(), *declarations.states(core)]
+    keys = [pack_keys(some) for some in _slices(list(core.dedup.live(core.now())))]
+    return Snapshot(records, [*changes, *core.retained.states(), *declarations.states(core)], keys)
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:
@@ -299,5 +303,4 @@ def _slices(items: list[T]) -> Iterator[list[T]]:
 
 def live_octets(core: Core) -> int:
     """About what the log would take if it held only what is live."""
-    entries = sum(queue.entries.count for queue in core.queues.values() if queue.policy.durable)
-    return entries * ENTRY_OCTETS + len(core.dedup) * KEY_OCTETS
+    return ENTRY_OCTETS * sum(queue.entries.count for queue in core.queues.values() if queue.policy.durable)

@@ -19,7 +19,7 @@ from gateway.storage.directory import StoreDirectory
 from gateway.storage.journal import StateChange
 
 APPLICATION_ID = 0x47617465  # "Gate"
-FORMAT = 1
+FORMAT = 2
 PAGE = 8192
 """Bytes: a small commit writes two of them, a body of 256 KB 33."""
 
@@ -28,6 +28,8 @@ _SCHEMA = (
     # A row's checksum stands before its blob, so that it is read without it.
     "CREATE TABLE log (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL, record BLOB NOT NULL)",
     "CREATE TABLE bodies (row INTEGER PRIMARY KEY, crc INTEGER NOT NULL, data BLOB NOT NULL)",
+    "CREATE TABLE expiring (until REAL NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL)",
+    "CREATE INDEX expiring_until ON expiring (until)",
     "CREATE TABLE states (owner TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (owner, key))"
     " WITHOUT ROWID",
 )
@@ -67,6 +69,11 @@ def add_record(connection: sqlite3.Connection, id: int, record: bytes) -> None:
 
 def add_bodies(connection: sqlite3.Connection, bodies: Iterable[tuple[int, bytes]]) -> None:
     connection.executemany("INSERT INTO bodies VALUES (?, ?, ?)", ((row, crc32(data), data) for row, data in bodies))
+
+
+def add_expiring(connection: sqlite3.Connection, expiring: Iterable[tuple[float, bytes]]) -> None:
+    rows = ((until, crc32(data), data) for until, data in expiring)
+    connection.executemany("INSERT INTO expiring VALUES (?, ?, ?)", rows)
 
 
 def change_states(connection: sqlite3.Connection, changes: Iterable[StateChange]) -> None:
@@ -131,8 +138,8 @@ def check(path: Path) -> Report:
             recognise(connection, file)
             structure = _rows(connection, "PRAGMA integrity_check(100)", problems)
             problems += [text for (text,) in structure if text != "ok"]
-            counts = dict.fromkeys(("log", "bodies"), 0)
-            for table, key, data in (("log", "id", "record"), ("bodies", "row", "data")):
+            counts = dict.fromkeys(("log", "bodies", "expiring"), 0)
+            for table, key, data in (("log", "id", "record"), ("bodies", "row", "data"), ("expiring", "rowid", "data")):
                 for id, crc, value in _rows(connection, f"SELECT {key}, crc, {data} FROM {table}", problems):
                     counts[table] += 1
                     if crc32(value) != crc:

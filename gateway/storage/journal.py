@@ -1,4 +1,4 @@
-"""Owns the Journal contract: one ordered log, message bodies apart from it, and a map of small states.
+"""Owns the Journal contract: one ordered log, message bodies and what expires apart from it, and a map of small states.
 
 Its rule: a commit is whole or it never was, and once `commit` has returned it survives a power cut.
 """
@@ -28,6 +28,8 @@ class Commit(msgspec.Struct):
     state: applied in order.
     trim: removes the log records that precede this one by position, i.e. all with an id < `trim`; None keeps all.
     It is done before `record` is appended, so a commit never removes its own record.
+    expiring: pieces of data that are needed until a time, (time, data); opaque, too.
+    expired: pieces of earlier commits whose time is at or before it are removed; None removes none.
     """
 
     record: bytes = b""
@@ -35,6 +37,8 @@ class Commit(msgspec.Struct):
     dropped: list[int] = []
     state: list[StateChange] = []
     trim: int | None = None
+    expiring: list[tuple[float, bytes]] = []
+    expired: float | None = None
 
 
 class Journal(Protocol):
@@ -53,6 +57,9 @@ class Journal(Protocol):
 
     def states(self) -> Iterator[StateChange]:
         """The present state, no None among the values."""
+
+    def expiring(self) -> Iterator[tuple[float, bytes]]:
+        """All that is kept until a time, ascending."""
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """(id, size in bytes) of every body row, ascending, without reading the bodies."""
@@ -74,10 +81,12 @@ class Journal(Protocol):
         rows: Iterable[int],
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
+        expiring: Iterable[tuple[float, bytes]] = (),
     ) -> int:
         """After StoreFailedError: write a new file with these log records and states, with these rows read from the
-        old file and with these new `bodies`, fsync it and its directory, rename it over the old one and go on with
-        it. Returns the id of the last record. Raises StoreError and leaves the old file if that can't be done."""
+        old file, with these new `bodies` and with what is `expiring`, fsync it and its directory, rename it over the
+        old one and go on with it. Returns the id of the last record. Raises StoreError and leaves the old file if
+        that can't be done."""
         ...
 
     def tidy(self) -> bool:

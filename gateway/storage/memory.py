@@ -23,6 +23,7 @@ class MemoryJournal:
         self._log: dict[int, bytes] = {}
         self._bodies: dict[int, bytes] = {}
         self._states: dict[tuple[str, str], bytes] = {}
+        self._expiring: list[tuple[float, bytes]] = []
         self._last = 0
         self._octets = 0
         self._failed = ""
@@ -35,6 +36,9 @@ class MemoryJournal:
 
     def states(self) -> Iterator[StateChange]:
         return iter([StateChange(owner, key, value) for (owner, key), value in self._states.items()])
+
+    def expiring(self) -> Iterator[tuple[float, bytes]]:
+        return iter(sorted(self._expiring))
 
     def rows(self) -> Iterator[tuple[int, int]]:
         return iter(sorted((row, len(data)) for row, data in self._bodies.items()))
@@ -57,6 +61,10 @@ class MemoryJournal:
         for row in commit.dropped:
             self._octets -= len(self._bodies.pop(row, b""))
         self._change(commit.state)
+        if commit.expired is not None:
+            expired = commit.expired
+            self._keep([item for item in self._expiring if item[0] > expired])
+        self._keep([*self._expiring, *commit.expiring])
         return self._append(commit.record) if commit.record else 0
 
     def read(self, rows: Sequence[int]) -> dict[int, bytes]:
@@ -69,6 +77,7 @@ class MemoryJournal:
         rows: Iterable[int],
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
+        expiring: Iterable[tuple[float, bytes]] = (),
     ) -> int:
         wanted, kept = list(rows), list(records)
         found = self.read(wanted)
@@ -76,7 +85,9 @@ class MemoryJournal:
             raise StoreError(f"memory store: body row {min(missing)} is missing; it can't be rebuilt")
         before = self._last
         self._log, self._states, self._bodies = {}, {}, {**found, **dict(bodies)}
+        self._expiring = []
         self._octets = sum(map(len, self._bodies.values()))
+        self._keep(list(expiring))
         self._failed = ""
         self._change(state)
         for record in kept:
@@ -93,7 +104,7 @@ class MemoryJournal:
         return self._octets
 
     def close(self) -> None:
-        self._log, self._states, self._bodies, self._octets = {}, {}, {}, 0
+        self._log, self._states, self._bodies, self._expiring, self._octets = {}, {}, {}, [], 0
 
     def _change(self, changes: Iterable[StateChange]) -> None:
         for owner, key, value in changes:
@@ -101,6 +112,10 @@ class MemoryJournal:
             if value is not None:
                 self._states[owner, key] = value
                 self._octets += len(value)
+
+    def _keep(self, expiring: list[tuple[float, bytes]]) -> None:
+        self._octets += sum(len(data) for _, data in expiring) - sum(len(data) for _, data in self._expiring)
+        self._expiring = expiring
 
     def _append(self, record: bytes) -> int:
         self._last += 1

@@ -77,7 +77,7 @@ class SqliteJournal:
             if newest:
                 self._use(newest, *self._connect(self._directory.file(newest)))
             else:
-                self._write_new(1, (), (), (), ())
+                self._write_new(1, (), (), (), (), ())
             self._directory.keep(self._number)
             self._directory.hold()
         except (sqlite3.Error, OSError) as error:
@@ -103,6 +103,19 @@ class SqliteJournal:
         while chunk:
             yield from map(StateChange._make, chunk)
             chunk = self._select(query.format(">"), *chunk[-1][:2])
+
+    def expiring(self) -> Iterator[tuple[float, bytes]]:
+        """Raises StoreError if a piece is damaged."""
+        query = (
+            "SELECT until, rowid, crc, data FROM expiring WHERE (until, rowid) > (?, ?) ORDER BY until, rowid LIMIT 64"
+        )
+        after: tuple[float, int] = (-1.0, 0)
+        while chunk := self._select(query, *after):
+            for until, row, crc, data in chunk:
+                if crc32(data) != crc:
+                    raise database.damaged(self._file, f"row {row} of expiring is not what was written")
+                yield until, data
+            after = chunk[-1][:2]
 
     def rows(self) -> Iterator[tuple[int, int]]:
         # SQLite knows the length of a blob from the head of its row; the pages that hold the rest are not read.
@@ -138,10 +151,11 @@ class SqliteJournal:
         rows: Iterable[int],
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
+        expiring: Iterable[tuple[float, bytes]] = (),
     ) -> int:
         before, old_writer, old_reader = self._last, self._writer, self._reader
         try:
-            self._write_new(self._number + 1, records, rows, state, bodies)
+            self._write_new(self._number + 1, records, rows, state, bodies, expiring)
         except (sqlite3.Error, OSError) as error:
             raise database.unusable(self._directory.path, error) from error
         # The one that can't write goes last: so SQLite makes no checkpoint in the failed file.
@@ -192,12 +206,15 @@ class SqliteJournal:
         database.add_bodies(writer, commit.bodies)
         if commit.dropped:
             writer.executemany("DELETE FROM bodies WHERE row = ?", [(row,) for row in commit.dropped])
+        if commit.expired is not None:
+            writer.execute("DELETE FROM expiring WHERE until <= ?", (commit.expired,))
+        database.add_expiring(writer, commit.expiring)
         database.change_states(writer, commit.state)
         writer.execute("COMMIT")
         self._last = last
-        self._freed = self._freed or bool(commit.dropped) or commit.trim is not None
+        self._freed = self._freed or bool(commit.dropped) or commit.trim is not None or commit.expired is not None
         self._logged += PAGE * (8 + 2 * len(commit.dropped) + len(commit.state))
-        self._logged += len(commit.record) + sum(len(data) for _, data in commit.bodies)
+        self._logged += len(commit.record) + sum(len(data) for _, data in (*commit.bodies, *commit.expiring))
         return last if commit.record else 0
 
     def _keep_bounds(self, writer: sqlite3.Connection, logged: int) -> None:
@@ -323,6 +340,7 @@ class SqliteJournal:
         rows: Iterable[int],
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]],
+        expiring: Iterable[tuple[float, bytes]],
     ) -> None:
         """Write a whole file, publish it under `number` and go on with it. Raises StoreError, OSError and
         sqlite3.Error, and then nothing has changed."""
@@ -336,6 +354,7 @@ class SqliteJournal:
                     raise database.damaged(self._file, f"body row {row} is missing")
                 database.add_bodies(new, [(row, data)])
             database.add_bodies(new, bodies)
+            database.add_expiring(new, expiring)
         file = self._directory.publish(number)
         try:
             writer, reader = self._connect(file)

@@ -41,6 +41,7 @@ def test_a_new_store_is_empty(journal: Journal) -> None:
     assert list(journal.records()) == []
     assert list(journal.states()) == []
     assert list(journal.rows()) == []
+    assert list(journal.expiring()) == []
     assert journal.read([1, 2]) == {}
     assert journal.room() > 0
 
@@ -80,6 +81,22 @@ def test_state_changes_are_applied_in_order_and_none_removes(journal: Journal) -
     assert states(journal) == {("a", "k"): b"3", ("a", ""): b""}
 
 
+def test_what_expires_stays_until_its_time_is_given(journal: Journal) -> None:
+    journal.commit(Commit(expiring=[(20.5, b"b"), (10.0, b"a")]))
+    journal.commit(Commit(expiring=[(20.5, b"b"), (15.0, b"c")]))
+    assert list(journal.expiring()) == [(10.0, b"a"), (15.0, b"c"), (20.5, b"b"), (20.5, b"b")]
+    journal.commit(Commit(expired=15.0, expiring=[(1.0, b"d")]))
+    assert list(journal.expiring()) == [(1.0, b"d"), (20.5, b"b"), (20.5, b"b")]
+    journal.commit(Commit(expired=20.4))
+    assert list(journal.expiring()) == [(20.5, b"b"), (20.5, b"b")]
+
+
+def test_more_pieces_than_one_read_takes_that_end_at_one_time(journal: Journal) -> None:
+    pieces = [(7.0, b"%d" % number) for number in range(200)]
+    journal.commit(Commit(expiring=pieces))
+    assert sorted(journal.expiring()) == sorted(pieces)
+
+
 def test_names_of_states_may_be_any_text(journal: Journal) -> None:
     names = ["", "\0", "a\0b", "a", "ä", "\U0001f600", "'", "%", "A"]
     journal.commit(Commit(state=[StateChange(a, b, (a + b).encode()) for a, b in itertools.product(names, names)]))
@@ -114,16 +131,19 @@ def test_a_row_that_is_written_twice_fails_the_store_and_changes_nothing(journal
 
 def test_rebuild_keeps_exactly_what_it_is_given_and_heals(journal: Journal) -> None:
     last = journal.commit(Commit(record=b"old", bodies=[(1, b"one"), (2, b"two")], state=[StateChange("a", "k", b"")]))
+    journal.commit(Commit(expiring=[(9.0, b"old")]))
     with pytest.raises(StoreFailedError):
         journal.commit(Commit(bodies=[(1, b"twice")]))
     changes = [StateChange("b", "x", b"1"), StateChange("b", "y", b"2"), StateChange("b", "x", None)]
-    id = journal.rebuild(iter([b"new 1", b"new 2"]), iter([2]), iter(changes))
+    journal_expiring = [(5.0, b"key"), (6.0, b"key")]
+    id = journal.rebuild(iter([b"new 1", b"new 2"]), iter([2]), iter(changes), (), iter(journal_expiring))
     records = list(journal.records())
     assert [record for _, record in records] == [b"new 1", b"new 2"]
     assert records[-1][0] == id and records[0][0] > last
     assert list(journal.rows()) == [(2, 3)]
     assert journal.read([1, 2]) == {2: b"two"}
     assert states(journal) == {("b", "y"): b"2"}
+    assert list(journal.expiring()) == journal_expiring
     assert journal.commit(Commit(record=b"more", bodies=[(1, b"again")])) > id
     assert journal.read([1]) == {1: b"again"}
 
@@ -197,6 +217,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.log: dict[int, bytes] = {}
         self.bodies: dict[int, bytes] = {}
         self.states: dict[tuple[str, str], bytes] = {}
+        self.expiring: list[tuple[float, bytes]] = []
         self.last = 0
         self.next_row = 1
 
@@ -213,13 +234,24 @@ class JournalMachine(RuleBasedStateMachine):
             st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.none() | st.binary(max_size=9)), max_size=5
         ),
         trim=st.none() | st.floats(0, 1),
+        expiring=st.lists(st.tuples(st.floats(0, 10), st.binary(max_size=40)), max_size=3),
+        expired=st.none() | st.floats(0, 10),
     )
-    def commit(self, record: bytes, sizes: list[int], drop: list[int], changes: list[Any], trim: float | None) -> None:
+    def commit(
+        self,
+        record: bytes,
+        sizes: list[int],
+        drop: list[int],
+        changes: list[Any],
+        trim: float | None,
+        expiring: list[tuple[float, bytes]],
+        expired: float | None,
+    ) -> None:
         new = [(self.next_row + n, bytes([n + 1]) * size) for n, size in enumerate(sizes)]
         self.next_row += len(new)
         dropped = [row for back in drop if (row := self.next_row - back) > 0]
         before = None if trim is None else round(trim * (self.last + 1))
-        commit = Commit(record, new, dropped, [StateChange(*change) for change in changes], before)
+        commit = Commit(record, new, dropped, [StateChange(*change) for change in changes], before, expiring, expired)
         id = self.journal.commit(commit)
         if before is not None:
             self.log = {id: kept for id, kept in self.log.items() if id >= before}
@@ -229,6 +261,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.last = id
         else:
             assert id == 0
+        self.expiring = [item for item in self.expiring if expired is None or item[0] > expired] + expiring
         self.bodies.update(new)
         for row in dropped:
             self.bodies.pop(row, None)
@@ -244,7 +277,8 @@ class JournalMachine(RuleBasedStateMachine):
     def rebuild(self, keep: bool, changes: list[Any]) -> None:
         records = list(self.log.values()) if keep else []
         rows = [row for row in self.bodies if keep or row % 2]
-        id = self.journal.rebuild(records, rows, [StateChange(*change) for change in changes])
+        self.expiring = self.expiring if keep else []
+        id = self.journal.rebuild(records, rows, [StateChange(*change) for change in changes], (), self.expiring)
         self.log = dict(zip(range(id - len(records) + 1, id + 1), records, strict=True))
         assert all(new > self.last for new in self.log)
         self.last = max(self.last, id)
@@ -262,6 +296,9 @@ class JournalMachine(RuleBasedStateMachine):
         assert list(self.journal.rows()) == [(row, len(self.bodies[row])) for row in sorted(self.bodies)]
         assert self.journal.read(range(1, self.next_row)) == self.bodies
         assert states(self.journal) == self.states
+        found = list(self.journal.expiring())
+        assert [until for until, _ in found] == sorted(until for until, _ in found)
+        assert sorted(found) == sorted(self.expiring)
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):

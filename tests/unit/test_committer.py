@@ -56,11 +56,12 @@ class Faulty(MemoryJournal):
         rows: Iterable[int],
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
+        expiring: Iterable[tuple[float, bytes]] = (),
     ) -> int:
         if self.rebuild_errors:
             raise self.rebuild_errors.pop(0)
         self.rebuilds += 1
-        return super().rebuild(records, rows, state, bodies)
+        return super().rebuild(records, rows, state, bodies, expiring)
 
     def room(self) -> int:
         return self.free

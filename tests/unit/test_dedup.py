@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.declarations import secret_state
-from gateway.dedup import Dedup
+from gateway.dedup import SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
+from gateway.order import NEVER
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.transport import Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
@@ -179,3 +180,41 @@ def test_one_message_may_be_new_in_one_queue_and_a_duplicate_in_another() -> Non
     kernel.run()
     assert answer.outcomes == [STORED, STORED, DUPLICATE]
     assert (kernel.content("q"), kernel.content("all")) == (["1"], ["1", "1"])
+
+
+def test_keys_leave_memory_and_journal_after_their_time_also_without_traffic() -> None:
+    kernel = Kernel({"short": policy(100), "long": policy(1000)})
+    for number in range(50):
+        say(kernel, "x", "a", f"k{number}", "short")
+        kernel.clock.now += 1
+    say(kernel, "x", "a", "k", "long")
+    assert len(list(kernel.journal.expiring())) == 51
+    kernel.advance(100 + SWEEP_SECONDS)
+    kernel.run()
+    assert (len(list(kernel.journal.expiring())), len(kernel.core.dedup)) == (1, 1)
+    kernel = kernel.crash()
+    assert say(kernel, "y", "a", "k", "long") is DUPLICATE
+    kernel.advance(1000 + SWEEP_SECONDS)
+    kernel.run()
+    assert (list(kernel.journal.expiring()), len(kernel.core.dedup)) == ([], 0)
+    assert kernel.core.next_due() == NEVER
+
+
+def test_many_keys_that_end_at_once_are_freed_in_short_steps() -> None:
+    kernel = Kernel({"q": policy(100)})
+    kernel.accept(*[grouped("q", "x", "a", f"k{number}") for number in range(3 * 5 * SWEEP_KEYS)])
+    kernel.run()
+    kernel.clock.now += 100 + SWEEP_SECONDS
+    kernel.core.tick()
+    assert len(kernel.core.dedup) == 2 * 5 * SWEEP_KEYS
+    kernel.advance(1)
+    assert len(kernel.core.dedup) == 0
+
+
+def test_keys_of_a_journal_are_whole_or_an_error() -> None:
+    keys = [(bytes([number]) * 16, 5.0 + number) for number in range(3)]
+    until, data = pack_keys(keys)
+    assert until == 7.0
+    assert list(unpack_keys(data)) == keys
+    with pytest.raises(ValueError):
+        list(unpack_keys(data[:-1]))

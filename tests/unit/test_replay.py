@@ -200,7 +200,7 @@ def test_a_state_that_makes_no_sense_is_an_error_with_a_reason() -> None:
 
 
 def test_records_are_little_endian_and_mean_what_they_meant() -> None:
-    assert FORMAT == 1
+    assert FORMAT == 2
     assert pack("q", [1, -2]) == bytes([1, 0, 0, 0, 0, 0, 0, 0]) + bytes([0xFE] + [0xFF] * 7)
     assert list(unpack("d", pack("d", [1.5, 0.0]))) == [1.5, 0.0]
     record = Record(5.0, settled=pack("q", [7]), attempts=[(1, 2, "x")], refresh=3, dues=[(1, 2.0)])
@@ -364,10 +364,10 @@ def test_a_snapshot_for_a_new_file_says_everything_also_what_moves_at_the_moment
     kernel.run()
     worker.retry("m0", error="no")
     worker.dead("m1")
-    records, states = snapshot(kernel.core, {"mqtt": {"a": b"1"}})
+    records, states, expiring = snapshot(kernel.core, {"mqtt": {"a": b"1"}})
     journal = MemoryJournal()
     bodies = kernel.journal.read([row for row, _ in kernel.journal.rows()])
-    journal.commit(Commit(state=states, bodies=sorted(bodies.items())))
+    journal.commit(Commit(state=states, bodies=sorted(bodies.items()), expiring=expiring))
     for record in records:
         journal.commit(Commit(record=record))
     after = Kernel(kernel.policies, journal=journal, clock=kernel.clock)
@@ -376,6 +376,8 @@ def test_a_snapshot_for_a_new_file_says_everything_also_what_moves_at_the_moment
     assert after.restored.states == {"mqtt": {"a": b"1"}}
     assert [message.body for message in after.core.retained.find("#", after.clock())] == [b"kept"]
     assert after.core.dedup.secret == kernel.core.dedup.secret
+    now = kernel.clock.now
+    assert dict(after.core.dedup.live(now)) == dict(kernel.core.dedup.live(now)) != {}
 
 
 def test_moves_that_a_new_file_has_already_are_not_doubled_by_the_commit_that_follows() -> None:
@@ -384,7 +386,7 @@ def test_moves_that_a_new_file_has_already_are_not_doubled_by_the_commit_that_fo
     worker = kernel.worker("q")
     kernel.run()
     worker.dead("1")
-    records, states = snapshot(kernel.core, {})
+    records, states, _ = snapshot(kernel.core, {})
     journal = MemoryJournal()
     bodies = kernel.journal.read([row for row, _ in kernel.journal.rows()])
     journal.commit(Commit(state=states, bodies=sorted(bodies.items())))
