@@ -25,7 +25,7 @@ from gateway.queue import Queue
 from gateway.records import Extra
 from gateway.retained import Retained
 from gateway.router import Router
-from gateway.rows import Rows
+from gateway.rows import Rows, runs
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
@@ -174,7 +174,6 @@ class Core:
                     stored = gather.bodies.add(message, self.rows.new)
                     gather.octets += stored[2]
                 row, offset, length = stored
-                self.rows.refer(row)
             else:
                 row, offset, length = 0, 0, octets
                 gather.octets += octets
@@ -233,8 +232,11 @@ class Core:
         `failed`."""
         if self.committing is not None or self.gather.is_empty():
             return None
-        self.committing, self.gather = self.gather, Gather()
-        return self.committing.commit(self.now())
+        gather = self.committing = self.gather
+        self.gather = Gather()
+        for row, count in runs([entry.row for entry in gather.pending]):
+            self.rows.refer(row, count)
+        return gather.commit(self.now())
 
     def committed(self) -> list[Accept]:
         """The commit is durable: its entries are deliverable, its calls may be answered, in order."""
@@ -307,6 +309,8 @@ class Core:
         gather, self.committing = self.committing, None
         assert gather is not None
         later, self.gather = self.gather, Gather()
+        for row in {entry.row for entry in gather.pending if entry.row}:
+            self.rows.undo(row)
         for undone in (gather, later):
             self._undo(undone)
             self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations)
@@ -323,8 +327,6 @@ class Core:
             entry.queue.pending_count -= 1
             entry.queue.pending_octets -= entry.length
             self.extras.drop(entry.extra)
-            if entry.row:
-                self.rows.undo(entry.row)
             if entry.group:
                 entry.queue.groups.empty((entry.group,))
         for keys in gather.keys.values():
@@ -337,19 +339,21 @@ class Core:
 
     # what queues ask of their ledger
 
-    def removed(self, queue: Queue, slot: int) -> None:
+    def removed(self, queue: Queue, slots: Sequence[int]) -> None:
         entries = queue.entries
-        row = entries.row[slot]
-        if row:
-            if queue.policy.durable:
-                self.gather.settled.append(entries.ident[slot])
-            self._release_row(row)
-        extra = entries.extra[slot]
-        if extra:
-            self.extras.drop(extra)
+        rows = [entries.row[slot] for slot in slots]
+        if queue.policy.durable:
+            ident = entries.ident
+            self.gather.settled += [ident[slot] for slot, row in zip(slots, rows, strict=True) if row]
+        for row, count in runs(rows):
+            self._release_row(row, count)
+        extras = entries.extra
+        for slot in slots:
+            if extras[slot]:
+                self.extras.drop(extras[slot])
 
-    def _release_row(self, row: int) -> None:
-        if self.rows.release(row):
+    def _release_row(self, row: int, count: int = 1) -> None:
+        if self.rows.release(row, count):
             self.gather.dropped.append(row)
 
     def _release(self, entry: Pending) -> None:

@@ -140,7 +140,6 @@ class DeadLetters:
             if found.policy.durable:
                 if not row:
                     row, offset, length = self._core.gather.bodies.add(message, self._core.rows.new)
-                self._core.rows.refer(row)
                 place = (row, offset, length)
             self._core.gather.octets += place[2]
             self._pend(self._core.gather.pending, found, message, place, now, extra, None)

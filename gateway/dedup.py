@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from gateway.order import NEVER
 from gateway.records import pack, unpack
@@ -20,7 +21,7 @@ RESTORED = -1.0
 
 
 class Dedup:
-    """Keys as 128-bit keyed hashes; expiry is exact."""
+    """Keys as keyed hashes, the first 128 bits of a SHA-256; expiry is exact."""
 
     __slots__ = ("_begun", "_secret", "_windows", "due")
 
@@ -28,7 +29,7 @@ class Dedup:
         self._secret = secret
         self._windows: dict[float, dict[bytes, float]] = {}
         """By the window's seconds; the keys of one window end in the order in which they came."""
-        self._begun: dict[str, hashlib.blake2b] = {}
+        self._begun: dict[str, Any] = {}
         self.due = NEVER
         """When `expire` has something to do."""
 
@@ -51,16 +52,17 @@ class Dedup:
         if begun is None:
             if len(self._begun) >= 10_000:
                 self._begun.clear()
-            # Taking in secret and queue is half of the work, and the same for each of its messages.
-            begun = self._begun[queue] = hashlib.blake2b(digest_size=KEY_BYTES, key=self._secret)
-            begun.update(f"{len(queue)}:{queue}".encode())
+            # Secret and queue fill the first block of SHA-256, which is the same for all of the queue's messages.
+            secret = hashlib.sha256(self._secret + queue.encode()).digest()
+            begun = self._begun[queue] = hashlib.sha256(secret.ljust(64, b"\0"))
         hash = begun.copy()
         if group is not None:
             key = f"{len(group)}:{group}\0{key}"
         else:
             key = "\0" + key
         hash.update(key.encode("utf-8", "surrogatepass"))
-        return hash.digest()
+        digest: bytes = hash.digest()
+        return digest[:KEY_BYTES]
 
     @staticmethod
     def body_key(body: bytes) -> str:

@@ -5,6 +5,7 @@ Its rule: a queue knows the core by this contract alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.dead_letter import Reason
@@ -33,8 +34,8 @@ class Ledger(Protocol):
     memory: Memory
 
     def now(self) -> float: ...
-    def removed(self, queue: Queue, slot: int) -> None:
-        """The entry leaves for good; called before its slot is freed."""
+    def removed(self, queue: Queue, slots: Sequence[int]) -> None:
+        """The entries leave for good; called before their slots are freed."""
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
     def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:

@@ -210,7 +210,7 @@ class Queue:
                 self.errors.pop(slot, None)
         if self.doomed:
             self.doomed.pop(slot, None)
-        self.ledger.removed(self, slot)
+        self.ledger.removed(self, (slot,))
         self.entries.remove(slot)
 
     def purge(self) -> int:
@@ -361,8 +361,17 @@ class Queue:
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
         self.counters.settled += len(deliveries)
-        for delivery in deliveries:
-            self.remove(delivery.slot)
+        slots = [delivery.slot for delivery in deliveries]
+        flying, leave, free = self.flying, self.order.leave, self.entries.remove
+        self.ledger.removed(self, slots)
+        for slot in slots:
+            del flying[slot]
+            leave(slot, True)
+            free(slot)
+        for known in (self.attempts, self.errors, self.doomed):
+            if known:
+                for slot in slots:
+                    known.pop(slot, None)
         self.ledger.wake(self)
 
     def reject(self, delivery: Delivery, error: str) -> None:

@@ -6,8 +6,8 @@ Its rule: a row is let go when the last entry that refers to it has left, and ne
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
 
 CACHE_OCTETS = 32 << 20
 ROWS_AT_ONCE = 64
@@ -46,16 +46,16 @@ class Rows:
         self.unreadable = self.uses.keys() - sizes.keys()
         self.next = max(self.next, max(sizes, default=0) + 1)
 
-    def refer(self, row: int) -> None:
-        """One entry more refers to this row."""
-        uses = self.uses.get(row, 0) + 1
+    def refer(self, row: int, count: int = 1) -> None:
+        """So many entries more refer to this row."""
+        uses = self.uses.get(row, 0) + count
         self.uses[row] = uses
         if uses > 1:
             self.peaks[row] = uses
 
-    def release(self, row: int) -> bool:
-        """One entry less; True if it was the last, and the row may go."""
-        left = self.uses[row] - 1
+    def release(self, row: int, count: int = 1) -> bool:
+        """So many entries less; True if none is left, and the row may go."""
+        left = self.uses[row] - count
         if left:
             self.uses[row] = left
             if 2 * left < self.peaks[row]:
@@ -65,12 +65,8 @@ class Rows:
         return True
 
     def undo(self, row: int) -> None:
-        """A reference that never was; the row is not written either."""
-        left = self.uses[row] - 1
-        if left:
-            self.uses[row] = left
-        else:
-            self._forget(row)
+        """The row is not written; nothing but what was to be written with it refers to it."""
+        self._forget(row)
 
     def _forget(self, row: int) -> None:
         del self.uses[row]
@@ -122,3 +118,10 @@ class Rows:
     def living(self, rows: Iterable[int]) -> set[int]:
         """Those of them that entries refer to."""
         return self.uses.keys() & set(rows)
+
+
+def runs(rows: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Each row (0 is none) with how often it stands there in a row: messages that came together are together."""
+    for row, same in groupby(rows):
+        if row:
+            yield row, len(list(same))

@@ -22,15 +22,12 @@ class MissingValueError(Exception):
     """A template has no value for this message; the text says which part and why."""
 
 
-class Fields:
+class Fields(msgspec.Struct, gc=False):
     """One message, as templates look at it; topic and body are taken apart at most once."""
 
-    __slots__ = ("_body", "_levels", "message")
-
-    def __init__(self, message: Message) -> None:
-        self.message = message
-        self._levels: list[str] | None = None
-        self._body: Any = _UNREAD
+    message: Message
+    _levels: list[str] | None = None
+    _body: Any = _UNREAD
 
     @property
     def levels(self) -> list[str]:
@@ -89,7 +86,9 @@ def _variable(name: str) -> Callable[[Fields], Any]:
             key = path[0]
 
             def first(fields: Fields) -> Any:
-                body = fields.body
+                body = fields._body
+                if body is _UNREAD:
+                    body = fields.body
                 return body.get(key) if isinstance(body, dict) else None
 
             return first
@@ -117,11 +116,13 @@ class Template:
     Raises ValueError, for a text that is no template, saying what is wrong.
     """
 
-    __slots__ = ("_by_topic", "_parts", "_single", "text")
+    __slots__ = ("_parts", "render", "text")
+
+    render: Callable[[Fields], str]
+    """Raises MissingValueError where a variable has no value and no default, or the text is above 1 KiB."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._by_topic: dict[str, str] | None = None
         self._parts: list[str | tuple[str, Callable[[Fields], Any], str | None]] = []
         literal = ""
         place = 0
@@ -148,30 +149,39 @@ class Template:
         if literal or not self._parts:
             self._parts.append(literal)
         only = self._parts[0]
-        # Most templates are one variable: its text is taken as it is.
-        self._single = only[1] if len(self._parts) == 1 and not isinstance(only, str) else None
         names = [part[0].strip() for part in self._parts if not isinstance(part, str)]
         if all(name == "topic" or name.startswith("topic[") for name in names):
-            self._by_topic = {}
+            self.render = self._remembering({})
+        elif len(self._parts) == 1 and not isinstance(only, str):
+            self.render = self._plain(only[1])
+        else:
+            self.render = self._render
 
-    def render(self, fields: Fields) -> str:
-        """Raises MissingValueError where a variable has no value and no default, or the text is above 1 KiB."""
-        known = self._by_topic
-        if known is None or fields.message.exchange == DEFAULT_EXCHANGE:
-            if self._single is not None:
-                value = self._single(fields)
-                if type(value) is str and len(value) <= 256:
-                    return value
-            return self._render(fields)
-        # Of the topic alone: the same topics come again and again.
-        topic = fields.message.topic
-        text = known.get(topic)
-        if text is None:
-            text = self._render(fields)
-            if len(known) >= MAX_KNOWN_TOPICS:
-                known.clear()
-            known[topic] = text
-        return text
+    def _remembering(self, known: dict[str, str]) -> Callable[[Fields], str]:
+        """Of the topic alone: the same topics come again and again."""
+
+        def render(fields: Fields) -> str:
+            message = fields.message
+            if message.exchange == DEFAULT_EXCHANGE:
+                return self._render(fields)
+            text = known.get(message.topic)
+            if text is None:
+                text = self._render(fields)
+                if len(known) >= MAX_KNOWN_TOPICS:
+                    known.clear()
+                known[message.topic] = text
+            return text
+
+        return render
+
+    def _plain(self, get: Callable[[Fields], Any]) -> Callable[[Fields], str]:
+        """One variable alone: its text is mostly taken as it is."""
+
+        def render(fields: Fields) -> str:
+            value = get(fields)
+            return value if type(value) is str and len(value) <= 256 else self._render(fields)
+
+        return render
 
     def _render(self, fields: Fields) -> str:
         if len(self._parts) == 1:

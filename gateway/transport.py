@@ -130,7 +130,7 @@ class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last: float
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message on its way to one consumer. `id` is new for each delivery, grows, and is never 0;
     with id 0 (QoS 0 to a live subscriber) there is nothing to settle.
 
@@ -138,29 +138,15 @@ class Delivery:
     deaths: why earlier queues gave it up, the latest first. remaining: seconds until it expires, or None.
     """
 
-    __slots__ = ("attempts", "deaths", "expires", "id", "message", "options", "queue", "redelivered", "slot")
-
-    def __init__(
-        self,
-        id: int,
-        message: Message,
-        queue: str,
-        options: Options,
-        slot: int = 0,
-        attempts: int = 0,
-        redelivered: bool = False,
-        deaths: tuple[Death, ...] = (),
-        expires: float | None = None,
-    ) -> None:
-        self.id = id
-        self.message = message
-        self.queue = queue
-        self.options = options
-        self.slot = slot
-        self.attempts = attempts
-        self.redelivered = redelivered
-        self.deaths = deaths
-        self.expires = expires
+    id: int
+    message: Message
+    queue: str
+    options: Options
+    slot: int = 0
+    attempts: int = 0
+    redelivered: bool = False
+    deaths: tuple[Death, ...] = ()
+    expires: float | None = None
 
 
 class Consumer(Protocol):

@@ -31,7 +31,8 @@ def test_golden_frames_out() -> None:
     assert codec.encode_method(0, amqp.Connection.Tune, channel_max=2047, frame_max=131072, heartbeat=60) == TUNE
     assert codec.encode_ack(3, 7, True) == ACK
     address = codec.short(b"log") + codec.short(b"a.b")
-    assert codec.encode_deliver(1, codec.short(b"ct"), 9, True, address) == DELIVER
+    head = codec.deliver_head(1, codec.short(b"ct"), len(address))
+    assert head + codec.encode_tag(9, True) + address + codec.END == DELIVER
     parts: list[bytes] = []
     codec.append_content(parts, 1, b"\x10\x00\x02", b"hello", 4096)
     assert b"".join(parts) == CONTENT

@@ -40,7 +40,7 @@ _NUMBERS = {
     "long": struct.Struct(">I"),
     "longlong": struct.Struct(">Q"),
 }
-_END = b"\xce"
+END = b"\xce"
 _CLASS_BASIC = 60
 
 RawFrame = tuple[int, int, int, int]
@@ -169,7 +169,7 @@ def encode_method(channel: int, kind: type[Frame], **arguments: Any) -> bytes:
     if arguments:
         raise TypeError(f"{kind.name} has no {', '.join(arguments)}")
     payload = b"".join(parts)
-    return _METHOD.pack(METHOD, channel, len(payload) + 4, kind.index) + payload + _END
+    return _METHOD.pack(METHOD, channel, len(payload) + 4, kind.index) + payload + END
 
 
 # the hot path in
@@ -219,36 +219,35 @@ def encode_ack(channel: int, tag: int, multiple: bool) -> bytes:
     return _ACK.pack(METHOD, channel, 13, ACK, tag, multiple, FRAME_END)
 
 
-def encode_deliver(channel: int, consumer_tag: bytes, tag: int, redelivered: bool, address: bytes) -> bytes:
-    """A basic.deliver frame. consumer_tag, and exchange with routing key in `address`, are short strings ready to
-    be sent."""
-    return b"%b%b%b%b\xce" % (
-        _METHOD.pack(METHOD, channel, 13 + len(consumer_tag) + len(address), _DELIVER),
-        consumer_tag,
-        _TAG.pack(tag, redelivered),
-        address,
-    )
+def deliver_head(channel: int, consumer_tag: bytes, address_size: int) -> bytes:
+    """A basic.deliver frame up to its delivery tag. Then come `encode_tag`, `address_size` octets of exchange and
+    routing key as short strings, and END. consumer_tag is a short string, too."""
+    return _METHOD.pack(METHOD, channel, 13 + len(consumer_tag) + address_size, _DELIVER) + consumer_tag
 
+
+encode_tag = _TAG.pack
+"""(delivery tag, redelivered), as basic.deliver has it."""
 
 _DELIVER: int = Basic.Deliver.index
+
+
+def content_head(channel: int, properties: bytes, size: int) -> bytes:
+    """A content header and the begin of the one body frame; then come the body's `size` octets, and END."""
+    head = _HEADER.pack(HEADER, channel, 12 + len(properties), _CLASS_BASIC, 0, size) + properties
+    return head + END + _FRAME.pack(BODY, channel, size) if size else head
 
 
 def append_content(parts: list[bytes], channel: int, properties: bytes, body: bytes, frame_max: int) -> None:
     """A content header with these properties and as many body frames as `frame_max` asks for."""
     size = len(body)
-    parts.append(_HEADER.pack(HEADER, channel, 12 + len(properties), _CLASS_BASIC, 0, size))
-    parts.append(properties)
     room = frame_max - OVERHEAD
-    if 0 < size <= room:
-        parts.append(b"\xce" + _FRAME.pack(BODY, channel, size))
-        parts.append(body)
-    elif size:
-        head = b"\xce"
-        for start in range(0, size, room):
-            chunk = body[start : start + room]
-            parts.append(head + _FRAME.pack(BODY, channel, len(chunk)))
-            parts.append(chunk)
-    parts.append(_END)
+    if size <= room:
+        parts += (content_head(channel, properties, size), body, END)
+        return
+    parts += (_HEADER.pack(HEADER, channel, 12 + len(properties), _CLASS_BASIC, 0, size), properties, END)
+    for start in range(0, size, room):
+        chunk = body[start : start + room]
+        parts += (_FRAME.pack(BODY, channel, len(chunk)), chunk, END)
 
 
 def content_fits(properties: bytes, frame_max: int) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.transport import Delivery, Subscription, Verdict
 from transports.amqp.channel import Channel
-from transports.amqp.codec import short
+from transports.amqp.codec import deliver_head, short
 
 if TYPE_CHECKING:
     from transports.amqp.consuming import Consuming
@@ -28,13 +28,13 @@ class AmqpConsumer:
         "channel",
         "consuming",
         "exclusive",
+        "heads",
         "no_ack",
         "prefetch",
         "queue",
         "subscription",
         "tag",
         "taken",
-        "wire_tag",
     )
 
     subscription: Subscription
@@ -44,7 +44,8 @@ class AmqpConsumer:
         self.consuming = consuming
         self.channel = channel
         self.tag = tag
-        self.wire_tag = short(tag.encode())
+        self.heads: dict[int, bytes] = {}
+        """The begin of its basic.deliver frames, by the octets of their address."""
         self.queue = queue
         self.no_ack = no_ack
         self.prefetch = 0 if no_ack else channel.prefetch
@@ -56,6 +57,12 @@ class AmqpConsumer:
 
     def closed(self, reason: str) -> None:
         self.consuming.queue_gone(self)
+
+    def head(self, address_size: int) -> bytes:
+        head = self.heads.get(address_size)
+        if head is None:
+            head = self.heads[address_size] = deliver_head(self.channel.id, short(self.tag.encode()), address_size)
+        return head
 
     def start(self) -> None:
         """The first credit; call it after consume-ok is on its way."""

@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 from pamqp import commands as amqp
 
 from gateway.flow import Credit
-from gateway.message import Message, Properties
+from gateway.message import NO_PROPERTIES, Message, Properties
 from gateway.transport import Death, Delivery, QueueView, Verdict
 from transports.amqp.channel import Channel
-from transports.amqp.codec import append_content, content_fits, encode_deliver, encode_method, short
+from transports.amqp.codec import (
+    END,
+    OVERHEAD,
+    append_content,
+    content_fits,
+    content_head,
+    encode_method,
+    encode_tag,
+    short,
+)
 from transports.amqp.consumer import AmqpConsumer, Get
 from transports.amqp.errors import (
     ACCESS_REFUSED,
@@ -63,7 +72,7 @@ class Consuming:
         self._handed: dict[AmqpConsumer, list[int]] = {}
         self._starved: dict[AmqpConsumer, None] = {}
         self._addresses: dict[tuple[str, str], bytes] = {}
-        self._properties: dict[tuple[int, int, bool, bool], tuple[Properties, bytes]] = {}
+        self._heads: dict[tuple[object, ...], tuple[Properties, bytes]] = {}
         self._gets: dict[Get, TimerHandle] = {}
 
     def unsettled(self) -> bool:
@@ -139,18 +148,18 @@ class Consuming:
 
     def deliver(self, consumer: AmqpConsumer, batch: Sequence[Delivery]) -> None:
         """One turn's deliveries to one consumer, as one piece of bytes."""
-        channel = consumer.channel
+        channel, no_ack = consumer.channel, consumer.no_ack
         number, frame_max = channel.id, self.connection.frame_max
-        addresses = self._addresses
-        wire_tag, no_ack = consumer.wire_tag, consumer.no_ack
+        addresses, heads, room = self._addresses, consumer.heads, frame_max - OVERHEAD
         parts: list[bytes] = []
         handed: list[int] = []
         invalid: dict[int, str] = {}
         for delivery in batch:
             message = delivery.message
-            properties = self._encode(delivery)
-            if isinstance(properties, str):
-                invalid[delivery.id] = properties
+            body = message.body
+            content = self._head(number, delivery) if len(body) <= room else self._encode(delivery)
+            if isinstance(content, str):
+                invalid[delivery.id] = content
                 continue
             if no_ack:
                 tag = channel.pass_tag()
@@ -158,8 +167,12 @@ class Consuming:
             else:
                 tag = channel.register(consumer, delivery.id)
             address = addresses.get((message.exchange, message.topic)) or self._address(message)
-            parts.append(encode_deliver(number, wire_tag, tag, delivery.redelivered, address))
-            append_content(parts, number, properties, message.body, frame_max)
+            head = heads.get(len(address)) or consumer.head(len(address))
+            if len(body) <= room:
+                parts += (head, encode_tag(tag, delivery.redelivered), address, END, content, body, END)
+            else:
+                parts += (head, encode_tag(tag, delivery.redelivered), address, END)
+                append_content(parts, number, content, body, frame_max)
         if handed:
             self._handed.setdefault(consumer, []).extend(handed)
         if parts:
@@ -183,26 +196,37 @@ class Consuming:
             self._addresses[message.exchange, message.topic] = address
         return address
 
+    def _head(self, channel: int, delivery: Delivery) -> bytes | str:
+        """Its content up to the octets of a body that fits into one frame, or why it can't be sent."""
+        message = delivery.message
+        body, properties = message.body, message.properties
+        # A long topic may have to stand among the headers, so its properties are not another's.
+        if delivery.expires is not None or delivery.attempts or delivery.deaths or len(message.topic) > SHORT_TOPIC:
+            encoded = self._encode(delivery)
+            return encoded if isinstance(encoded, str) else content_head(channel, encoded, len(body))
+        if properties is not NO_PROPERTIES and properties == NO_PROPERTIES:
+            properties = NO_PROPERTIES  # it was read from the disk
+        key = (id(properties), message.qos, message.retain, message.source, len(body), channel)
+        known = self._heads.get(key)
+        if known is not None and known[0] is properties:
+            return known[1]
+        encoded = self._encode(delivery)
+        if isinstance(encoded, str):
+            return encoded
+        head = content_head(channel, encoded, len(body))
+        if len(head) <= 512:
+            if len(self._heads) >= CACHED:
+                self._heads.clear()
+            self._heads[key] = (properties, head)
+        return head
+
     def _encode(self, delivery: Delivery) -> bytes | str:
         """The properties as they go out, or why they can't."""
         message = delivery.message
         native = message.source in self.topology.listeners
+        remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
         try:
-            # A long topic may have to stand among the headers, so its properties are not another's.
-            plain = delivery.expires is None and not delivery.attempts and not delivery.deaths
-            if plain and len(message.topic) <= SHORT_TOPIC:
-                key = (id(message.properties), message.qos, message.retain, native)
-                known = self._properties.get(key)
-                if known is not None and known[0] is message.properties:
-                    return known[1]
-                encoded = encode(message, native)
-                if len(encoded) <= 512:
-                    if len(self._properties) >= CACHED:
-                        self._properties.clear()
-                    self._properties[key] = (message.properties, encoded)
-            else:
-                remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
-                encoded = encode(message, native, remaining, _delivery_headers(delivery))
+            encoded = encode(message, native, remaining, _delivery_headers(delivery))
         except ValueError as error:
             return str(error)
         if not content_fits(encoded, self.connection.frame_max):
