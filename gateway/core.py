@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import groupby
+from operator import attrgetter
 
 from gateway.dead_letter import UNSTORED_OCTETS, DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, queue_state
@@ -30,6 +32,8 @@ from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
 from gateway.transport import NO_OPTIONS, Binding, Consumer, Delivery, Options, Outcome
+
+_queue_of: Callable[[Pending], Queue] = attrgetter("queue")
 
 
 class Core:
@@ -186,14 +190,11 @@ class Core:
                     gather.keys.setdefault(policy.dedup.window, []).append((digest, until))
                 else:
                     gather.volatile_keys.append(digest)
-            ttl = message.ttl
-            if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
-                ttl = policy.ttl
-            expires = 0.0 if ttl is None else now + ttl
-            delay = message.delay or policy.delay
-            due = now + min(delay, policy.max_delay) if delay else 0.0
-            if due and policy.durable:
-                gather.dues.append((ident, due))
+            expires = due = 0.0
+            if queue.is_timed or message.ttl is not None or message.delay:
+                expires, due = _times(message, policy, now)
+                if due and policy.durable:
+                    gather.dues.append((ident, due))
             queue.pending_count += 1
             queue.pending_octets += length
             gather.pending.append(Pending(queue, ident, message, row, offset, length, expires, now, number, extra, due))
@@ -245,36 +246,20 @@ class Core:
         now = self.now()
         limited: dict[Queue, None] = {}
         crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.max_memory
-        for entry in gather.entries():
-            queue = entry.queue
-            queue.pending_count -= 1
-            queue.pending_octets -= entry.length
-            if entry.ident > self.committed_ident:
-                self.committed_ident = entry.ident
+        for queue, same in groupby(gather.entries(), _queue_of):
+            stored = list(same)
+            queue.pending_count -= len(stored)
+            queue.pending_octets -= sum([entry.length for entry in stored])
+            self.committed_ident = max(self.committed_ident, stored[-1].ident)
             if queue.deleted:
-                self._release(entry)
-                if entry.row and queue.policy.durable:
-                    self.gather.settled.append(entry.ident)
+                self._give_up(queue, stored)
                 continue
-            expires = entry.expires
-            if expires and expires == entry.accepted:
-                expires = now  # a ttl of 0 is for whoever is ready at the moment it could be delivered
-            slot = queue.store(
-                entry.ident,
-                entry.message,
-                entry.row,
-                entry.offset,
-                entry.length,
-                expires,
-                entry.accepted,
-                entry.group,
-                entry.extra,
-                entry.due,
-            )
-            queue.counters.accepted += 1
+            slots = queue.store(stored, now)
+            queue.counters.accepted += len(stored)
             self._dirty[queue] = None
-            if crowded and entry.row:
-                self._fresh.append((queue, slot, entry.ident))
+            if crowded:
+                fresh = zip(slots, stored, strict=True)
+                self._fresh += [(queue, slot, entry.ident) for slot, entry in fresh if entry.row]
             if queue.policy.overflow != "refuse":
                 limited[queue] = None
         for queue in limited:
@@ -356,10 +341,14 @@ class Core:
         if self.rows.release(row, count):
             self.gather.dropped.append(row)
 
-    def _release(self, entry: Pending) -> None:
-        self.extras.drop(entry.extra)
-        if entry.row:
-            self._release_row(entry.row)
+    def _give_up(self, queue: Queue, entries: Sequence[Pending]) -> None:
+        """Committed for a queue that is deleted."""
+        for entry in entries:
+            self.extras.drop(entry.extra)
+            if entry.row:
+                self._release_row(entry.row)
+                if queue.policy.durable:
+                    self.gather.settled.append(entry.ident)
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
         if queue.policy.durable:
@@ -570,6 +559,14 @@ class Core:
             queue.live = True
             self.journal_queue(queue)
         return queue.attach(consumer, pools, live)
+
+
+def _times(message: Message, policy: QueuePolicy, now: float) -> tuple[float, float]:
+    """When it expires and from when it may be delivered; 0 for never and at once."""
+    ttl, delay = message.ttl, message.delay or policy.delay
+    if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
+        ttl = policy.ttl
+    return 0.0 if ttl is None else now + ttl, now + min(delay, policy.max_delay) if delay else 0.0
 
 
 def _nobody() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+import msgspec
+
 from gateway.entries import Entries
 
 
@@ -132,17 +134,14 @@ class Competing:
         return self._timers[0][0] if self._timers else NEVER
 
 
-class _Flight:
+class _Flight(msgspec.Struct, eq=False, gc=False):
     """What of one group is in flight, and with whom. next: the slot that may follow it, 0 for none.
     draining: something went back, so nothing more goes out until the rest is settled."""
 
-    __slots__ = ("count", "draining", "holder", "next")
-
-    def __init__(self, holder: object) -> None:
-        self.holder = holder
-        self.count = 0
-        self.next = 0
-        self.draining = False
+    holder: object
+    count: int = 0
+    next: int = 0
+    draining: bool = False
 
 
 class Grouped:

@@ -16,6 +16,7 @@ import msgspec
 from gateway.dead_letter import Reason
 from gateway.entries import Entries
 from gateway.flow import Credit
+from gateway.gather import Pending
 from gateway.groups import GroupNames
 from gateway.ledger import RESIDENT_OCTETS, Counters, Ledger
 from gateway.message import Message
@@ -88,6 +89,7 @@ class Queue:
         self.policy = policy
         self.group_template, self.dedup_template = templates_of(policy)
         self.reads_fields = self.group_template is not None or policy.dedup is not None
+        self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None
         if self._timeouts:
             # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
@@ -137,28 +139,26 @@ class Queue:
         parked = len(self.order.parked) if isinstance(self.order, Grouped) else 0
         return self.policy.overflow == "refuse" or self.depth + self.pending_count == parked
 
-    def store(
-        self,
-        ident: int,
-        message: Message | None,
-        row: int,
-        offset: int,
-        length: int,
-        expires: float,
-        accepted: float,
-        group: int,
-        extra: int,
-        due: float,
-    ) -> int:
-        """A committed entry, the last by arrival. Without `message` its body is on disk only."""
-        slot = self.entries.add(ident, row, offset, length, expires, accepted, group, extra)
-        if message is not None:
-            self.resident[slot] = message
-            self._memory.octets += length + RESIDENT_OCTETS
-        if expires:
-            self.watch_expiry(slot)
-        self.order.add(slot, due)
-        return slot
+    def store(self, entries: Sequence[Pending], now: float) -> list[int]:
+        """Committed entries, the last by arrival, and their slots. Without a message its body is on disk only."""
+        add, enqueue, resident = self.entries.add, self.order.add, self.resident
+        slots: list[int] = []
+        octets = 0
+        for entry in entries:
+            expires = entry.expires
+            if expires and expires == entry.accepted:
+                expires = now  # a ttl of 0 is for whoever is ready at the moment it could be delivered
+            length = entry.length
+            slot = add(entry.ident, entry.row, entry.offset, length, expires, entry.accepted, entry.group, entry.extra)
+            if entry.message is not None:
+                resident[slot] = entry.message
+                octets += length + RESIDENT_OCTETS
+            if expires:
+                self.watch_expiry(slot)
+            enqueue(slot, entry.due)
+            slots.append(slot)
+        self._memory.octets += octets
+        return slots
 
     def watch_expiry(self, slot: int) -> None:
         """Sees to it that the entry expires even if nobody asks for it."""

@@ -18,7 +18,7 @@ from gateway.core import Core
 from gateway.declarations import OWNER, decode_binding, decode_definition
 from gateway.dedup import pack_keys
 from gateway.errors import StoreError
-from gateway.gather import fill
+from gateway.gather import Pending, fill
 from gateway.order import Grouped
 from gateway.queue import Queue
 from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
@@ -158,7 +158,9 @@ class _Restore:
                 continue  # a new file had it already, and the commit that was under way then wrote it again
             if moved and ident in moved:
                 row, offset = moved[ident]
-            slot = queue.store(ident, None, row, offset, length, expires, accepted, group, extra, dues.get(ident, 0.0))
+            due = dues.get(ident, 0.0)
+            entry = Pending(queue, ident, None, row, offset, length, expires, accepted, group, extra, due)
+            (slot,) = queue.store((entry,), expires)
             rows.append(row)
             row_octets[row] += length
             if extra:
