@@ -12,15 +12,16 @@ from heapq import heapify, heappop, heappush
 from itertools import groupby
 from operator import attrgetter
 
-from gateway.dead_letter import UNSTORED_OCTETS, DeadLetters, Reason
+from gateway.dead_letter import DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, queue_state
 from gateway.dedup import SWEEP_KEYS, Dedup
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
+from gateway.intake import Intake
 from gateway.ledger import RESIDENT_OCTETS, Memory
-from gateway.message import TOPIC_EXCHANGE, Message
+from gateway.message import Message
 from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
@@ -30,8 +31,7 @@ from gateway.router import Router
 from gateway.rows import Rows, runs
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
-from gateway.template import Fields, MissingValueError
-from gateway.transport import NO_OPTIONS, Binding, Consumer, Delivery, Options, Outcome
+from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
 
 _queue_of: Callable[[Pending], Queue] = attrgetter("queue")
 
@@ -56,6 +56,7 @@ class Core:
         self.by_number: dict[int, Queue] = {}
         self.dedup = Dedup(secret)
         self.retained = Retained()
+        self.intake = Intake(self)
         self.dead_letters = DeadLetters(self)
         self.extras = Extras()
         self.gather = Gather()
@@ -86,128 +87,11 @@ class Core:
 
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
-        now = self.now()
-        accept.outcomes = [self._decide(message, now) for message in accept.messages]
+        accept.outcomes = self.intake.take(accept.messages)
         gather = self.gather
         gather.accepts.append(accept)
         if accept.changes and not accept.is_refused():
             gather.states += accept.changes
-
-    def _decide(self, message: Message, now: float) -> Outcome:
-        if self.overloaded:
-            return Outcome.REFUSED
-        retains = message.retain and message.exchange == TOPIC_EXCHANGE
-        if retains and self.refusing:
-            return Outcome.REFUSED
-        targets = self.router.route(message)
-        gather = self.gather
-        if not targets:
-            if retains:
-                self._retain(message, now)
-            return Outcome.UNROUTED
-        fields: Fields | None = None
-        plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
-        # Rare, and a list for nothing costs as much as a dictionary hit.
-        live: list[tuple[Queue, Options]] | None = None
-        invalid: list[tuple[Queue, Message, list[Queue], str]] | None = None
-        duplicates: list[Queue] | None = None
-        octets = len(message.body) + UNSTORED_OCTETS
-        for queue, options in targets:
-            if queue.live and (message.qos == 0 or options.qos == 0):
-                live = live or []
-                live.append((queue, options))
-                continue
-            if self.refusing and queue.policy.durable:
-                queue.counters.refused += 1
-                return Outcome.REFUSED
-            group: str | None = None
-            digest: bytes | None = None
-            if queue.reads_fields:
-                if fields is None:
-                    fields = Fields(message)
-                try:
-                    group = queue.group_template.render(fields) if queue.group_template is not None else None
-                    digest = self._digest(queue, group, fields)
-                except MissingValueError as error:
-                    dead, bins = self.dead_letters.routes(queue, message)
-                    if any(self.dead_letters.refuses(found, octets) for found in bins):
-                        queue.counters.refused += 1
-                        return Outcome.REFUSED
-                    invalid = invalid or []
-                    invalid.append((queue, dead, bins, str(error)))
-                    continue
-                if digest is not None and self.dedup.seen(digest, now):
-                    duplicates = duplicates or []
-                    duplicates.append(queue)
-                    continue
-            if queue.is_limited:
-                # An outbox may be here more than once, for other targets.
-                ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
-                is_full = queue.is_full(octets, ahead)
-                if is_full and (queue.may_refuse() or self.dead_letters.overflow_is_refused(queue, octets)):
-                    queue.counters.refused += 1
-                    return Outcome.REFUSED
-            plan.append((queue, options, group, digest))
-        for queue in duplicates or ():
-            queue.counters.duplicates += 1
-        if plan:
-            self._plan(message, plan, octets, now)
-        for queue, options in live or ():
-            gather.live.append((queue, message, options))
-        for queue, dead, bins, why in invalid or ():
-            self.dead_letters.bury_unstored(queue, dead, bins, why, now)
-        if retains:
-            self._retain(message, now)
-        return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
-
-    def _plan(
-        self,
-        message: Message,
-        plan: list[tuple[Queue, Options, str | None, bytes | None]],
-        octets: int,
-        now: float,
-    ) -> None:
-        gather = self.gather
-        stored: tuple[int, int, int] | None = None
-        for queue, options, group, digest in plan:
-            policy = queue.policy
-            ident = self.next_ident
-            self.next_ident = ident + 1
-            if policy.durable:
-                if stored is None:
-                    stored = gather.bodies.add(message, self.rows.new)
-                    gather.octets += stored[2]
-                row, offset, length = stored
-            else:
-                row, offset, length = 0, 0, octets
-                gather.octets += octets
-            number = self.group_number(queue, group, ident) if group is not None else 0
-            extra = self.extra_number(Extra(options)) if options is not NO_OPTIONS else 0
-            if digest is not None and policy.dedup is not None:
-                until = now + policy.dedup.window
-                self.dedup.add(digest, until, policy.dedup.window)
-                if policy.durable:
-                    gather.keys.setdefault(policy.dedup.window, []).append((digest, until))
-                else:
-                    gather.volatile_keys.append(digest)
-            expires = due = 0.0
-            if queue.is_timed or message.ttl is not None or message.delay:
-                expires, due = _times(message, policy, now)
-                if due and policy.durable:
-                    gather.dues.append((ident, due))
-            queue.pending_count += 1
-            queue.pending_octets += length
-            gather.pending.append(Pending(queue, ident, message, row, offset, length, expires, now, number, extra, due))
-
-    def _digest(self, queue: Queue, group: str | None, fields: Fields) -> bytes | None:
-        dedup = queue.policy.dedup
-        if dedup is None:
-            return None
-        if queue.dedup_template is not None:
-            key = queue.dedup_template.render(fields)
-        else:
-            key = Dedup.body_key(fields.message.body)
-        return self.dedup.digest(queue.name, group if dedup.scope == "group" else None, key)
 
     def group_number(self, queue: Queue, group: str, ident: int) -> int:
         number, is_new = queue.groups.number(group, ident)
@@ -220,11 +104,6 @@ class Core:
         if is_new:
             self.gather.extras.append((number, extra))
         return number
-
-    def _retain(self, message: Message, now: float) -> None:
-        change, at = self.retained.change(message, now)
-        self.gather.states.append(change)
-        self.gather.retained.append((message, at))
 
     # commit
 
@@ -559,14 +438,6 @@ class Core:
             queue.live = True
             self.journal_queue(queue)
         return queue.attach(consumer, pools, live)
-
-
-def _times(message: Message, policy: QueuePolicy, now: float) -> tuple[float, float]:
-    """When it expires and from when it may be delivered; 0 for never and at once."""
-    ttl, delay = message.ttl, message.delay or policy.delay
-    if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
-        ttl = policy.ttl
-    return 0.0 if ttl is None else now + ttl, now + min(delay, policy.max_delay) if delay else 0.0
 
 
 def _nobody() -> None:

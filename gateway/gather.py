@@ -168,6 +168,12 @@ class Gather:
         self.extras: list[tuple[int, Extra]] = []
         self.forced_states: list[StateChange] = []
 
+    def add_key(self, digest: bytes, until: float, window: float) -> None:
+        keys = self.keys.get(window)
+        if keys is None:
+            keys = self.keys[window] = []
+        keys.append((digest, until))
+
     def is_empty(self) -> bool:
         return not (self.accepts or self.must_commit())
 

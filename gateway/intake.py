@@ -1,0 +1,169 @@
+"""Owns what becomes of a message that comes in: the queues that get it, the keys it leaves, and its Outcome.
+
+Its rule: first every queue is asked, then all of them get the message or none does (ruling 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gateway.dead_letter import UNSTORED_OCTETS
+from gateway.gather import Pending
+from gateway.message import TOPIC_EXCHANGE, Message
+from gateway.policy import QueuePolicy
+from gateway.records import Extra
+from gateway.template import Fields, MissingValueError
+from gateway.transport import NO_OPTIONS, Options, Outcome
+
+if TYPE_CHECKING:
+    from gateway.core import Core
+    from gateway.queue import Queue
+
+
+class Intake:
+    """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def take(self, messages: Sequence[Message]) -> list[Outcome]:
+        """One Outcome for each, in order; they become true with the next commit."""
+        now, decide = self._core.now(), self._decide
+        return [decide(message, now) for message in messages]
+
+    def _decide(self, message: Message, now: float) -> Outcome:
+        core = self._core
+        if core.overloaded:
+            return Outcome.REFUSED
+        retains = message.retain and message.exchange == TOPIC_EXCHANGE
+        if retains and core.refusing:
+            return Outcome.REFUSED
+        targets = core.router.route(message)
+        if not targets:
+            if retains:
+                self._retain(message, now)
+            return Outcome.UNROUTED
+        fields: Fields | None = None
+        plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
+        # Rare, and a list for nothing costs as much as a dictionary hit.
+        live: list[tuple[Queue, Options]] | None = None
+        invalid: list[tuple[Queue, Message, list[Queue], str]] | None = None
+        duplicates: list[Queue] | None = None
+        octets = len(message.body) + UNSTORED_OCTETS
+        for queue, options in targets:
+            if queue.live and (message.qos == 0 or options.qos == 0):
+                live = live or []
+                live.append((queue, options))
+                continue
+            if core.refusing and queue.policy.durable:
+                queue.counters.refused += 1
+                return Outcome.REFUSED
+            group: str | None = None
+            digest: bytes | None = None
+            if queue.reads_fields:
+                if fields is None:
+                    fields = Fields(message)
+                try:
+                    group = queue.group_template.render(fields) if queue.group_template is not None else None
+                    digest = self._digest(queue, group, fields)
+                except MissingValueError as error:
+                    dead, bins = core.dead_letters.routes(queue, message)
+                    if any(core.dead_letters.refuses(found, octets) for found in bins):
+                        queue.counters.refused += 1
+                        return Outcome.REFUSED
+                    invalid = invalid or []
+                    invalid.append((queue, dead, bins, str(error)))
+                    continue
+                if digest is not None and core.dedup.seen(digest, now):
+                    duplicates = duplicates or []
+                    duplicates.append(queue)
+                    continue
+            if queue.is_limited:
+                # An outbox may be here more than once, for other targets.
+                ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
+                is_full = queue.is_full(octets, ahead)
+                if is_full and (queue.may_refuse() or core.dead_letters.overflow_is_refused(queue, octets)):
+                    queue.counters.refused += 1
+                    return Outcome.REFUSED
+            plan.append((queue, options, group, digest))
+        for queue in duplicates or ():
+            queue.counters.duplicates += 1
+        if plan:
+            self._store(message, plan, octets, now)
+        for queue, options in live or ():
+            core.gather.live.append((queue, message, options))
+        for queue, dead, bins, why in invalid or ():
+            core.dead_letters.bury_unstored(queue, dead, bins, why, now)
+        if retains:
+            self._retain(message, now)
+        return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
+
+    def _store(
+        self,
+        message: Message,
+        plan: list[tuple[Queue, Options, str | None, bytes | None]],
+        octets: int,
+        now: float,
+    ) -> None:
+        core = self._core
+        gather = core.gather
+        stored: tuple[int, int, int] | None = None
+        for queue, options, group, digest in plan:
+            policy = queue.policy
+            durable = policy.durable
+            ident = core.next_ident
+            core.next_ident = ident + 1
+            if durable:
+                if stored is None:
+                    stored = gather.bodies.add(message, core.rows.new)
+                    gather.octets += stored[2]
+                row, offset, length = stored
+            else:
+                row, offset, length = 0, 0, octets
+                gather.octets += octets
+            number = core.group_number(queue, group, ident) if group is not None else 0
+            extra = core.extra_number(Extra(options)) if options is not NO_OPTIONS else 0
+            if digest is not None and policy.dedup is not None:
+                window = policy.dedup.window
+                until = now + window
+                core.dedup.add(digest, until, window)
+                if durable:
+                    gather.add_key(digest, until, window)
+                else:
+                    gather.volatile_keys.append(digest)
+            expires = due = 0.0
+            if queue.is_timed or message.ttl is not None or message.delay:
+                expires, due = _times(message, policy, now)
+                if due and durable:
+                    gather.dues.append((ident, due))
+            queue.pending_count += 1
+            queue.pending_octets += length
+            gather.pending.append(Pending(queue, ident, message, row, offset, length, expires, now, number, extra, due))
+
+    def _digest(self, queue: Queue, group: str | None, fields: Fields) -> bytes | None:
+        dedup = queue.policy.dedup
+        if dedup is None:
+            return None
+        keys = self._core.dedup
+        if queue.dedup_template is not None:
+            key = queue.dedup_template.render(fields)
+        else:
+            key = keys.body_key(fields.message.body)
+        return keys.digest(queue.name, group if dedup.scope == "group" else None, key)
+
+    def _retain(self, message: Message, now: float) -> None:
+        gather = self._core.gather
+        change, at = self._core.retained.change(message, now)
+        gather.states.append(change)
+        gather.retained.append((message, at))
+
+
+def _times(message: Message, policy: QueuePolicy, now: float) -> tuple[float, float]:
+    """When it expires and from when it may be delivered; 0 for never and at once."""
+    ttl, delay = message.ttl, message.delay or policy.delay
+    if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
+        ttl = policy.ttl
+    return 0.0 if ttl is None else now + ttl, now + min(delay, policy.max_delay) if delay else 0.0
