@@ -110,12 +110,15 @@ def test_the_window_is_the_prefetch_and_never_above_max_unacked() -> None:
 
 def test_flow_takes_all_credit_and_gives_it_back() -> None:
     channel = Channel(1, 100)
-    woken: list[bool] = []
-    channel.gate.messages -= 5
-    before = channel.gate.messages
-    channel.set_flow(False)
-    channel.set_flow(False)
-    assert channel.gate.spent
-    channel.gate.wakes[lambda: woken.append(True)] = None
-    channel.set_flow(True)
-    assert channel.gate.messages == before and woken == [True]
+    for credit in (channel.gate, channel.window):
+        woken: list[bool] = []
+        credit.messages -= 5
+        before = credit.messages
+        channel.set_flow(False)
+        channel.set_flow(False)
+        assert credit.spent
+        credit.grant(messages=3)  # what is settled meanwhile
+        assert credit.spent
+        credit.wakes[lambda woken=woken: woken.append(True)] = None
+        channel.set_flow(True)
+        assert credit.messages == before + 3 and woken == [True]

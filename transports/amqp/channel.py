@@ -30,7 +30,7 @@ class Channel:
 
     consumers: by tag. leaving: those that are cancelled or got one message, and hold deliveries still.
     window: credit of all its consumers that acknowledge: the prefetch of the channel or `max_unacked`.
-    gate: credit of all its consumers, which only channel.flow takes away.
+    gate: credit of the others. channel.flow takes both away.
     waiting: what the next answer waits for; `backlog` holds the frames that came since, in order.
     """
 
@@ -201,5 +201,6 @@ class Channel:
         """channel.flow from the peer [AMQP 1.5.2.3]."""
         if active != self.flowing:
             self.flowing = active
-            # All that it started with, so that what the gate has counted since stays right.
-            self.gate.grant(messages=UNLIMITED if active else -UNLIMITED)
+            # All that there could be, so that what has been counted meanwhile stays right.
+            for credit in (self.gate, self.window):
+                credit.grant(messages=UNLIMITED if active else -UNLIMITED)

@@ -95,7 +95,7 @@ class Consuming:
         if self.topology.taken(view.name) or (method.exclusive and view.consumers):
             raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
-        pools = (self.octets, channel.gate) if method.no_ack else (self.octets, channel.gate, channel.window)
+        pools = (self.octets, channel.gate if method.no_ack else channel.window)
         consumer.subscription = self.gateway.attach(view.name, consumer, pools)
         channel.consumers[tag] = consumer
         self.topology.add_consumer(view.name, consumer, method.exclusive)
