@@ -5,7 +5,7 @@ Its rule: a number is used again only when nothing, committed or not, can still 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from gateway.records import NO_EXTRA, Extra
 
@@ -85,8 +85,15 @@ class GroupNames:
                 later.append(number)
         self.idle = later
 
-    def items(self) -> Iterator[tuple[int, str]]:
-        return ((number, name) for name, number in self._numbers.items())
+    @property
+    def top(self) -> int:
+        """No number is as high."""
+        return len(self._names)
+
+    def named(self, start: int, stop: int) -> list[tuple[int, str]]:
+        """The numbers from `start` to below `stop` that are in use, with their names."""
+        named = enumerate(self._names[start:stop], start)
+        return [(number, name) for number, name in named if self._numbers.get(name) == number]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -158,5 +165,12 @@ class Extras:
                 self._values[number] = NO_EXTRA
                 self._free.append(number)
 
-    def items(self) -> Iterator[tuple[int, Extra]]:
-        return ((number, value) for value, number in self._numbers.items())
+    @property
+    def top(self) -> int:
+        """No number is as high."""
+        return len(self._values)
+
+    def named(self, start: int, stop: int) -> list[tuple[int, Extra]]:
+        """The numbers from `start` to below `stop` that are in use, with their values."""
+        uses = enumerate(self._uses[start:stop], start)
+        return [(number, self._values[number]) for number, count in uses if count]

@@ -226,14 +226,13 @@ class Refresh:
 
     def _names(self) -> Iterator[Record]:
         core = self._core
-        # What was named anew since the walk began stands in a record already, and must have the last word.
-        for extras in _slices(list(core.extras.items())):
-            yield Record(core.now(), extras_named=[item for item in extras if core.extras[item[0]] == item[1]])
+        for start in range(0, core.extras.top, SLICE_ENTRIES):
+            yield Record(core.now(), extras_named=core.extras.named(start, start + SLICE_ENTRIES))
         for queue in list(core.queues.values()):
             if queue.policy.durable:
-                for names in _slices(list(queue.groups.items())):
-                    groups = [(queue.number, *item) for item in names if queue.groups.name(item[0]) == item[1]]
-                    yield Record(core.now(), groups_named=groups)
+                for start in range(0, queue.groups.top, SLICE_ENTRIES):
+                    names = queue.groups.named(start, start + SLICE_ENTRIES)
+                    yield Record(core.now(), groups_named=[(queue.number, *item) for item in names])
 
     def _entries(self, queue: Queue) -> Iterator[Record]:
         entries = queue.entries

@@ -120,7 +120,7 @@ def test_extras_are_counted_by_use_and_their_numbers_used_again(steps: list[tupl
         for number, value in used:
             assert extras[number] == value
             assert number == 0 or named[number] == value, "it was not journaled"
-        assert {number for number, _ in extras.items()} == {number for number, _ in used if number}
+        assert {number for number, _ in extras.named(0, extras.top)} == {number for number, _ in used if number}
 
 
 def test_restored_numbers_are_free_unless_something_uses_them() -> None:
@@ -128,7 +128,7 @@ def test_restored_numbers_are_free_unless_something_uses_them() -> None:
     for number, name in [(1, "a"), (5, "b"), (2, "c"), (1, "d")]:
         groups.restore(number, name)
     groups.restored([1, 5])
-    assert sorted(groups.items()) == [(1, "d"), (5, "b")]
+    assert groups.named(0, groups.top) == [(1, "d"), (5, "b")]
     assert groups.find("a") == 0 and groups.find("c") == 0
     assert {groups.number(name, 9)[0] for name in ("x", "y", "z")} == {2, 3, 4}
     extras = Extras()
@@ -136,8 +136,8 @@ def test_restored_numbers_are_free_unless_something_uses_them() -> None:
     extras.restore(3, one)
     extras.restore(1, two)
     extras.restored({3: 2})
-    assert list(extras.items()) == [(3, one)]
+    assert extras.named(0, extras.top) == [(3, one)]
     assert extras.use(one) == (3, False)
     for _ in range(3):
         extras.drop(3)
-    assert list(extras.items()) == []
+    assert extras.named(0, extras.top) == []
