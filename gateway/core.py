@@ -7,12 +7,13 @@ that holds it; what was decided and not committed can be undone and decided agai
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from gateway.dead_letter import UNSTORED_OCTETS, DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, queue_state
-from gateway.dedup import SWEEP_KEYS, Dedup
+from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
@@ -23,13 +24,17 @@ from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.records import Extra
-from gateway.retained import Retained
+from gateway.retained import MAX_OCTETS, Retained
 from gateway.router import Router
 from gateway.rows import Rows
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, MissingValueError
 from gateway.transport import NO_OPTIONS, Binding, Consumer, Delivery, Options, Outcome
+
+MAX_ROUNDS = 16
+"""A consumer that gives back what it gets, and wants it again, is served once in each of so many rounds; then the
+rest of the daemon has its turn."""
 
 
 class Core:
@@ -44,14 +49,16 @@ class Core:
         secret: bytes,
         max_memory: int = 256 << 20,
         rng: random.Random | None = None,
+        max_retained: int = MAX_OCTETS,
+        max_dedup_keys: int = MAX_KEYS,
     ) -> None:
         self.now = clock
-        self.max_memory = max_memory
+        self.max_dedup_keys = max_dedup_keys
         self.router: Router[Queue] = Router()
         self.queues: dict[str, Queue] = {}
         self.by_number: dict[int, Queue] = {}
         self.dedup = Dedup(secret)
-        self.retained = Retained()
+        self.retained = Retained(max_retained)
         self.dead_letters = DeadLetters(self)
         self.extras = Extras()
         self.gather = Gather()
@@ -64,11 +71,13 @@ class Core:
         """Called when there is something to dispatch or to commit."""
         self.report: Callable[[str, Exception], None] = _unreported
         """Told of what should not have been."""
+        self.refused: Counter[str] = Counter()
+        """Messages refused at a limit of the whole daemon, by what there was too much of."""
         self.next_ident = 1
         self.committed_ident = 0
         self.next_queue = 1
         self.rows = Rows()
-        self.memory = Memory()
+        self.memory = Memory(max_memory)
         self._rng = rng or random.Random()
         self._next_delivery = 1
         self._dirty: dict[Queue, None] = {}
@@ -91,7 +100,7 @@ class Core:
         if self.overloaded:
             return Outcome.REFUSED
         retains = message.retain and message.exchange == TOPIC_EXCHANGE
-        if retains and self.refusing:
+        if retains and (self.refusing or self._retained_is_full(message, now)):
             return Outcome.REFUSED
         targets = self.router.route(message)
         gather = self.gather
@@ -134,6 +143,9 @@ class Core:
                     duplicates = duplicates or []
                     duplicates.append(queue)
                     continue
+                if self._names_are_full(queue, group, digest, now):
+                    queue.counters.refused += 1
+                    return Outcome.REFUSED
             if queue.is_limited:
                 # An outbox may be here more than once, for other targets.
                 ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
@@ -204,6 +216,31 @@ class Core:
             key = Dedup.body_key(fields.message.body)
         return self.dedup.digest(queue.name, group if dedup.scope == "group" else None, key)
 
+    def _names_are_full(self, queue: Queue, group: str | None, digest: bytes | None, now: float) -> bool:
+        """Whether there may be no group, or no dedup key, that is not known yet."""
+        groups, order = queue.groups, queue.order
+        most = queue.policy.max_groups
+        if group is not None and len(groups) >= most and isinstance(order, Grouped) and not groups.find(group):
+            groups.free_idle(order.heads, self.committed_ident)
+            if len(groups) >= most:
+                self.refused["groups"] += 1
+                return True
+        if digest is not None and len(self.dedup) >= self.max_dedup_keys:
+            self.dedup.sweep(now)
+            if len(self.dedup) >= self.max_dedup_keys:
+                self.refused["dedup-keys"] += 1
+                return True
+        return False
+
+    def _retained_is_full(self, message: Message, now: float) -> bool:
+        if not self.retained.is_full(message):
+            return False
+        self.gather.forced_states += self.retained.make_room(now)
+        if not self.retained.is_full(message):
+            return False
+        self.refused["retained"] += 1
+        return True
+
     def group_number(self, queue: Queue, group: str, ident: int) -> int:
         number, is_new = queue.groups.number(group, ident)
         if is_new and queue.policy.durable:
@@ -237,7 +274,7 @@ class Core:
         assert gather is not None
         now = self.now()
         limited: dict[Queue, None] = {}
-        crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.max_memory
+        crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.memory.limit
         for entry in gather.entries():
             queue = entry.queue
             queue.pending_count -= 1
@@ -322,6 +359,8 @@ class Core:
                 entry.queue.groups.empty((entry.group,))
         for digest, _ in (*gather.keys, *gather.volatile_keys):
             self.dedup.forget(digest)
+        for _, at in gather.retained:
+            self.retained.undo(at)
         undone = {entry.ident for entry in gather.pending}
         gather.dues = [(ident, due) for ident, due in gather.dues if ident not in undone]
 
@@ -416,9 +455,12 @@ class Core:
     # delivery and time
 
     def dispatch(self) -> None:
-        """Delivers all that credit allows, then lets go of the bodies that memory has no room for."""
+        """Delivers what credit allows (if `is_dirty` there is more, and `poke` was called), then lets go of the bodies
+        that memory has no room for."""
         now = self.now()
-        while self._dirty:
+        for _ in range(MAX_ROUNDS):
+            if not self._dirty:
+                break
             dirty, self._dirty = self._dirty, {}
             for queue in dirty:
                 if queue.deleted:
@@ -435,7 +477,7 @@ class Core:
                 self._schedule(queue)
         if self._fresh:
             fresh, self._fresh = self._fresh, []
-            if self.resident_octets > self.max_memory:
+            if self.resident_octets > self.memory.limit:
                 for queue, slot, ident in fresh:
                     queue.spill(slot, ident)
         self.rows.trim()

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 KEY_BYTES = 16
 SWEEP_KEYS = 2000
+MAX_KEYS = 5_000_000
+"""Of the whole daemon; a key takes some 160 bytes of memory."""
 RESTORED = -1.0
 """Stands for the window of what came from the journal, which does not say it."""
 

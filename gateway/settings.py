@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from gateway import plugins
 from gateway.address import Address
 from gateway.checks import Checks
+from gateway.dedup import MAX_KEYS
 from gateway.document import Faults, Node, nearest, read
 from gateway.errors import ConfigError
 from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
+from gateway.retained import MAX_OCTETS
 from gateway.schema import FAILED, Decoder, SchemaWriter
 
 MB = 1024 * 1024
@@ -88,7 +90,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     transports: by name; each one's settings are of its plugin's own type.
     users: by name; none means that everybody is let in, on loopback. users_file: a file with more of them, one
     `name:hash` a line.
-    max_memory: bytes of message bodies that are held in memory; beyond it bodies are on disk only.
+    max_memory: bytes of message bodies that are held in memory; beyond it bodies are on disk only, and queues that
+    are not durable refuse or drop their oldest, as they say in `overflow`.
+    max_retained: bytes that retained messages take in memory, about; beyond it a message to be retained is refused.
+    max_dedup_keys: keys of all queues whose window is not over, some 160 bytes each; beyond it a message with a new
+    one is refused.
     max_backlog: bytes accepted and not yet committed, above which connections stop reading.
     drain_timeout: how long a stop may take until connections are cut.
     """
@@ -101,6 +107,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     users: dict[str, UserSettings] = {}
     users_file: str | None = None
     max_memory: Octets = Octets(256 * MB)
+    max_retained: Octets = Octets(MAX_OCTETS)
+    max_dedup_keys: Annotated[int, msgspec.Meta(ge=1)] = MAX_KEYS
     max_backlog: Octets = Octets(64 * MB)
     drain_timeout: Seconds = Seconds(10)
     log: LogSettings = LogSettings()

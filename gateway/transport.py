@@ -162,6 +162,20 @@ class Delivery:
         self.deaths = deaths
         self.expires = expires
 
+    def without_message(self, stand_in: Message) -> Delivery:
+        """The same delivery with something smaller in the message's place: what its queue keeps of it."""
+        return Delivery(
+            self.id,
+            stand_in,
+            self.queue,
+            self.options,
+            self.slot,
+            self.attempts,
+            self.redelivered,
+            self.deaths,
+            self.expires,
+        )
+
 
 class Consumer(Protocol):
     """Takes deliveries as its credit allows."""
