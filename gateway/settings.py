@@ -42,10 +42,18 @@ class AdminSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Health, metrics and the admin API; `admin: false` turns it off.
 
     allow_anonymous: listen beyond loopback although there are no users.
+    max_connections: requests that are answered at one time, others get 503; idle connections give way to new ones.
+    request_timeout: seconds until a request must be whole, head and body.
     """
 
     listen: Address = Address.parse("127.0.0.1:8080")
     allow_anonymous: bool = False
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    request_timeout: Seconds = Seconds(20)
+
+    def __post_init__(self) -> None:
+        if self.request_timeout <= 0:
+            raise ValueError("request_timeout must be above 0")
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
