@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from gateway.dead_letter import UNSTORED_OCTETS, DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, queue_state
 from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
-from gateway.errors import GatewayError, UnknownQueueError
+from gateway.errors import BindingsFullError, GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
@@ -25,7 +25,7 @@ from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.records import Extra
 from gateway.retained import MAX_OCTETS, Retained
-from gateway.router import Router
+from gateway.router import MAX_BINDINGS_OCTETS, Router
 from gateway.rows import Rows
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
@@ -51,9 +51,11 @@ class Core:
         rng: random.Random | None = None,
         max_retained: int = MAX_OCTETS,
         max_dedup_keys: int = MAX_KEYS,
+        max_bindings: int = MAX_BINDINGS_OCTETS,
     ) -> None:
         self.now = clock
         self.max_dedup_keys = max_dedup_keys
+        self.max_bindings = max_bindings
         self.router: Router[Queue] = Router()
         self.queues: dict[str, Queue] = {}
         self.by_number: dict[int, Queue] = {}
@@ -573,6 +575,9 @@ class Core:
 
     def bind(self, binding: Binding) -> None:
         self.get(binding.queue)
+        if self.router.octets > self.max_bindings:
+            self.refused["bindings"] += 1
+            raise BindingsFullError(f"all bindings take {self.router.octets} bytes, above {self.max_bindings}")
         self.router.bind(binding)
         self._journal_binding(binding, True)
 

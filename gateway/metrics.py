@@ -130,6 +130,7 @@ class Holdings(NamedTuple):
     retained_messages: int = 0
     retained_octets: int = 0
     dedup_keys: int = 0
+    binding_octets: int = 0
     refused: Mapping[str, int] = {}
 
 
@@ -211,6 +212,7 @@ _HOLDINGS = {
     "volatile_octets": ("memory_volatile_bytes", "Of these, bytes of messages that are on no disk"),
     "retained_messages": ("retained_messages", "Retained messages"),
     "retained_octets": ("retained_bytes", "What retained messages take in memory, about"),
+    "binding_octets": ("bindings_bytes", "What bindings take in memory, about"),
     "dedup_keys": ("dedup_keys", "Dedup keys whose window may not be over"),
 }
 
@@ -223,7 +225,7 @@ def _holdings_metrics(holdings: Holdings) -> Iterator[Metric]:
         gauge.add_metric([], getattr(holdings, field))
         yield gauge
     refused = CounterMetricFamily(
-        "gateway_refused_messages", "Messages refused at a limit of the whole daemon", labels=["reason"]
+        "gateway_refused", "Messages and bindings refused at a limit of the whole daemon", labels=["reason"]
     )
     for reason, count in holdings.refused.items():
         refused.add_metric([reason], count)

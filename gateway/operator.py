@@ -64,7 +64,13 @@ class Operator:
         retained = core.retained
         memory = core.memory
         return Holdings(
-            memory.octets, memory.volatile, len(retained), retained.octets, len(core.dedup), dict(core.refused)
+            memory.octets,
+            memory.volatile,
+            len(retained),
+            retained.octets,
+            len(core.dedup),
+            core.router.octets,
+            dict(core.refused),
         )
 
     @property

@@ -51,6 +51,7 @@ RESTARTED = (
     "max_memory",
     "max_retained",
     "max_dedup_keys",
+    "max_bindings",
     "max_backlog",
     "drain_timeout",
     "log",
@@ -94,6 +95,7 @@ class Daemon:
             settings.max_memory,
             max_retained=settings.max_retained,
             max_dedup_keys=settings.max_dedup_keys,
+            max_bindings=settings.max_bindings,
         )
         journal = _journal(settings)
         access = Access({name: user.password_hash for name, user in settings.users.items()})

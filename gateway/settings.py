@@ -21,6 +21,7 @@ from gateway.errors import ConfigError
 from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
 from gateway.retained import MAX_OCTETS
+from gateway.router import MAX_BINDINGS_OCTETS
 from gateway.schema import FAILED, Decoder, SchemaWriter
 
 MB = 1024 * 1024
@@ -103,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_retained: bytes that retained messages take in memory, about; beyond it a message to be retained is refused.
     max_dedup_keys: keys of all queues whose window is not over, some 160 bytes each; beyond it a message with a new
     one is refused.
+    max_bindings: bytes that bindings and subscriptions take in memory, about; beyond it one more is refused.
     max_backlog: bytes accepted and not yet committed, above which connections stop reading.
     drain_timeout: how long a stop may take until connections are cut.
     """
@@ -117,6 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: Octets = Octets(256 * MB)
     max_retained: Octets = Octets(MAX_OCTETS)
     max_dedup_keys: Annotated[int, msgspec.Meta(ge=1)] = MAX_KEYS
+    max_bindings: Octets = Octets(MAX_BINDINGS_OCTETS)
     max_backlog: Octets = Octets(64 * MB)
     drain_timeout: Seconds = Seconds(10)
     log: LogSettings = LogSettings()

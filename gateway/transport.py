@@ -294,8 +294,8 @@ class Gateway(Protocol):
     def queues(self) -> Iterable[QueueView]: ...
 
     def bind(self, binding: Binding) -> None:
-        """From now on. Journaled (with the next commit) if its queue is durable. Raises UnknownQueueError, and
-        ValueError for a filter the tree can't hold."""
+        """From now on. Journaled (with the next commit) if its queue is durable. Raises UnknownQueueError,
+        BindingsFullError, and ValueError for a filter the tree can't hold."""
 
     def unbind(self, binding: Binding) -> bool:
         """False if there was none."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.errors import BindingsFullError
 from gateway.message import Message, Properties
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
-from gateway.transport import Delivery, Outcome, Verdict
+from gateway.transport import Binding, Delivery, Outcome, Verdict
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 
 STORED, REFUSED, DUPLICATE, UNROUTED = Outcome.STORED, Outcome.REFUSED, Outcome.DUPLICATE, Outcome.UNROUTED
@@ -231,3 +232,30 @@ def test_one_dedup_key_too_many_is_refused_until_a_window_is_over() -> None:
     kernel.advance(11)
     assert outcome(kernel, grouped("q", "x", "", "d")) is STORED
     assert outcome(kernel, grouped("q", "x", "", "a")) is STORED
+
+
+# bindings
+
+
+def test_bindings_beyond_the_limit_are_refused_until_others_are_gone() -> None:
+    kernel = Kernel({"q": QueuePolicy()})
+    core = kernel.core
+    core.max_bindings = 100_000
+    made: list[Binding] = []
+    with pytest.raises(BindingsFullError):
+        for n in range(1000):
+            made.append(Binding(queue="q", filter=f"{n}/" + "a/" * 20 + "#"))
+            core.bind(made[-1])
+    made.pop()
+    assert 5 < len(made) < 20
+    assert core.refused["bindings"] == 1
+    assert outcome(kernel, on("0/" + "a/" * 20 + "x")) is STORED
+    for binding in made:
+        core.unbind(binding)
+    assert core.router.octets == 0
+    core.bind(made[0])
+    core.bind(made[0])
+    before = core.router.octets
+    core.bind(Binding(queue="q", filter="plain", literal=True))
+    core.unbind(Binding(queue="q", filter="plain", literal=True))
+    assert core.router.octets == before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pamqp import commands as amqp
 
-from gateway.errors import GatewayError
+from gateway.errors import BindingsFullError, GatewayError
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.transport import Binding, Gateway, QueueView, StateChange
 from transports.amqp.arguments import first_difference, policy_of
@@ -301,6 +301,8 @@ class Declarations:
             self.gateway.bind(binding)
         except ValueError as error:
             raise AmqpError(PRECONDITION_FAILED, f"binding key {key[:64]!r}: {error}") from error
+        except BindingsFullError as error:
+            raise AmqpError(RESOURCE_ERROR, str(error)) from error
         frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
         undo = (lambda: self.gateway.unbind(binding)) if is_new else None
         return Answer(frame, [] if view.policy.durable else None, undo)
