@@ -17,6 +17,7 @@ from starlette.routing import Route
 from gateway import metrics, web
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.feed import MAX_CREDIT, Feed
+from gateway.http_peer import Limits
 from gateway.openapi import Endpoint, arguments, document
 from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
 from gateway.policy import QueuePolicy
@@ -166,7 +167,8 @@ class Admin:
         self.gateway = gateway
         self.counters = gateway.counters(NAME)
         gateway.started(NAME, web.addresses(sockets))
-        await web.serve(self.application(), sockets, gateway.drain_timeout, self.counters, self._stop)
+        limits = Limits(self.settings.max_connections, web.MAX_UNFINISHED_OCTETS, self.settings.request_timeout)
+        await web.serve(self.application(), sockets, gateway.drain_timeout, self.counters, limits, self._stop)
 
     def application(self) -> Any:
         return web.app([Route(e.path, self._guarded(e), methods=[e.method]) for e in self.endpoints])

@@ -7,6 +7,7 @@ that holds it; what was decided and not committed can be undone and decided agai
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import groupby
@@ -14,8 +15,8 @@ from operator import attrgetter
 
 from gateway.dead_letter import DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, queue_state
-from gateway.dedup import SWEEP_KEYS, Dedup
-from gateway.errors import GatewayError, UnknownQueueError
+from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
+from gateway.errors import BindingsFullError, GatewayError, UnknownQueueError
 from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
@@ -26,14 +27,18 @@ from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.records import Extra
-from gateway.retained import Retained
-from gateway.router import Router
+from gateway.retained import MAX_OCTETS, Retained
+from gateway.router import MAX_BINDINGS_OCTETS, Router
 from gateway.rows import Rows, runs
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
 from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
 
 _queue_of: Callable[[Pending], Queue] = attrgetter("queue")
+
+MAX_ROUNDS = 16
+"""A consumer that gives back what it gets, and wants it again, is served once in each of so many rounds; then the
+rest of the daemon has its turn."""
 
 
 class Core:
@@ -48,14 +53,18 @@ class Core:
         secret: bytes,
         max_memory: int = 256 << 20,
         rng: random.Random | None = None,
+        max_retained: int = MAX_OCTETS,
+        max_dedup_keys: int = MAX_KEYS,
+        max_bindings: int = MAX_BINDINGS_OCTETS,
     ) -> None:
         self.now = clock
-        self.max_memory = max_memory
+        self.max_dedup_keys = max_dedup_keys
+        self.max_bindings = max_bindings
         self.router: Router[Queue] = Router()
         self.queues: dict[str, Queue] = {}
         self.by_number: dict[int, Queue] = {}
         self.dedup = Dedup(secret)
-        self.retained = Retained()
+        self.retained = Retained(max_retained)
         self.intake = Intake(self)
         self.dead_letters = DeadLetters(self)
         self.extras = Extras()
@@ -69,13 +78,15 @@ class Core:
         """Called when there is something to dispatch or to commit."""
         self.report: Callable[[str, Exception], None] = _unreported
         """Told of what should not have been."""
+        self.refused: Counter[str] = Counter()
+        """Messages refused at a limit of the whole daemon, by what there was too much of."""
         self.next_ident = 1
         self.committed_ident = 0
         self.keys_until = 0.0
         """When the last key in the journal is over; 0 if it has none."""
         self.next_queue = 1
         self.rows = Rows()
-        self.memory = Memory()
+        self.memory = Memory(max_memory)
         self._rng = rng or random.Random()
         self._next_delivery = 1
         self._dirty: dict[Queue, None] = {}
@@ -124,7 +135,7 @@ class Core:
         assert gather is not None
         now = self.now()
         limited: dict[Queue, None] = {}
-        crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.max_memory
+        crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.memory.limit
         for queue, same in groupby(gather.entries(), _queue_of):
             stored = list(same)
             queue.pending_count -= len(stored)
@@ -198,6 +209,8 @@ class Core:
                 self.dedup.forget(digest)
         for digest in gather.volatile_keys:
             self.dedup.forget(digest)
+        for _, at in gather.retained:
+            self.retained.undo(at)
         undone = {entry.ident for entry in gather.pending}
         gather.dues = [(ident, due) for ident, due in gather.dues if ident not in undone]
 
@@ -298,9 +311,12 @@ class Core:
     # delivery and time
 
     def dispatch(self) -> None:
-        """Delivers all that credit allows, then lets go of the bodies that memory has no room for."""
+        """Delivers what credit allows (if `is_dirty` there is more, and `poke` was called), then lets go of the bodies
+        that memory has no room for."""
         now = self.now()
-        while self._dirty:
+        for _ in range(MAX_ROUNDS):
+            if not self._dirty:
+                break
             dirty, self._dirty = self._dirty, {}
             for queue in dirty:
                 if queue.deleted:
@@ -317,7 +333,7 @@ class Core:
                 self._schedule(queue)
         if self._fresh:
             fresh, self._fresh = self._fresh, []
-            if self.resident_octets > self.max_memory:
+            if self.resident_octets > self.memory.limit:
                 for queue, slot, ident in fresh:
                     queue.spill(slot, ident)
         self.rows.trim()
@@ -419,6 +435,9 @@ class Core:
 
     def bind(self, binding: Binding) -> None:
         self.get(binding.queue)
+        if self.router.octets > self.max_bindings:
+            self.refused["bindings"] += 1
+            raise BindingsFullError(f"all bindings take {self.router.octets} bytes, above {self.max_bindings}")
         self.router.bind(binding)
         self._journal_binding(binding, True)
 

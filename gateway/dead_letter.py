@@ -166,7 +166,7 @@ class DeadLetters:
         if place[0]:
             self._core.rows.refer(place[0])
         if message is None:
-            message = queue.resident.get(slot) or (queue.flying[slot].message if slot in queue.flying else None)
+            message = queue.in_memory(slot)
         if group is None:
             group = extra.group or ""
         self._pend(self._core.gather.moved, target, message, place, self._core.now(), extra, group)

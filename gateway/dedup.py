@@ -16,6 +16,8 @@ KEY_BYTES = 16
 SWEEP_KEYS = 2000
 SWEEP_SECONDS = 10.0
 """How long after its end a key may stay in memory and in the store."""
+MAX_KEYS = 5_000_000
+"""Of the whole daemon; a key takes some 160 bytes of memory."""
 RESTORED = -1.0
 """Stands for the window of what came from the journal, which does not say it."""
 
@@ -23,13 +25,14 @@ RESTORED = -1.0
 class Dedup:
     """Keys as keyed hashes, the first 128 bits of a SHA-256; expiry is exact."""
 
-    __slots__ = ("_begun", "_secret", "_windows", "due")
+    __slots__ = ("_begun", "_secret", "_windows", "count", "due")
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._windows: dict[float, dict[bytes, float]] = {}
         """By the window's seconds; the keys of one window end in the order in which they came."""
         self._begun: dict[str, Any] = {}
+        self.count = 0
         self.due = NEVER
         """When `expire` has something to do."""
 
@@ -44,7 +47,7 @@ class Dedup:
         self._begun.clear()
 
     def __len__(self) -> int:
-        return sum(map(len, self._windows.values()))
+        return self.count
 
     def digest(self, queue: str, group: str | None, key: str) -> bytes:
         """The key of one scope. Lengths stand before the parts, so no two scopes can run together."""
@@ -83,6 +86,8 @@ class Dedup:
             self.due = min(self.due, until + SWEEP_SECONDS)
         if digest in keys:
             del keys[digest]  # to come last again
+        else:
+            self.count += 1
         keys[digest] = until
 
     def restore(self, pieces: Iterable[bytes], now: float) -> None:
@@ -94,11 +99,13 @@ class Dedup:
                     keys[digest] = max(until, keys.get(digest, 0.0))
         if keys:
             self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
+            self.count = len(keys)
             self.due = now + SWEEP_SECONDS
 
     def forget(self, digest: bytes) -> None:
         for keys in self._windows.values():
-            keys.pop(digest, None)
+            if keys.pop(digest, None) is not None:
+                self.count -= 1
 
     def sweep(self, now: float, limit: int = SWEEP_KEYS) -> None:
         """Frees what is over, oldest first, at most `limit` keys of each window a call."""
@@ -110,6 +117,7 @@ class Dedup:
                 over.append(digest)
             for digest in over:
                 del keys[digest]
+            self.count -= len(over)
             if not keys:
                 del self._windows[window]
 

@@ -48,3 +48,7 @@ class DeniedError(GatewayError):
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
+
+
+class BindingsFullError(GatewayError):
+    """The bindings of all queues take as much memory as they may (`max_bindings`)."""

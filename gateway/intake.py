@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.dead_letter import UNSTORED_OCTETS
 from gateway.gather import Pending
 from gateway.message import TOPIC_EXCHANGE, Message
+from gateway.order import Grouped
 from gateway.policy import QueuePolicy
 from gateway.records import Extra
 from gateway.template import Fields, MissingValueError
@@ -39,7 +40,7 @@ class Intake:
         if core.overloaded:
             return Outcome.REFUSED
         retains = message.retain and message.exchange == TOPIC_EXCHANGE
-        if retains and core.refusing:
+        if retains and (core.refusing or self._retained_is_full(message, now)):
             return Outcome.REFUSED
         targets = core.router.route(message)
         if not targets:
@@ -81,6 +82,9 @@ class Intake:
                     duplicates = duplicates or []
                     duplicates.append(queue)
                     continue
+                if self._names_are_full(queue, group, digest, now):
+                    queue.counters.refused += 1
+                    return Outcome.REFUSED
             if queue.is_limited:
                 # An outbox may be here more than once, for other targets.
                 ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
@@ -153,6 +157,32 @@ class Intake:
         else:
             key = keys.body_key(fields.message.body)
         return keys.digest(queue.name, group if dedup.scope == "group" else None, key)
+
+    def _names_are_full(self, queue: Queue, group: str | None, digest: bytes | None, now: float) -> bool:
+        """Whether there may be no group, or no dedup key, that is not known yet."""
+        core, groups = self._core, queue.groups
+        if group is not None and len(groups) >= queue.policy.max_groups and not groups.find(group):
+            assert isinstance(queue.order, Grouped)
+            groups.free_idle(queue.order.heads, core.committed_ident)
+            if len(groups) >= queue.policy.max_groups:
+                core.refused["groups"] += 1
+                return True
+        if digest is not None and core.dedup.count >= core.max_dedup_keys:
+            core.dedup.sweep(now)
+            if core.dedup.count >= core.max_dedup_keys:
+                core.refused["dedup-keys"] += 1
+                return True
+        return False
+
+    def _retained_is_full(self, message: Message, now: float) -> bool:
+        core = self._core
+        if not core.retained.is_full(message):
+            return False
+        core.gather.forced_states += core.retained.make_room(now)
+        if not core.retained.is_full(message):
+            return False
+        core.refused["retained"] += 1
+        return True
 
     def _retain(self, message: Message, now: float) -> None:
         gather = self._core.gather

@@ -20,12 +20,17 @@ RESIDENT_OCTETS = 300
 
 
 class Memory:
-    """octets: what all messages in memory take, about. Each queue adds and takes away its own."""
+    """What all messages in memory take, about. Each queue adds and takes away its own.
 
-    __slots__ = ("octets",)
+    octets: waiting and in flight. volatile: of these, what is in memory alone. limit: of both.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("limit", "octets", "volatile")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.octets = 0
+        self.volatile = 0
 
 
 class Ledger(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -122,6 +122,18 @@ _TRANSPORT_REASONS = {
 }
 
 
+class Holdings(NamedTuple):
+    """What the whole daemon keeps in memory besides its queues' entries, and what it refused for its own limits."""
+
+    message_octets: int = 0
+    volatile_octets: int = 0
+    retained_messages: int = 0
+    retained_octets: int = 0
+    dedup_keys: int = 0
+    binding_octets: int = 0
+    refused: Mapping[str, int] = {}
+
+
 class GatewayCollector:
     """Reads everything at the moment of a scrape (a `prometheus_client` collector)."""
 
@@ -141,6 +153,7 @@ class GatewayCollector:
         yield from _queue_metrics(self.operations.stats())
         yield from _transport_metrics(self.operations.transports())
         yield from _commit_metrics(self.operations.commits)
+        yield from _holdings_metrics(self.operations.holdings())
 
 
 def _queue_metrics(queues: Sequence[QueueStats]) -> Iterator[Metric]:
@@ -192,6 +205,31 @@ def _commit_metrics(commits: CommitStats) -> Iterator[Metric]:
     failures = CounterMetricFamily("gateway_commit_failures", "Commits that failed")
     failures.add_metric([], commits.failures)
     yield failures
+
+
+_HOLDINGS = {
+    "message_octets": ("memory_bytes", "Bytes of messages in memory, about"),
+    "volatile_octets": ("memory_volatile_bytes", "Of these, bytes of messages that are on no disk"),
+    "retained_messages": ("retained_messages", "Retained messages"),
+    "retained_octets": ("retained_bytes", "What retained messages take in memory, about"),
+    "binding_octets": ("bindings_bytes", "What bindings take in memory, about"),
+    "dedup_keys": ("dedup_keys", "Dedup keys whose window may not be over"),
+}
+
+
+def _holdings_metrics(holdings: Holdings) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for field, (name, text) in _HOLDINGS.items():
+        gauge = GaugeMetricFamily(f"gateway_{name}", text)
+        gauge.add_metric([], getattr(holdings, field))
+        yield gauge
+    refused = CounterMetricFamily(
+        "gateway_refused", "Messages and bindings refused at a limit of the whole daemon", labels=["reason"]
+    )
+    for reason, count in holdings.refused.items():
+        refused.add_metric([reason], count)
+    yield refused
 
 
 def exposition(operations: Operations) -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from gateway.message import Message
-from gateway.metrics import CommitStats, TransportCounters
+from gateway.metrics import CommitStats, Holdings, TransportCounters
 from gateway.topics import matches
 from gateway.transport import Death
 
@@ -129,6 +129,8 @@ class Operations(Protocol):
 
     @property
     def commits(self) -> CommitStats: ...
+
+    def holdings(self) -> Holdings: ...
 
     def readiness(self) -> Readiness: ...
 

@@ -21,7 +21,7 @@ from gateway.errors import GatewayError
 from gateway.explain import explain
 from gateway.local import LocalGateway
 from gateway.message import Message
-from gateway.metrics import CommitStats, TransportCounters
+from gateway.metrics import CommitStats, Holdings, TransportCounters
 from gateway.operations import (
     GroupView,
     QueueStats,
@@ -56,6 +56,22 @@ class Operator:
     @property
     def commits(self) -> CommitStats:
         return self._gateway.committer.stats if self._gateway is not None else self._empty_commits
+
+    def holdings(self) -> Holdings:
+        if self._gateway is None:
+            return Holdings()
+        core = self._core
+        retained = core.retained
+        memory = core.memory
+        return Holdings(
+            memory.octets,
+            memory.volatile,
+            len(retained),
+            retained.octets,
+            len(core.dedup),
+            core.router.octets,
+            dict(core.refused),
+        )
 
     @property
     def _core(self) -> Core:

@@ -119,6 +119,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     retry_delay: doubles from the first to the second value with each attempt, with jitter; None: at once.
     dead_letter: queue that gets what can't be delivered, an exchange for AMQP queues, or `none` to discard.
     ttl, delay, max_delay: seconds. max_messages, max_bytes: None for no limit.
+    max_groups: groups that hold messages; a message of one more is refused.
     overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight.
     expires: seconds without a consumer after which the queue is deleted with what it holds; None: never.
     """
@@ -137,6 +138,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_delay: Seconds = Seconds(7 * 86400)
     max_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_bytes: Octets | None = None
+    max_groups: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     overflow: Literal["refuse", "drop-oldest", "dead-letter"] = "refuse"
     expires: Seconds | None = None
 

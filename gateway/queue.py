@@ -31,6 +31,10 @@ RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""
 MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
+SPARED_OCTETS = 64 << 10
+"""A queue that holds no more gives up nothing when another has filled the memory with what is in memory alone."""
+SPILLED = Message("", b"")
+"""Stands for the message of a delivery in flight whose body is on disk alone."""
 
 decode_message = msgspec.msgpack.Decoder(Message).decode
 
@@ -90,7 +94,7 @@ class Queue:
         self.group_template, self.dedup_template = templates_of(policy)
         self.reads_fields = self.group_template is not None or policy.dedup is not None
         self.is_timed = policy.ttl is not None or bool(policy.delay)
-        self.is_limited = policy.max_messages is not None or policy.max_bytes is not None
+        self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         if self._timeouts:
             # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
             latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
@@ -132,7 +136,13 @@ class Queue:
         if policy.max_messages is not None and count >= policy.max_messages:
             return True
         held = self.entries.octets + self.pending_octets + octets * ahead
+        if not policy.durable and held + octets > SPARED_OCTETS and self._is_memory_full():
+            return True
         return policy.max_bytes is not None and held + octets > policy.max_bytes
+
+    def _is_memory_full(self) -> bool:
+        """Of what is in memory alone, which no disk can relieve."""
+        return self._memory.volatile > self._memory.limit
 
     def may_refuse(self) -> bool:
         """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
@@ -143,7 +153,7 @@ class Queue:
         """Committed entries, the last by arrival, and their slots. Without a message its body is on disk only."""
         add, enqueue, resident = self.entries.add, self.order.add, self.resident
         slots: list[int] = []
-        octets = 0
+        octets = volatile = 0
         for entry in entries:
             expires = entry.expires
             if expires and expires == entry.accepted:
@@ -153,11 +163,14 @@ class Queue:
             if entry.message is not None:
                 resident[slot] = entry.message
                 octets += length + RESIDENT_OCTETS
+                if not entry.row:
+                    volatile += length + RESIDENT_OCTETS
             if expires:
                 self.watch_expiry(slot)
             enqueue(slot, entry.due)
             slots.append(slot)
         self._memory.octets += octets
+        self._memory.volatile += volatile
         return slots
 
     def watch_expiry(self, slot: int) -> None:
@@ -177,7 +190,10 @@ class Queue:
         self._over = False
         for slot in self.entries.slots():
             over = policy.max_messages is not None and self.entries.count > policy.max_messages
-            if not over and not (policy.max_bytes is not None and self.entries.octets > policy.max_bytes):
+            over = over or (policy.max_bytes is not None and self.entries.octets > policy.max_bytes)
+            if not policy.durable:
+                over = over or (self.entries.octets > SPARED_OCTETS and self._is_memory_full())
+            if not over:
                 return
             if slot in self.flying or self.is_parked(slot):
                 continue
@@ -200,10 +216,14 @@ class Queue:
 
     def remove(self, slot: int) -> None:
         """The entry leaves for good, waiting or in flight."""
-        flew = self.flying.pop(slot, None) is not None
-        self.order.leave(slot, flew)
-        if not flew and self.resident.pop(slot, None) is not None:
-            self._memory.octets -= self.entries.length[slot] + RESIDENT_OCTETS
+        delivery = self.flying.pop(slot, None)
+        self.order.leave(slot, delivery is not None)
+        message = delivery.message if delivery is not None else self.resident.pop(slot, SPILLED)
+        if message is not SPILLED:
+            octets = self.entries.length[slot] + RESIDENT_OCTETS
+            self._memory.octets -= octets
+            if not self.entries.row[slot]:
+                self._memory.volatile -= octets
         if self.attempts:
             self.attempts.pop(slot, None)
             if self.errors:
@@ -234,11 +254,9 @@ class Queue:
 
     def message(self, slot: int) -> Message | None:
         """The message in this slot; None: its body is being read, `wake` follows."""
-        message = self.resident.get(slot)
+        message = self.in_memory(slot)
         if message is not None:
             return message
-        if slot in self.flying:
-            return self.flying[slot].message
         entries = self.entries
         data = self.ledger.body(entries.row[slot])
         if data is None:
@@ -246,6 +264,13 @@ class Queue:
             return None
         offset = entries.offset[slot]
         return decode_message(memoryview(data)[offset : offset + entries.length[slot]])
+
+    def in_memory(self, slot: int) -> Message | None:
+        """The message in this slot, waiting or in flight; None: it is on disk alone."""
+        message = self.resident.get(slot)
+        if message is None and slot in self.flying and self.flying[slot].message is not SPILLED:
+            message = self.flying[slot].message
+        return message
 
     def _read_ahead(self, slot: int) -> None:
         entries = self.entries
@@ -266,7 +291,7 @@ class Queue:
             return
         competing = len(active) > 1
         ledger = self.ledger
-        entries, order, flying = self.entries, self.order, self.flying
+        entries, order, flying, memory = self.entries, self.order, self.flying, self._memory
         policy = self.policy
         grouped = self.group_template is not None
         batches: dict[QueueSubscription, list[Delivery]] = {}
@@ -294,15 +319,14 @@ class Queue:
                 continue
             message = self.resident.pop(slot, None)
             length = entries.length[slot]
-            if message is not None:
-                self._memory.octets -= length + RESIDENT_OCTETS
-            else:
+            if message is None:
                 message = self.message(slot)
                 if message is None:
                     if self.ledger.is_unreadable(entries.row[slot]):
                         self._put_off(slot, subscription, now)
                         continue
                     break  # it keeps its place until its body is there
+                memory.octets += length + RESIDENT_OCTETS
             order.take(slot, subscription)
             carried = entries.extra[slot]
             extra = ledger.extra(carried) if carried else NO_EXTRA
@@ -318,15 +342,19 @@ class Queue:
                 extra.deaths,
                 expires or None,
             )
-            flying[slot] = delivery
-            subscription.held[delivery.id] = delivery
-            if policy.ack_timeout is not None:
-                self._watch_settlement(now + policy.ack_timeout, delivery, subscription)
             batch = batches.get(subscription)
             if batch is None:
                 batches[subscription] = [delivery]
             else:
                 batch.append(delivery)
+            if memory.octets > memory.limit and entries.row[slot]:
+                # Who never settles must not fill the memory: should it come back, it is read again.
+                delivery = delivery.without_message(SPILLED)
+                memory.octets -= length + RESIDENT_OCTETS
+            flying[slot] = delivery
+            subscription.held[delivery.id] = delivery
+            if policy.ack_timeout is not None:
+                self._watch_settlement(now + policy.ack_timeout, delivery, subscription)
             if subscription.take(length):
                 turn += 1
             else:
@@ -362,12 +390,20 @@ class Queue:
     def done(self, deliveries: Sequence[Delivery]) -> None:
         self.counters.settled += len(deliveries)
         slots = [delivery.slot for delivery in deliveries]
-        flying, leave, free = self.flying, self.order.leave, self.entries.remove
+        entries, flying, leave = self.entries, self.flying, self.order.leave
         self.ledger.removed(self, slots)
-        for slot in slots:
+        octets = volatile = 0
+        for delivery in deliveries:
+            slot = delivery.slot
+            if delivery.message is not SPILLED:
+                octets += entries.length[slot] + RESIDENT_OCTETS
+                if not entries.row[slot]:
+                    volatile += entries.length[slot] + RESIDENT_OCTETS
             del flying[slot]
             leave(slot, True)
-            free(slot)
+            entries.remove(slot)
+        self._memory.octets -= octets
+        self._memory.volatile -= volatile
         for known in (self.attempts, self.errors, self.doomed):
             if known:
                 for slot in slots:
@@ -415,8 +451,8 @@ class Queue:
 
     def _land(self, slot: int, due: float) -> None:
         delivery = self.flying.pop(slot)
-        self.resident[slot] = delivery.message
-        self._memory.octets += self.entries.length[slot] + RESIDENT_OCTETS
+        if delivery.message is not SPILLED:
+            self.resident[slot] = delivery.message
         self.order.back(slot, due)
         if self.entries.row[slot]:
             self.ledger.spillable(self, slot)

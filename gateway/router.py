@@ -13,8 +13,11 @@ from gateway.topics import FilterTree, NameTree, check_filter
 from gateway.transport import Binding, Options
 
 CACHE_OCTETS = 32 << 20
+MAX_BINDINGS_OCTETS = 256 << 20
 _ENTRY_OCTETS = 400  # a cached answer with its place in the dictionary, roughly
 _NODE_OCTETS = 400  # a level of a topic in the tree of what is cached: a topic of 128 levels is 50 KB
+
+_BINDING_OCTETS = 1000  # a binding with its places in three dictionaries, roughly
 
 Q = TypeVar("Q")
 
@@ -50,6 +53,8 @@ class Router(Generic[Q]):
         self._queues: dict[str, tuple[Q, dict[tuple[object, ...], Binding]]] = {}
         self._limit = cache_octets
         self._cached = 0
+        self.octets = 0
+        """What all bindings take in memory, roughly."""
 
     def add_queue(self, name: str, queue: Q) -> None:
         """From now on the default exchange reaches it by name."""
@@ -77,7 +82,8 @@ class Router(Generic[Q]):
         if binding.literal:
             exchange.literal.setdefault(binding.filter, {})[identity] = (binding, queue)
         else:
-            exchange.tree.put(binding.filter, identity, (binding, queue))
+            self.octets += _NODE_OCTETS * exchange.tree.put(binding.filter, identity, (binding, queue))
+        self.octets += _cost(binding)
         self._forget_matching(binding)
 
     def unbind(self, binding: Binding) -> bool:
@@ -94,7 +100,8 @@ class Router(Generic[Q]):
             if not exchange.literal[old.filter]:
                 del exchange.literal[old.filter]
         else:
-            exchange.tree.remove(old.filter, identity)
+            self.octets -= _NODE_OCTETS * exchange.tree.remove(old.filter, identity)
+        self.octets -= _cost(old)
         self._forget_matching(old)
         return True
 
@@ -161,6 +168,11 @@ class Router(Generic[Q]):
 def _size(topic: str, answer: _Answer[Any]) -> int:
     """Bytes of a cached answer without its levels, roughly."""
     return _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
+
+
+def _cost(binding: Binding) -> int:
+    """Bytes of a binding without its levels, roughly."""
+    return _BINDING_OCTETS + 3 * len(binding.filter) + (0 if binding.match is None else 2 * len(repr(binding.match)))
 
 
 def _identity(binding: Binding) -> tuple[object, ...]:

@@ -44,6 +44,19 @@ START_SECONDS = 10.0
 """After this the daemon is ready even if a plugin's transport is not; it is named and goes on trying."""
 SECRET_BYTES = 32
 MANY_FILES = 1 << 16
+RESTARTED = (
+    "store",
+    "admin",
+    "transports",
+    "max_memory",
+    "max_retained",
+    "max_dedup_keys",
+    "max_bindings",
+    "max_backlog",
+    "drain_timeout",
+    "log",
+)
+"""What a reload does not change."""
 
 OnReady = Callable[[Mapping[str, Sequence[str]]], None]
 
@@ -76,7 +89,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         clock = Clock()
         pressure = Pressure()
-        core = Core(clock, os.urandom(SECRET_BYTES), settings.max_memory)
+        core = Core(
+            clock,
+            os.urandom(SECRET_BYTES),
+            settings.max_memory,
+            max_retained=settings.max_retained,
+            max_dedup_keys=settings.max_dedup_keys,
+            max_bindings=settings.max_bindings,
+        )
         journal = _journal(settings)
         access = Access({name: user.password_hash for name, user in settings.users.items()})
         committer = Committer(core, journal, pressure, settings.max_backlog)
@@ -192,7 +212,7 @@ class Daemon:
             return
         for note in notes:
             log.warning(note)
-        for key in ("store", "admin", "transports", "max_memory", "max_backlog", "drain_timeout", "log"):
+        for key in RESTARTED:
             if getattr(settings, key) != getattr(self.settings, key):
                 log.warning("this change waits for a restart", key=key)
         self.settings = settings

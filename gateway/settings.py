@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from gateway import plugins
 from gateway.address import Address
 from gateway.checks import Checks
+from gateway.dedup import MAX_KEYS
 from gateway.document import Faults, Node, nearest, read
 from gateway.errors import ConfigError
 from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
+from gateway.retained import MAX_OCTETS
+from gateway.router import MAX_BINDINGS_OCTETS
 from gateway.schema import FAILED, Decoder, SchemaWriter
 
 MB = 1024 * 1024
@@ -40,10 +43,18 @@ class AdminSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Health, metrics and the admin API; `admin: false` turns it off.
 
     allow_anonymous: listen beyond loopback although there are no users.
+    max_connections: requests that are answered at one time, others get 503; idle connections give way to new ones.
+    request_timeout: seconds until a request must be whole, head and body.
     """
 
     listen: Address = Address.parse("127.0.0.1:8080")
     allow_anonymous: bool = False
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    request_timeout: Seconds = Seconds(20)
+
+    def __post_init__(self) -> None:
+        if self.request_timeout <= 0:
+            raise ValueError("request_timeout must be above 0")
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +99,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     transports: by name; each one's settings are of its plugin's own type.
     users: by name; none means that everybody is let in, on loopback. users_file: a file with more of them, one
     `name:hash` a line.
-    max_memory: bytes of message bodies that are held in memory; beyond it bodies are on disk only.
+    max_memory: bytes of message bodies that are held in memory; beyond it bodies are on disk only, and queues that
+    are not durable refuse or drop their oldest, as they say in `overflow`.
+    max_retained: bytes that retained messages take in memory, about; beyond it a message to be retained is refused.
+    max_dedup_keys: keys of all queues whose window is not over, some 160 bytes each; beyond it a message with a new
+    one is refused.
+    max_bindings: bytes that bindings and subscriptions take in memory, about; beyond it one more is refused.
     max_backlog: bytes accepted and not yet committed, above which connections stop reading.
     drain_timeout: how long a stop may take until connections are cut.
     """
@@ -101,6 +117,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     users: dict[str, UserSettings] = {}
     users_file: str | None = None
     max_memory: Octets = Octets(256 * MB)
+    max_retained: Octets = Octets(MAX_OCTETS)
+    max_dedup_keys: Annotated[int, msgspec.Meta(ge=1)] = MAX_KEYS
+    max_bindings: Octets = Octets(MAX_BINDINGS_OCTETS)
     max_backlog: Octets = Octets(64 * MB)
     drain_timeout: Seconds = Seconds(10)
     log: LogSettings = LogSettings()

@@ -71,35 +71,41 @@ class FilterTree(Generic[T]):
         self._root: _Node[T] = _Node()
         self._hide = hide
 
-    def put(self, filter: str, key: object, value: T) -> None:
-        """Replaces the value that `key` had under this filter."""
+    def put(self, filter: str, key: object, value: T) -> int:
+        """Replaces the value that `key` had under this filter. Returns how many nodes it took."""
         node = self._root
+        made = 0
         for level in filter.split("/"):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node(level == "#")
+                made += 1
             node = child
         if node.values is None:
             node.values = {}
         node.values[key] = value
+        return made
 
-    def remove(self, filter: str, key: object) -> None:
-        """Does nothing if it is not there."""
+    def remove(self, filter: str, key: object) -> int:
+        """Does nothing if it is not there. Returns how many nodes it freed."""
         path = [self._root]
         levels = filter.split("/")
         for level in levels:
             child = path[-1].children.get(level)
             if child is None:
-                return
+                return 0
             path.append(child)
         if path[-1].values is not None:
             path[-1].values.pop(key, None)
             if not path[-1].values:
                 path[-1].values = None
+        freed = 0
         for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
             child = parent.children[level]
             if child.values is None and not child.children:
                 del parent.children[level]
+                freed += 1
+        return freed
 
     def match(self, topic: str) -> Iterator[T]:
         """The values whose filter matches; `#` stands for any number of levels, none included."""

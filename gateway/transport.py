@@ -148,6 +148,20 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     deaths: tuple[Death, ...] = ()
     expires: float | None = None
 
+    def without_message(self, stand_in: Message) -> Delivery:
+        """The same delivery with something smaller in the message's place: what its queue keeps of it."""
+        return Delivery(
+            self.id,
+            stand_in,
+            self.queue,
+            self.options,
+            self.slot,
+            self.attempts,
+            self.redelivered,
+            self.deaths,
+            self.expires,
+        )
+
 
 class Consumer(Protocol):
     """Takes deliveries as its credit allows."""
@@ -266,8 +280,8 @@ class Gateway(Protocol):
     def queues(self) -> Iterable[QueueView]: ...
 
     def bind(self, binding: Binding) -> None:
-        """From now on. Journaled (with the next commit) if its queue is durable. Raises UnknownQueueError, and
-        ValueError for a filter the tree can't hold."""
+        """From now on. Journaled (with the next commit) if its queue is durable. Raises UnknownQueueError,
+        BindingsFullError, and ValueError for a filter the tree can't hold."""
 
     def unbind(self, binding: Binding) -> bool:
         """False if there was none."""

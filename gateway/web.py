@@ -9,9 +9,10 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import functools
 import socket
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -21,16 +22,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.address import Address
+from gateway.crowd import Crowd
 from gateway.errors import ListenError
 from gateway.flow import Pressure
+from gateway.http_peer import HttpPeer, Limits
 from gateway.logs import log
 from gateway.transport import TransportCounters, User
 
 MAX_CONNECTIONS = 1_000
+MAX_UNFINISHED_OCTETS = 64 << 20
+REQUEST_SECONDS = 20
 MAX_HEAD_OCTETS = 65_536
 KEEP_ALIVE_SECONDS = 30
 
@@ -117,24 +121,15 @@ async def _failed(request: Request, error: Exception) -> Response:
     return as_json({"error": "internal error; the log says more"}, 500)
 
 
-def _counted(counters: TransportCounters) -> type[H11Protocol]:
-    """The protocol of one connection, which counts for its transport."""
+def _limited(application: ASGIApp, crowd: Crowd) -> ASGIApp:
+    """Refuses what comes while as many requests as may be are being answered."""
+    busy = as_json({"error": "too many requests at one time; try again later"}, 503)
+    busy.headers["retry-after"] = "1"
 
-    class Counted(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            counters.connections += 1
-            counters.connections_total += 1
-            super().connection_made(transport)
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        await (busy if crowd.is_full() else application)(scope, receive, send)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            counters.connections -= 1
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            counters.octets_in += len(data)
-            super().data_received(data)
-
-    return Counted
+    return limited
 
 
 class _Server(uvicorn.Server):
@@ -182,20 +177,22 @@ async def serve(
     sockets: list[socket.socket],
     drain_timeout: float,
     counters: TransportCounters,
+    limits: Limits,
     stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Until cancelled; then takes no more requests, lets those that run end within `drain_timeout` and returns.
     `stopping` is called at once, to end those that would run for ever."""
+    crowd = Crowd(limits.max_connections, limits.max_unfinished, counters)
     config = uvicorn.Config(
-        application,
-        http=_counted(counters),
+        _limited(application, crowd),
+        # uvicorn asks for a class, and makes the connections by calling it.
+        http=cast(type[HttpPeer], functools.partial(HttpPeer, crowd=crowd, counters=counters, limits=limits)),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_timeout)),
         h11_max_incomplete_event_size=MAX_HEAD_OCTETS,

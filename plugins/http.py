@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from gateway import web
 from gateway.address import Address
+from gateway.http_peer import Limits
 from gateway.message import Message, Properties, check_destination, to_topic
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
@@ -51,12 +52,24 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """POST /topics/TOPIC accepts a message.
 
     max_body: larger ones get 413. allow_anonymous: listen beyond loopback although there are no users.
+    max_connections: requests that are answered at one time, others get 503; idle connections give way to new ones.
+    max_unfinished: bytes of requests that are not whole, of all clients together; beyond it the client is cut off
+    that has taken longest. request_timeout: seconds until a request must be whole, head and body.
     """
 
     type: str
     listen: Address = Address.parse("127.0.0.1:8081")
     max_body: Octets = Octets(1 << 20)
     allow_anonymous: bool = False
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = web.MAX_CONNECTIONS
+    max_unfinished: Octets = Octets(web.MAX_UNFINISHED_OCTETS)
+    request_timeout: Seconds = Seconds(web.REQUEST_SECONDS)
+
+    def __post_init__(self) -> None:
+        if self.request_timeout <= 0:
+            raise ValueError("request_timeout: must be above 0")
+        if self.max_unfinished < self.max_body:
+            raise ValueError("max_unfinished: must be at least max_body")
 
 
 class Http:
@@ -74,7 +87,9 @@ class Http:
         self.counters = gateway.counters(self.name)
         routes = [Route("/topics/{topic:path}", self._publish, methods=["POST"])]
         gateway.started(self.name, web.addresses(sockets))
-        await web.serve(web.app(routes), sockets, gateway.drain_timeout, self.counters)
+        settings = self.settings
+        limits = Limits(settings.max_connections, settings.max_unfinished, settings.request_timeout)
+        await web.serve(web.app(routes), sockets, gateway.drain_timeout, self.counters, limits)
 
     async def _publish(self, request: Request) -> Response:
         try:
@@ -96,7 +111,6 @@ class Http:
         response = web.as_json(answer, STATUS[outcome])
         if outcome is Outcome.REFUSED:
             response.headers["retry-after"] = "1"
-        self.counters.octets_out += len(response.body)
         return response
 
     def _message(self, request: Request, body: bytes, user: str) -> Message:

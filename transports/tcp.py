@@ -6,8 +6,11 @@ Its rule: one `data_received` handles every whole packet in the buffer, one turn
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterable
 from typing import Any, cast
 
+from gateway.crowd import SMALL_OCTETS, Crowd
 from gateway.transport import Gateway, TransportCounters
 
 HIGH_WATER = 1 << 20
@@ -28,9 +31,10 @@ class TcpConnection(asyncio.Protocol):
     """A connection of a listener. A protocol's class overrides `received`, `lost` and, if it wants,
     `writable_changed` and `flushed`; it never touches the transport itself."""
 
-    def __init__(self, gateway: Gateway, counters: TransportCounters) -> None:
+    def __init__(self, gateway: Gateway, counters: TransportCounters, crowd: Crowd) -> None:
         self.gateway = gateway
         self.counters = counters
+        self.crowd = crowd
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self.peer = ""
@@ -48,6 +52,8 @@ class TcpConnection(asyncio.Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._ended = False
         """The end of our stream is said; nothing may follow it."""
+        self._holding = False
+        """The crowd counts what is unfinished here."""
 
     # what a protocol overrides
 
@@ -63,6 +69,14 @@ class TcpConnection(asyncio.Protocol):
 
     def flushed(self) -> None:
         """What was queued is written, or in the write buffer if the peer is slow (see `writable`)."""
+
+    def unfinished(self) -> int:
+        """Bytes that are held for what is not whole yet."""
+        return len(self._buffer)
+
+    def cut_off(self, why: str) -> None:
+        """It had to go for the sake of the others: see `Crowd`."""
+        self.abort()
 
     # what a protocol uses
 
@@ -108,6 +122,7 @@ class TcpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is queued."""
         self.closing = True
+        self._buffer.clear()
         if self.transport:
             self.transport.abort()
 
@@ -143,6 +158,7 @@ class TcpConnection(asyncio.Protocol):
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
         self.counters.connections += 1
         self.counters.connections_total += 1
+        self.crowd.join(self)
 
     def data_received(self, data: bytes) -> None:
         self.counters.octets_in += len(data)
@@ -150,6 +166,8 @@ class TcpConnection(asyncio.Protocol):
             return
         self._buffer += data
         self._handle()
+        if not self._pauses:
+            self._count_unfinished()
         self._turn += len(data)
         if self._turn >= TURN_OCTETS:
             self._turn = 0
@@ -166,8 +184,16 @@ class TcpConnection(asyncio.Protocol):
         if used:
             del self._buffer[:used]
 
+    def _count_unfinished(self) -> None:
+        """While it is paused nothing is its fault, so then this is not called."""
+        octets = self.unfinished()
+        if octets >= SMALL_OCTETS or self._holding:
+            self._holding = octets >= SMALL_OCTETS
+            self.crowd.hold(self, octets)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
+        self.crowd.leave(self)
         for timer in (self._linger, self._stall):
             if timer:
                 timer.cancel()
@@ -207,3 +233,16 @@ class TcpConnection(asyncio.Protocol):
                 parts = [b"".join(parts)]
             self.transport.writelines(parts)
             self.flushed()
+
+
+def keep_alive(sockets: Iterable[socket.socket], seconds: float) -> None:
+    """Whoever connects to these listening sockets is asked by the kernel whether it is still there when nothing came
+    for so long, and again four times in as long; without an answer the connection is lost. 0 for never."""
+    idle = max(1, round(seconds))
+    for listener in sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(seconds > 0))
+        if seconds > 0:
+            # Those that are accepted inherit it.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 4))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)

@@ -314,6 +314,8 @@ class Kernel:
             found.append(f"rows {core.rows.uses}")
         if core.resident_octets:
             found.append(f"resident_octets {core.resident_octets}")
+        if core.memory.volatile:
+            found.append(f"volatile octets {core.memory.volatile}")
         if extras := core.extras.named(0, core.extras.top):
             found.append(f"extras {extras}")
         if not core.gather.is_empty() or core.committing is not None:

@@ -30,7 +30,7 @@ async def local_gateway(
 ) -> AsyncIterator[tuple[LocalGateway, Operator]]:
     """config: queues and routes in YAML. users: argon2 hashes by name."""
     settings = _settings(config)
-    core = Core(Clock(), b"secret", settings.max_memory)
+    core = Core(Clock(), b"secret", settings.max_memory, None, settings.max_retained, settings.max_dedup_keys)
     journal = MemoryJournal()
     journal.open()
     pressure = Pressure()

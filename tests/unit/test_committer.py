@@ -435,7 +435,7 @@ async def test_the_log_stays_short_under_a_steady_load(bench: Bench, monkeypatch
 
 
 async def test_bodies_are_read_by_the_reader_while_commits_go_on(bench: Bench) -> None:
-    bench.core.max_memory = 0
+    bench.core.memory.limit = 0
     for number in range(20):
         await bench.committer.accept([to("q", f"{number:02}" + "x" * 50_000)])
     await bench.until(lambda: not bench.core.resident_octets)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
+from gateway.crowd import Crowd
 from gateway.metrics import TransportCounters
 from gateway.transport import Gateway
 from tests.harness.process import Address
@@ -53,7 +54,7 @@ class Server:
         return Address(*self._server.sockets[0].getsockname())
 
     def _make(self) -> TcpConnection:
-        self.connections.append(self._connection(NOT_NEEDED, self.counters))
+        self.connections.append(self._connection(NOT_NEEDED, self.counters, Crowd(1000, 1 << 30, self.counters)))
         return self.connections[-1]
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pamqp import commands as amqp
 
+from gateway.crowd import Crowd
 from gateway.logs import log
 from gateway.transport import Gateway, TransportCounters
 from transports.amqp.channel import Channel
@@ -38,6 +39,7 @@ from transports.amqp.errors import (
     COMMAND_INVALID,
     CONNECTION_FORCED,
     FRAME_ERROR,
+    RESOURCE_ERROR,
     UNEXPECTED_FRAME,
     AmqpError,
     reply_name,
@@ -63,13 +65,14 @@ class AmqpConnection(TcpConnection):
         self,
         gateway: Gateway,
         counters: TransportCounters,
+        crowd: Crowd,
         topology: Topology,
         settings: AmqpSettings,
         name: str,
         version: str,
         connections: set[AmqpConnection],
     ) -> None:
-        super().__init__(gateway, counters)
+        super().__init__(gateway, counters, crowd)
         self.topology = topology
         self.settings = settings
         self.name = name
@@ -91,7 +94,7 @@ class AmqpConnection(TcpConnection):
         self.handshake = Handshake(self)
         self.consuming = Consuming(self)
         self.publishing = Publishing(self)
-        self.declarations = Declarations(gateway, topology, self)
+        self.declarations = Declarations(gateway, topology, self, settings)
         self.waiting = Waiting(self)
         self._asked = False
         """It is called when the pressure is gone."""
@@ -106,10 +109,6 @@ class AmqpConnection(TcpConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.connections.add(self)
-        if len(self.connections) > self.settings.max_connections:
-            self.counters.refusals["max-connections"] += 1
-            self.abort()
-            return
         self.handshake.begin()
 
     def lost(self, error: Exception | None) -> None:
@@ -135,6 +134,15 @@ class AmqpConnection(TcpConnection):
     def writable_changed(self) -> None:
         if self.writable and not self.ended:
             self.consuming.replenish()
+
+    def unfinished(self) -> int:
+        return super().unfinished() + self.publishing.unfinished
+
+    def cut_off(self, why: str) -> None:
+        if self.handshake.step is Step.DONE:
+            self.fail(AmqpError(RESOURCE_ERROR, f"closed for the sake of the others: {why}"))
+        else:
+            self.abort()
 
     # frames in
 
@@ -408,6 +416,7 @@ class AmqpConnection(TcpConnection):
             self.consuming.leave(channel, lost)
         self.ended = True
         self.channels.clear()
+        self.publishing.unfinished = 0
         self.waiting.keep(self.declarations.end())
 
     # drain

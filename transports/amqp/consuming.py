@@ -90,8 +90,9 @@ class Consuming:
         if method.arguments:
             argument = next(iter(method.arguments))
             raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for a consumer: not supported")
-        if len(channel.consumers) >= self.connection.settings.max_consumers:
-            raise AmqpError(RESOURCE_ERROR, f"a channel may have {self.connection.settings.max_consumers} consumers")
+        most = self.connection.settings.max_consumers
+        if sum(len(other.consumers) for other in self.connection.channels.values()) >= most:
+            raise AmqpError(RESOURCE_ERROR, f"a connection may have {most} consumers")
         if self.topology.taken(view.name) or (method.exclusive and view.consumers):
             raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pamqp import commands as amqp
 
-from gateway.errors import GatewayError
+from gateway.errors import BindingsFullError, GatewayError
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.transport import Binding, Gateway, QueueView, StateChange
 from transports.amqp.arguments import first_difference, policy_of
@@ -23,10 +23,14 @@ from transports.amqp.errors import (
     NOT_FOUND,
     NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
+    RESOURCE_ERROR,
     RESOURCE_LOCKED,
     AmqpError,
 )
-from transports.amqp.topology import OWNER, Declared, Exchange, Topology, exchange_kind
+from transports.amqp.topology import OWNER, PREDECLARED, Declared, Exchange, Topology, exchange_kind
+
+if TYPE_CHECKING:
+    from transports.amqp.listener import AmqpSettings
 
 VHOST = "/"
 
@@ -43,10 +47,11 @@ class Answer(NamedTuple):
 class Declarations:
     """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError."""
 
-    def __init__(self, gateway: Gateway, topology: Topology, holder: object) -> None:
+    def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
         self.topology = topology
         self.holder = holder
+        self.settings = settings
         self.last_queue: dict[int, str] = {}
         """By channel: the queue declared last, which an empty name stands for [AMQP 1.7.2.1.queue]."""
 
@@ -103,6 +108,8 @@ class Declarations:
             return Answer(frame, [] if have.durable else None)
         if name.startswith("amq."):
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
+        if len(self.topology.exchanges) - len(PREDECLARED) >= self.settings.max_exchanges:
+            raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
         changes = self.topology.add_exchange(wanted)
         return Answer(frame, changes or None, lambda: self.topology.exchanges.pop(name, None))
 
@@ -176,12 +183,17 @@ class Declarations:
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
         policy = policy_of(arguments, durable)
+        gone: list[StateChange] = []
+        if self.topology.queues >= self.settings.max_queues:
+            gone = self.topology.stale(self.gateway.queues())
+            if self.topology.queues >= self.settings.max_queues:
+                raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_queues} queues of clients already")
         try:
             view = self.gateway.declare(name, policy, OWNER)
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
-        changes = self.topology.add_queue(declared, self.holder) + self.topology.forget(self.gateway.queues)
+        changes = gone + self.topology.add_queue(declared, self.holder) + self.topology.forget(self.gateway.queues)
         return view, changes or None
 
     def _undo_declare(self, name: str) -> Callable[[], object]:
@@ -281,11 +293,16 @@ class Declarations:
     def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
         binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
-        is_new = binding not in self.gateway.bindings(view.name)
+        bindings = self.gateway.bindings(view.name)
+        is_new = binding not in bindings
+        if is_new and len(bindings) >= self.settings.max_bindings:
+            raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
         try:
             self.gateway.bind(binding)
         except ValueError as error:
             raise AmqpError(PRECONDITION_FAILED, f"binding key {key[:64]!r}: {error}") from error
+        except BindingsFullError as error:
+            raise AmqpError(RESOURCE_ERROR, str(error)) from error
         frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
         undo = (lambda: self.gateway.unbind(binding)) if is_new else None
         return Answer(frame, [] if view.policy.durable else None, undo)

@@ -104,6 +104,9 @@ class Handshake:
         elif isinstance(method, amqp.Connection.Open) and self.step is Step.OPEN:
             if method.virtual_host != "/":
                 raise AmqpError(NOT_ALLOWED, f"vhost {method.virtual_host!r} not found")
+            if not self.connection.crowd.admit(self.connection):
+                most = self.connection.settings.max_connections
+                raise AmqpError(NOT_ALLOWED, f"connection limit ({most}) is reached")
             self.step = Step.DONE
             self.end()
             self.connection.send(encode_method(0, amqp.Connection.OpenOk))

@@ -14,11 +14,13 @@ import anyio
 import msgspec
 
 from gateway.address import Address
+from gateway.crowd import Crowd
 from gateway.errors import ListenError, StoreError
 from gateway.policy import Octets, Seconds
 from gateway.transport import Gateway
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.topology import OWNER, Topology
+from transports.tcp import keep_alive
 
 DISTRIBUTION = "mqtt-amqp-gateway"
 CLOSE_SECONDS = 1.0
@@ -32,10 +34,15 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """listen: address. allow_anonymous: guest/guest may come in although users are configured.
     heartbeat: seconds proposed to clients, 0 for none. frame_max: bytes of the largest frame, at least 4096.
     channel_max: channels of a connection. max_message_size: bytes of a body; above it channel error 311.
-    connect_timeout: seconds from the TCP connection to connection.open. max_connections: of this listener.
+    connect_timeout: seconds from the TCP connection to connection.open. tcp_keep_alive: seconds of silence after which
+    the kernel asks whether a client is still there, 0 for never; for those without heartbeats.
+    max_connections: of this listener; beyond it connection.open is refused with 530, and of those that never come so
+    far the earliest is cut off. max_unfinished: bytes of frames and bodies that have begun and are not whole, of all
+    connections together; beyond it the connection is closed with 506 that has taken longest.
+    max_queues, max_exchanges: that AMQP clients may declare, all together. max_bindings: of one queue.
     max_unconfirmed: messages of a connection that wait for their commit before reading pauses.
     max_unacked: deliveries of a channel that wait for their settlement, whatever its prefetch.
-    max_consumers: of one channel."""
+    max_consumers: of one connection."""
 
     type: str = "amqp"
     listen: Address = Address.parse("127.0.0.1:5672")
@@ -45,14 +52,21 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     channel_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 2047
     max_message_size: Octets = Octets(16 << 20)
     connect_timeout: Seconds = Seconds(10)
+    tcp_keep_alive: Seconds = Seconds(60)
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_unfinished: Octets = Octets(64 << 20)
     max_unconfirmed: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     max_unacked: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     max_consumers: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_queues: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_exchanges: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_bindings: Annotated[int, msgspec.Meta(ge=1)] = 10_000
 
     def __post_init__(self) -> None:
         if not 4096 <= self.frame_max <= 1 << 24:
             raise ValueError("frame_max must be from 4096 to 16MB")
+        if self.max_unfinished < max(self.frame_max, self.max_message_size):
+            raise ValueError("max_unfinished must be at least frame_max and max_message_size")
         if self.heartbeat > 65_535:
             raise ValueError("heartbeat must be at most 65535 seconds")
 
@@ -73,16 +87,20 @@ class AmqpListener:
         topology.listeners.add(self.name)
         counters = gateway.counters(self.name)
         version = _version()
+        crowd = Crowd(self.settings.max_connections, self.settings.max_unfinished, counters)
         loop = asyncio.get_running_loop()
         listen = self.settings.listen
 
         def connect() -> AmqpConnection:
-            return AmqpConnection(gateway, counters, topology, self.settings, self.name, version, self.connections)
+            return AmqpConnection(
+                gateway, counters, crowd, topology, self.settings, self.name, version, self.connections
+            )
 
         try:
             server = await loop.create_server(connect, listen.host or None, listen.port, backlog=1024)
         except OSError as error:
             raise ListenError(f"transport {self.name}: can't listen on {listen}: {error.strerror or error}") from error
+        keep_alive(server.sockets, self.settings.tcp_keep_alive)
         try:
             gateway.started(self.name, [f"amqp://{_host(s.getsockname())}" for s in server.sockets])
             await loop.create_future()  # until cancelled

@@ -52,7 +52,7 @@ class Publishing:
         self.batch: list[Message] = []
         self.unresolved = 0
         """Messages accepted whose Outcome is not there yet."""
-        self._partial = 0
+        self.unfinished = 0
         """Octets of unfinished bodies on all channels."""
         self._entries: list[Entry] = []
         self._routes: dict[bytes, Route] = {}
@@ -113,16 +113,16 @@ class Publishing:
     def body(self, channel: Channel, chunk: bytes) -> None:
         """A body frame."""
         if channel.body(chunk):
-            self._partial -= channel.partial - len(chunk)
+            self.unfinished -= channel.partial - len(chunk)
             self._add(channel)
             return
-        self._partial += len(chunk)
-        if self._partial > PARTIAL_BODIES * self.connection.settings.max_message_size:
-            raise AmqpError(RESOURCE_ERROR, f"{self._partial} bytes of contents are not finished", PUBLISH)
+        self.unfinished += len(chunk)
+        if self.unfinished > PARTIAL_BODIES * self.connection.settings.max_message_size:
+            raise AmqpError(RESOURCE_ERROR, f"{self.unfinished} bytes of contents are not finished", PUBLISH)
 
     def leave(self, channel: Channel) -> None:
         """The channel is over, and with it a content that was not finished."""
-        self._partial -= channel.partial
+        self.unfinished -= channel.partial
 
     def _add(self, channel: Channel) -> None:
         route, content, body = channel.take()

@@ -121,6 +121,11 @@ class Topology:
             return []
         return [StateChange(OWNER, f"queue/{name}", None)]
 
+    @property
+    def queues(self) -> int:
+        """How many clients have declared; some may be gone by themselves (see `stale`)."""
+        return len(self._declared)
+
     def declared(self, view: QueueView) -> Declared | None:
         """How a client declared this queue; None for one that no AMQP client made."""
         return self._declared.get(view.name) if view.owner == OWNER else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from gateway.crowd import Crowd
 from gateway.logs import log
 from gateway.transport import Gateway, Message, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
@@ -58,6 +59,7 @@ class Shared:
         self.gateway = gateway
         self.sessions = sessions
         self.counters: TransportCounters = gateway.counters(name)
+        self.crowd = Crowd(settings.max_connections, settings.max_unfinished, self.counters)
         self.topics = TopicNames(settings.max_topic_levels)
         self.cache = PublishCache()
         self.connections: set[MqttConnection] = set()
@@ -69,7 +71,7 @@ class MqttConnection(TcpConnection):
     """One client from its first byte to its last."""
 
     def __init__(self, shared: Shared) -> None:
-        super().__init__(shared.gateway, shared.counters)
+        super().__init__(shared.gateway, shared.counters, shared.crowd)
         self.shared = shared
         self.decoder = Decoder(shared.settings.max_packet_size, shared.topics)
         self.client_id = ""
@@ -185,9 +187,6 @@ class MqttConnection(TcpConnection):
         if isinstance(terms, Reason):
             self._turn_away(terms)
             return
-        if len(shared.connections) > shared.settings.max_connections:
-            self._turn_away(Reason.SERVER_BUSY)
-            return
         self._terms = terms
         self.client_id = terms.client_id
         self.pause("connect")  # what follows waits until it is known who sends it
@@ -212,6 +211,9 @@ class MqttConnection(TcpConnection):
     def _open(self, terms: Terms) -> None:
         assert self._connect is not None
         shared = self.shared
+        if not shared.crowd.admit(self):
+            self._turn_away(Reason.SERVER_BUSY)
+            return
         try:
             session, present = shared.sessions.open(
                 terms.client_id, self._connect.clean_start, terms.expiry, self, shared.settings
@@ -357,6 +359,11 @@ class MqttConnection(TcpConnection):
             return
         self._count_fault(reason, why)
         self._disconnect(reason, {Property.REASON_STRING: why})
+        self._end(lost=True)
+
+    def cut_off(self, why: str) -> None:
+        self._say_closed(why)
+        self._disconnect(Reason.QUOTA_EXCEEDED, {})
         self._end(lost=True)
 
     def _count_fault(self, reason: Reason, why: str) -> None:

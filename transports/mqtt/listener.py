@@ -17,6 +17,7 @@ from gateway.transport import Gateway
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
+from transports.tcp import keep_alive
 
 TICK_SECONDS = 1.0
 """How coarse keep-alives, session expiries and delayed wills are."""
@@ -45,6 +46,7 @@ class MqttListener:
             )
         except OSError as error:
             raise ListenError(f"transport {self.name} can't listen on {address}: {error.strerror or error}") from error
+        keep_alive(server.sockets, self.settings.tcp_keep_alive)
         gateway.started(self.name, [_url(socket.getsockname()) for socket in server.sockets])
         try:
             last = loop.time()

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from gateway.errors import UnknownQueueError
+from gateway.errors import BindingsFullError, UnknownQueueError
 from gateway.logs import log
 from gateway.message import Message
 from gateway.transport import Binding, Gateway, Options, Outcome, StateChange
@@ -206,11 +206,17 @@ class Sessions:
 
     def join(self, session: Session, target: Target, settings: MqttSettings) -> None:
         """Makes the client a member. The share's queue is durable whoever is in it, so that a member with a lasting
-        session may join at any time."""
+        session may join at any time. Raises BindingsFullError."""
         members = self._shares.get(target.queue)
         if members is None or self.gateway.queue(target.queue) is None:  # new, or deleted by an operator
             self.gateway.declare(target.queue, settings.session_policy(True), OWNER)
-            self.gateway.bind(Binding(queue=target.queue, filter=target.filter, owner=OWNER, options=Options(qos=1)))
+            try:
+                self.gateway.bind(
+                    Binding(queue=target.queue, filter=target.filter, owner=OWNER, options=Options(qos=1))
+                )
+            except BindingsFullError:
+                self._delete(target.queue)
+                raise
             members = self._shares.setdefault(target.queue, set())
         members.add(session.client_id)
 

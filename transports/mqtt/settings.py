@@ -19,12 +19,17 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     listen: host:port. allow_anonymous: clients without a user name are let in although there are users, and the
     listener may be reached from elsewhere although there are none.
     connect_timeout: seconds until CONNECT must be whole. max_keep_alive: seconds; longer ones of MQTT 5 clients
-    are cut to it (Server Keep Alive), 0 leaves all as they are.
+    are cut to it (Server Keep Alive), 0 leaves all as they are. tcp_keep_alive: seconds of silence after which the
+    kernel asks whether a client is still there, 0 for never; for those without a keep-alive of their own.
     max_packet_size: the largest packet a client may send. receive_maximum: how many QoS 1 messages a client may
     send ahead of their PUBACKs. max_in_flight: how many we send ahead of a client's PUBACKs.
     max_session_expiry: seconds a session is kept for an absent client; 3.1.1 sessions without clean session are
     kept so long. max_messages, max_bytes: of one session's or share's queue, which then drops its oldest.
     max_buffered: bytes that wait for a slow reader; beyond it QoS 0 messages are dropped.
+    max_connections: clients at one time; beyond it CONNACK says so, and of those that never say who they are the
+    earliest is cut off. max_unfinished: bytes of packets that have begun and are not whole, of all clients together;
+    beyond it the client is cut off that has taken longest.
+    max_subscriptions: of one client. max_topic_levels: of a topic name that a client publishes to.
     """
 
     type: str = "mqtt"
@@ -32,6 +37,7 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_anonymous: bool = False
     connect_timeout: Seconds = Seconds(10)
     max_keep_alive: Seconds = Seconds(0)
+    tcp_keep_alive: Seconds = Seconds(60)
     max_packet_size: Octets = Octets(1 << 20)
     receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1000
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=16_384)] = 1000
@@ -40,6 +46,7 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_bytes: Octets = Octets(64 << 20)
     max_buffered: Octets = Octets(1 << 20)
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_unfinished: Octets = Octets(64 << 20)
     max_sessions: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 1000
     max_topic_levels: Annotated[int, msgspec.Meta(ge=1, le=128)] = 128
@@ -47,6 +54,8 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         if not 1024 <= self.max_packet_size <= 268_435_460:
             raise ValueError("max_packet_size must be from 1KB to 256MB")
+        if self.max_unfinished < self.max_packet_size:
+            raise ValueError("max_unfinished must be at least max_packet_size")
         if self.max_keep_alive > 65_535:
             raise ValueError("max_keep_alive must be at most 65535s")
         if self.connect_timeout <= 0:

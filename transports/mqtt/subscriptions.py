@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from gateway.errors import UnknownQueueError
+from gateway.errors import BindingsFullError, UnknownQueueError
 from gateway.logs import log
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
@@ -74,7 +74,10 @@ class Subscriptions:
             return Reason.QUOTA_EXCEEDED
         if target.kind is Kind.OWN:
             options = Options(min(request.qos, 1), ids, request.retain_as_published)
-            binding = self._bind(target, options, request.no_local)
+            try:
+                binding = self._bind(target, options, request.no_local)
+            except BindingsFullError:
+                return Reason.QUOTA_EXCEEDED
             if request.retain_handling == 0 or (request.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
                 after.append(lambda: self._send_retained(binding))
         else:
@@ -84,7 +87,10 @@ class Subscriptions:
                 return Reason.QOS_NOT_SUPPORTED  # its PUBACK is what settles (ruling 12)
             options = Options(min(request.qos, 1), ids, request.retain_as_published)
             if target.kind is Kind.SHARE:
-                self.sessions.join(session, target, self.settings)
+                try:
+                    self.sessions.join(session, target, self.settings)
+                except BindingsFullError:
+                    return Reason.QUOTA_EXCEEDED
             elif self.gateway.queue(target.queue) is None:
                 return Reason.TOPIC_FILTER_INVALID
             membership = session.memberships[filter] = Membership(filter, options)
