@@ -3,6 +3,7 @@
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
 # make image   build the container image                    make lock   renew constraints.txt
+# make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
 # PYTHON=python3.11 chooses the interpreter that makes .venv.
 
 PYTHON  ?= python3
@@ -10,13 +11,14 @@ CONFIG  ?= config/gateway.yaml
 PROFILE ?= pipeline
 IMAGE   ?= mqtt-amqp-gateway
 TESTS   ?= tests
+CUTS    ?= 2000
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit wheel format bench image lock clean servers
+.PHONY: run test gates unit power wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -42,7 +44,7 @@ $(VENV)/installed-tests: $(VENV)/made pyproject.toml constraints.txt
 	@touch $(VENV)/installed $@
 
 servers:
-	@.ci/install-packages mosquitto mosquitto-clients rabbitmq-server
+	@.ci/install-packages mosquitto mosquitto-clients rabbitmq-server gcc libc6-dev
 
 gates: $(VENV)/installed-tests
 	$(BIN)/ruff format --check $(CHECKED)
@@ -53,6 +55,9 @@ gates: $(VENV)/installed-tests
 
 unit: $(VENV)/installed-tests servers
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+power: $(VENV)/installed-tests servers
+	GATEWAY_CUTS=$(CUTS) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/faults/test_power.py
 
 # The wheel as a user gets it: in an empty environment, away from the sources.
 wheel: $(VENV)/installed-tests

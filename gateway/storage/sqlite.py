@@ -75,6 +75,7 @@ class SqliteJournal:
         try:
             newest = self._directory.newest()
             if newest:
+                self._directory.secure_log(newest)
                 self._use(newest, *self._connect(self._directory.file(newest)))
             else:
                 self._write_new(1, (), (), (), (), ())
