@@ -33,6 +33,8 @@ IDLE_TIDY_SECONDS = 0.02
 ROOM_OCTETS = 8 << 20
 """With less than this left on the disk, above what the store holds in reserve, messages are refused."""
 REREAD_SECONDS = 5.0
+SALVAGE_ATTEMPTS = 12
+"""So often, over a minute, a new file waits for bodies that can't be read just now; then it does without."""
 COMPACTION_PAUSE_SECONDS = 0.005
 
 
@@ -99,6 +101,8 @@ class Committer:
         self._retry: asyncio.TimerHandle | None = None
         self._broken = False
         """The file has failed, and only a new one may be written."""
+        self._rebuilds = 0
+        """Attempts at it, so far."""
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
         self._ended = False
@@ -304,7 +308,8 @@ class Committer:
             log.fault("commit failed", error)
         elif not core.refusing:
             log.error("commit failed", error=str(error))
-        core.refusing = "the store is full" if isinstance(error, StoreFullError) else "the store has failed"
+        what = "is full" if isinstance(error, StoreFullError) else "has failed"
+        core.refusing = f"the store {what}: {error}"
         if core.committing is not None:
             self._answer(core.failed(), ok=False)
         self._relieve()
@@ -361,9 +366,11 @@ class Committer:
             if error is not None or rebuilt is None:
                 log.error("the store could not be written anew", error=str(error))
                 self._broken = True
-                self._retry = self._loop.call_later(10 * RETRY_SECONDS, self._try_again)
+                delay = RETRY_SECONDS * min(2**self._rebuilds, 20)
+                self._retry = self._loop.call_later(delay, self._try_again)
                 return
             self._broken = False
+            self._rebuilds = 0
             self._last_id = rebuilt.last_id or self._last_id
             self._rescue(rebuilt)
             self._log_octets = sum(map(len, records))
@@ -371,8 +378,11 @@ class Committer:
             log.info("the store was written anew")
             self.poke()
 
+        self._rebuilds += 1
+        salvage = self._rebuilds > SALVAGE_ATTEMPTS
         # The keys of what waits are live already.
-        self._writer.call(lambda: self.journal.rebuild(records, rows, states, waiting.bodies, expiring), done)
+        parts = (records, rows, states, waiting.bodies, expiring, salvage)
+        self._writer.call(lambda: self.journal.rebuild(*parts), done)
 
     def _rescue(self, rebuilt: Rebuilt) -> None:
         """What of the old file could not be read is stored again if it is in memory, and reported if it is not."""

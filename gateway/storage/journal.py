@@ -91,12 +91,12 @@ class Journal(Protocol):
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
+        salvage: bool = False,
     ) -> Rebuilt:
         """After StoreFailedError: write a new file with these log records and states, with these rows read from the
         old file, with these new `bodies` and with what is `expiring`, fsync it and its directory, and go on with it
-        instead of the old one. Rows that are missing, damaged or can't be read are left out. Raises StoreError and
-        leaves the old file if
-        that can't be done."""
+        instead of the old one. Rows that are missing or damaged are left out; with `salvage` also those that can't be
+        read, which may be for now only. Raises StoreError and leaves the old file if that can't be done."""
         ...
 
     def tidy(self) -> bool:

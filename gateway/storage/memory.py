@@ -78,6 +78,7 @@ class MemoryJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
+        salvage: bool = False,
     ) -> Rebuilt:
         wanted, kept = list(rows), list(records)
         found = self.read(wanted)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from zlib import crc32
 
-from gateway.errors import StoreError, StoreFailedError, StoreFullError
+from gateway.errors import StoreDamagedError, StoreError, StoreFailedError, StoreFullError
 from gateway.storage import database
 from gateway.storage.database import PAGE, pragma
 from gateway.storage.directory import PROBE_OCTETS, StoreDirectory, sync
@@ -157,10 +157,11 @@ class SqliteJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
+        salvage: bool = False,
     ) -> Rebuilt:
         before, old, old_writer, old_reader = self._last, self._number, self._writer, self._reader
         try:
-            left_out, unread = self._write_new(self._number + 1, records, rows, state, bodies, expiring)
+            left_out, unread = self._write_new(self._number + 1, records, rows, state, bodies, expiring, salvage)
         except (sqlite3.Error, OSError) as error:
             raise database.unusable(self._directory.path, error) from error
         # The one that can't write goes last: so SQLite makes no checkpoint in the failed file.
@@ -358,6 +359,7 @@ class SqliteJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]],
         expiring: Iterable[tuple[float, bytes]],
+        salvage: bool = False,
     ) -> tuple[list[int], bool]:
         """Write a whole file, publish it under `number` and go on with it. Returns the rows that it lacks, and whether
         one of them is there in the old file and could not be read. Raises StoreError, OSError and sqlite3.Error, and
@@ -373,6 +375,8 @@ class SqliteJournal:
                 try:
                     data = self._body(row)
                 except StoreError as error:
+                    if not (salvage or isinstance(error, StoreDamagedError)):
+                        raise
                     _log.error("store: %s", error)  # with the place; all else is saved
                     data, unread = None, True
                 if data is None:

@@ -25,7 +25,7 @@
 #define RULES 8
 #define REAL(name) ((__typeof__(&name))real(#name))
 
-enum { OPEN = 1, CLOSE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MARK, READ, SYNC_FAILED, START };
+enum { OPEN = 1, CLOSE, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, MARK, READ, SYNC_FAILED, START, ALLOCATE };
 
 struct rule { /* as packed by shim.py */
     int32_t calls;   /* one bit for each kind above; 0: not in force */
@@ -226,6 +226,14 @@ ssize_t read(int fd, void *data, size_t size) {
     }
 TRUNCATES(ftruncate)
 TRUNCATES(ftruncate64)
+
+#define ALLOCATES(function)                                                                                            \
+    int function(int fd, off_t offset, off_t size) {                                                                   \
+        const char *name = opened(fd);                                                                                 \
+        return name && fails(ALLOCATE, name) ? errno : REAL(function)(fd, offset, size);                               \
+    }
+ALLOCATES(posix_fallocate)
+ALLOCATES(posix_fallocate64)
 
 /* A failed fsync leaves the pages unwritten and forgets that they were dirty, as Linux does. */
 #define SYNCS(function)                                                                                                \

@@ -19,7 +19,10 @@ from typing import NamedTuple
 from zlib import crc32
 
 SOURCE = Path(__file__).with_name("shim.c")
-KINDS = ("", "open", "close", "write", "truncate", "sync", "rename", "unlink", "mark", "read", "sync failed", "start")
+KINDS = (
+    *("", "open", "close", "write", "truncate", "sync", "rename", "unlink", "mark", "read", "sync failed", "start"),
+    "allocate",
+)
 _HEAD = struct.Struct("=BBHIiiq")
 _RULE = struct.Struct("=iiiii64s64s")
 _HITS = 16

@@ -57,6 +57,7 @@ class Faulty(MemoryJournal):
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
+        salvage: bool = False,
     ) -> Rebuilt:
         if self.rebuild_errors:
             raise self.rebuild_errors.pop(0)
