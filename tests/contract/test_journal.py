@@ -278,7 +278,9 @@ class JournalMachine(RuleBasedStateMachine):
         records = list(self.log.values()) if keep else []
         rows = [row for row in self.bodies if keep or row % 2]
         self.expiring = self.expiring if keep else []
-        id = self.journal.rebuild(records, rows, [StateChange(*change) for change in changes], (), self.expiring).last_id
+        id = self.journal.rebuild(
+            records, rows, [StateChange(*change) for change in changes], (), self.expiring
+        ).last_id
         self.log = dict(zip(range(id - len(records) + 1, id + 1), records, strict=True))
         assert all(new > self.last for new in self.log)
         self.last = max(self.last, id)
