@@ -326,7 +326,8 @@ class Admin:
         message = build(view, NAME, NAME)
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])
-        return web.as_json(Published(outcome.value), STATUS[outcome])
+        status = 503 if outcome is Outcome.REFUSED and self.gateway.refusing else STATUS[outcome]
+        return web.as_json(Published(outcome.value), status)
 
     async def _explain(self, view: MessageView) -> Response:
         return web.as_json(Explanation(list(self.operations.explain(build(view, view.source or NAME, NAME)))))
@@ -334,7 +335,9 @@ class Admin:
     # consuming
 
     async def _consume(self, asked: Consume) -> Response:
-        self._must_be_ready()
+        # Not when the store takes no messages: then consumers are what helps.
+        if "draining" in self.operations.readiness().reasons:
+            raise web.Refused(503, "the daemon stops")
         if len(self.feeds) >= MAX_FEEDS:
             raise web.Refused(503, f"{MAX_FEEDS} consumers are here already")
         if self.gateway.queue(asked.queue) is None:

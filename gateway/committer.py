@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from gateway.compaction import Compaction, is_due
+from gateway.compaction import Compaction, is_due, rescue
 from gateway.core import Core
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
@@ -23,7 +23,7 @@ from gateway.metrics import CommitStats
 from gateway.order import NEVER
 from gateway.queue import Queue
 from gateway.replay import REFRESH_OCTETS, Refresh, Restored, live_octets, snapshot
-from gateway.storage.journal import Commit, Journal, StateChange
+from gateway.storage.journal import Commit, Journal, Rebuilt, StateChange
 from gateway.transport import Outcome
 
 SETTLE_DELAY_SECONDS = 0.005
@@ -33,6 +33,8 @@ IDLE_TIDY_SECONDS = 0.02
 ROOM_OCTETS = 8 << 20
 """With less than this left on the disk, above what the store holds in reserve, messages are refused."""
 REREAD_SECONDS = 5.0
+SALVAGE_ATTEMPTS = 12
+"""So often, over a minute, a new file waits for bodies that can't be read just now; then it does without."""
 COMPACTION_PAUSE_SECONDS = 0.005
 
 
@@ -97,6 +99,10 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = NEVER
         self._retry: asyncio.TimerHandle | None = None
+        self._broken = False
+        """The file has failed, and only a new one may be written."""
+        self._rebuilds = 0
+        """Attempts at it, so far."""
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
         self._ended = False
@@ -302,11 +308,13 @@ class Committer:
             log.fault("commit failed", error)
         elif not core.refusing:
             log.error("commit failed", error=str(error))
-        core.refusing = "the store is full" if isinstance(error, StoreFullError) else "the store has failed"
+        what = "is full" if isinstance(error, StoreFullError) else "has failed"
+        core.refusing = f"the store {what}: {error}"
         if core.committing is not None:
             self._answer(core.failed(), ok=False)
         self._relieve()
         if isinstance(error, StoreFailedError):
+            self._broken = True
             self._rebuild()
         else:
             self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
@@ -329,7 +337,9 @@ class Committer:
         self._retry = None
         if self._closed:
             return
-        if self.core.gather.is_empty():
+        if self._broken:
+            self._rebuild()
+        elif self.core.gather.is_empty():
             self._tidy_once()  # what was settled may have left room that is not given back yet
         else:
             self._start()
@@ -344,31 +354,49 @@ class Committer:
         if waiting.record:
             records.append(waiting.record)
         states += waiting.state
-        rows = sorted(core.rows.uses.keys() - core.rows.unreadable - {row for row, _ in waiting.bodies})
+        # Also those that could not be read a moment ago: this is the last time that anyone can.
+        rows = sorted(core.rows.uses.keys() - {row for row, _ in waiting.bodies})
         self._running = True
 
-        def done(last_id: int | None, error: BaseException | None) -> None:
+        def done(rebuilt: Rebuilt | None, error: BaseException | None) -> None:
             self._running = False
             if core.committing is not None:
                 self._answer(core.committed() if error is None else core.failed(), ok=error is None)
             self._relieve()
-            if error is not None:
+            if error is not None or rebuilt is None:
                 log.error("the store could not be written anew", error=str(error))
-                self._retry = self._loop.call_later(10 * RETRY_SECONDS, self._rebuild_again)
+                self._broken = True
+                delay = RETRY_SECONDS * min(2**self._rebuilds, 20)
+                self._retry = self._loop.call_later(delay, self._try_again)
                 return
-            self._last_id = last_id or self._last_id
+            self._broken = False
+            self._rebuilds = 0
+            self._last_id = rebuilt.last_id or self._last_id
+            self._rescue(rebuilt)
             self._log_octets = sum(map(len, records))
             core.refusing = ""
             log.info("the store was written anew")
             self.poke()
 
+        self._rebuilds += 1
+        salvage = self._rebuilds > SALVAGE_ATTEMPTS
         # The keys of what waits are live already.
-        self._writer.call(lambda: self.journal.rebuild(records, rows, states, waiting.bodies, expiring), done)
+        parts = (records, rows, states, waiting.bodies, expiring, salvage)
+        self._writer.call(lambda: self.journal.rebuild(*parts), done)
 
-    def _rebuild_again(self) -> None:
-        self._retry = None
-        if not self._closed:
-            self._rebuild()
+    def _rescue(self, rebuilt: Rebuilt) -> None:
+        """What of the old file could not be read is stored again if it is in memory, and reported if it is not."""
+        missing = self.core.rows.living(rebuilt.left_out)
+        if not missing:
+            return
+        self.core.rows.unreadable |= missing
+        for queue, messages in rescue(self.core, missing).items():
+            log.error(
+                "the store has lost bodies, their messages can't be delivered",
+                queue=queue,
+                messages=messages,
+                aside=rebuilt.aside,
+            )
 
     # bodies
 
@@ -498,8 +526,14 @@ class Committer:
 
     async def close(self) -> None:
         """Commits what came before this call, then closes the journal; what comes later is refused."""
-        if not self._closed and not self.core.refusing:
-            await self.put()
+        if not self._closed:
+            last = self.put()
+            if self._retry is not None:
+                # Settlements may wait that the disk takes now; there is no other attempt.
+                self._retry.cancel()
+                self._try_again()
+            if not await last and self.core.gather.must_commit():
+                log.error("settlements could not be stored, their messages come again", reason=self.core.refusing)
         self._closed = self._ended = True
         for timer in (self._timer, self._lazy, self._retry):
             if timer is not None:

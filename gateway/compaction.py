@@ -6,7 +6,8 @@ Its rule: a body is copied, then its entry's new place is committed with the cop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 
 from gateway.core import Core
 from gateway.gather import Relocation
@@ -22,6 +23,26 @@ FEW_ROWS = 16
 def is_due(core: Core) -> bool:
     """More than a quarter of the rows are less than half alive."""
     return len(core.rows.sparse) >= max(FEW_ROWS, len(core.rows.uses) // 4)
+
+
+def rescue(core: Core, rows: Set[int]) -> Counter[str]:
+    """Puts the messages of these rows, which the store has lost, into the next commit, if they are in memory. Returns
+    how many are not, by queue: they keep their place and can't be delivered."""
+    lost: Counter[str] = Counter()
+    for queue in core.queues.values():
+        entries = queue.entries
+        for slot in entries.slots():
+            if entries.row[slot] not in rows:
+                continue
+            flying = queue.flying.get(slot)
+            message = flying.message if flying is not None else queue.resident.get(slot)
+            if message is None:
+                lost[queue.name] += 1
+                continue
+            row, offset, _ = core.gather.copied_bodies.add(message, core.rows.new)
+            move = Relocation(queue, slot, entries.ident[slot], entries.row[slot], row, offset)
+            core.gather.relocations.append(move)
+    return lost
 
 
 class Compaction:

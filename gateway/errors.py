@@ -18,6 +18,10 @@ class StoreError(GatewayError):
     """The store can't be opened, read or trusted; the text names the path."""
 
 
+class StoreDamagedError(StoreError):
+    """What was read is not what was written; reading it again will not help."""
+
+
 class StoreFullError(StoreError):
     """A commit was rolled back for want of space; the store is unharmed and the commit may be tried again."""
 

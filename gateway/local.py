@@ -38,6 +38,10 @@ class LocalGateway:
     def anonymous(self) -> bool:
         return self.access.anonymous
 
+    @property
+    def refusing(self) -> str:
+        return self.core.refusing
+
     def accept(self, batch: Sequence[Message], changes: Sequence[StateChange] = ()) -> Future[Sequence[Outcome]]:
         return self.committer.accept(batch, changes)
 

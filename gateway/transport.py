@@ -242,6 +242,11 @@ class Gateway(Protocol):
         """No users are configured: every client is let in."""
         ...
 
+    @property
+    def refusing(self) -> str:
+        """Why everything durable is REFUSED at present, or ""; with "" a REFUSED message met a full queue."""
+        ...
+
     def now(self) -> float:
         """The one time of the daemon in seconds since 1970; never runs backwards (ruling 6)."""
         ...

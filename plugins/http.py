@@ -105,10 +105,12 @@ class Http:
         answer = {"outcome": outcome.value}
         if outcome is Outcome.UNROUTED:
             answer["error"] = f"no route leads from {message.topic} to a queue"
+        status = STATUS[outcome]
         if outcome is Outcome.REFUSED:
             self.counters.refusals["queue-full"] += 1
-            answer["error"] = "a queue is full or the store can't take more; try again later"
-        response = web.as_json(answer, STATUS[outcome])
+            answer["error"] = self.gateway.refusing or "a queue is full; try again later"
+            status = 503 if self.gateway.refusing else status
+        response = web.as_json(answer, status)
         if outcome is Outcome.REFUSED:
             response.headers["retry-after"] = "1"
         return response

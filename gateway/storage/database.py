@@ -14,7 +14,7 @@ from zlib import crc32
 
 import msgspec
 
-from gateway.errors import StoreError
+from gateway.errors import StoreDamagedError, StoreError
 from gateway.storage.directory import StoreDirectory
 from gateway.storage.journal import StateChange
 
@@ -161,7 +161,7 @@ def _rows(connection: sqlite3.Connection, query: str, problems: list[str]) -> It
 
 
 def damaged(file: Path, found: str) -> StoreError:
-    return StoreError(
+    return StoreDamagedError(
         f"{file}: the store is damaged ({found}); restore it from a backup, or move it away to start empty"
     )
 

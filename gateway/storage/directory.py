@@ -6,6 +6,7 @@ store. So whenever the process ends, one whole file is there, and it never meets
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,10 +16,15 @@ from gateway.errors import StoreError
 
 _PREFIX = "gateway-"
 _SUFFIX = ".db"
+_ASIDE = "damaged-"
 _BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite puts beside a database."""
-_NOT_HELD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NOT_HELD = (*_NO_ROOM, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL)
 """The file system has no room, or no way, to set the reserve aside; the store works without it."""
+
+PROBE_OCTETS = 64 << 10
+"""More than one page of the write-ahead log with all that a file system needs for it."""
 
 
 class StoreDirectory:
@@ -60,7 +66,7 @@ class StoreDirectory:
                 f"{self.path}: the store is in use by process {holder}; stop that one, or set another store.path"
             ) from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:  # the process id is only for people; the lock is what counts
+            if error.errno not in _NO_ROOM:  # the process id is only for people; the lock is what counts
                 os.close(lock)
                 raise StoreError(f"{self.path}: the store can't be locked ({error.strerror})") from error
         self._lock = lock
@@ -105,9 +111,34 @@ class StoreDirectory:
             raise
         return file
 
+    def secure_log(self, number: int) -> None:
+        """Write what that file's write-ahead log reads as over itself, and fsync it. A process that died after an
+        fsync that failed may have left parts of it in memory alone, where no later fsync finds them; a checkpoint
+        that a power cut breaks off could then not be done again. Raises OSError."""
+        try:
+            fd = os.open(f"{self.file(number)}-wal", os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            place = 0
+            while data := os.pread(fd, 1 << 20, place):
+                place += os.pwrite(fd, data, place)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def withdraw(self, number: int) -> None:
         """Undo `publish`. Raises OSError."""
         _remove(self.file(number))
+
+    def set_aside(self, number: int) -> Path:
+        """Rename that database and what stands beside it, so that `keep` does not remove it. Raises OSError."""
+        aside = self.path / f"{_ASIDE}{number}{_SUFFIX}"
+        for beside in (*_BESIDE, ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{self.file(number)}{beside}", f"{aside}{beside}")
+        sync(self.path)
+        return aside
 
     def keep(self, number: int) -> None:
         """Remove every database but that one. Raises OSError."""
@@ -142,6 +173,25 @@ class StoreDirectory:
     def room(self) -> int:
         """Bytes that can still be written before the reserve is touched."""
         return max(0, self._free() + self._held - self._reserve)
+
+    def lacks(self, octets: int) -> bool:
+        """Whether a file of that size finds no room, be it for want of blocks or because a quota is used up, of which
+        `room` knows nothing. A disk that fails in another way does not lack room."""
+        probe = self.path / "probe"
+        try:
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, octets)
+            finally:
+                os.close(fd)
+                probe.unlink()
+        except OSError as error:
+            return error.errno in _NO_ROOM
+        return False
+
+    def lacks_reserve(self) -> bool:
+        """Whether there is no room but what is, or should be, in reserve."""
+        return self.lacks(self._reserve - self._held + PROBE_OCTETS)
 
     def size(self, number: int) -> int:
         """Bytes of that database and what stands beside it, without the reserve."""

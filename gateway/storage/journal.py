@@ -41,6 +41,15 @@ class Commit(msgspec.Struct):
     expired: float | None = None
 
 
+class Rebuilt(NamedTuple):
+    """last_id: of the last log record. left_out: rows that the new file lacks. aside: where the old file stands from
+    now on, if it may hold more of these than could be read; "" if it is gone."""
+
+    last_id: int
+    left_out: Sequence[int] = ()
+    aside: str = ""
+
+
 class Journal(Protocol):
     """A store. All calls block; `commit`, `rebuild` and `close` come from one writer thread, `read` from one
     reader thread at the same time, the others before the first commit from either."""
@@ -82,11 +91,12 @@ class Journal(Protocol):
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
-    ) -> int:
+        salvage: bool = False,
+    ) -> Rebuilt:
         """After StoreFailedError: write a new file with these log records and states, with these rows read from the
-        old file, with these new `bodies` and with what is `expiring`, fsync it and its directory, rename it over the
-        old one and go on with it. Returns the id of the last record. Raises StoreError and leaves the old file if
-        that can't be done."""
+        old file, with these new `bodies` and with what is `expiring`, fsync it and its directory, and go on with it
+        instead of the old one. Rows that are missing or damaged are left out; with `salvage` also those that can't be
+        read, which may be for now only. Raises StoreError and leaves the old file if that can't be done."""
         ...
 
     def tidy(self) -> bool:

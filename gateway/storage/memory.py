@@ -9,8 +9,8 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from gateway.errors import StoreError, StoreFailedError
-from gateway.storage.journal import Commit, StateChange
+from gateway.errors import StoreFailedError
+from gateway.storage.journal import Commit, Rebuilt, StateChange
 
 
 class MemoryJournal:
@@ -78,11 +78,10 @@ class MemoryJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
-    ) -> int:
+        salvage: bool = False,
+    ) -> Rebuilt:
         wanted, kept = list(rows), list(records)
         found = self.read(wanted)
-        if missing := set(wanted) - found.keys():
-            raise StoreError(f"memory store: body row {min(missing)} is missing; it can't be rebuilt")
         before = self._last
         self._log, self._states, self._bodies = {}, {}, {**found, **dict(bodies)}
         self._expiring = []
@@ -92,7 +91,7 @@ class MemoryJournal:
         self._change(state)
         for record in kept:
             self._append(record)
-        return self._last if self._last > before else 0
+        return Rebuilt(self._last if self._last > before else 0, [row for row in wanted if row not in found])
 
     def tidy(self) -> bool:
         return False

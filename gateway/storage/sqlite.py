@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from zlib import crc32
 
-from gateway.errors import StoreError, StoreFailedError, StoreFullError
+from gateway.errors import StoreDamagedError, StoreError, StoreFailedError, StoreFullError
 from gateway.storage import database
 from gateway.storage.database import PAGE, pragma
-from gateway.storage.directory import StoreDirectory, sync
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.directory import PROBE_OCTETS, StoreDirectory, sync
+from gateway.storage.journal import Commit, Rebuilt, StateChange
 
 RESERVE = 64 << 20
 WAL_LIMIT = 8 << 20
@@ -34,6 +34,7 @@ CHECK_LIMIT = 64 << 20
 
 # IOERR_SHMSIZE: the index of the write-ahead log could not grow, which has no other cause than want of space.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+_MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE)
 _SETTINGS = (
     "synchronous=FULL",
     "secure_delete=OFF",  # some builds overwrite what is deleted, page by page
@@ -68,6 +69,8 @@ class SqliteJournal:
         self._freed = False
         """Pages may have become free since they were last counted."""
         self._failed = ""
+        self._was_full = False
+        """The last refusal was for want of room, and nobody has found any since."""
 
     def open(self) -> None:
         """Raises StoreError: in use, not writable, damaged, foreign, newer, or no space to start."""
@@ -75,6 +78,7 @@ class SqliteJournal:
         try:
             newest = self._directory.newest()
             if newest:
+                self._directory.secure_log(newest)
                 self._use(newest, *self._connect(self._directory.file(newest)))
             else:
                 self._write_new(1, (), (), (), (), ())
@@ -134,8 +138,9 @@ class SqliteJournal:
                 return self._append(writer, commit)
             except sqlite3.Error as error:
                 self._roll_back(writer)
-                if not _is_full(error):
+                if not self._is_full(error):
                     self._fail(error)
+                self._was_full = True
                 if commit.bodies or not self._release():  # the reserve is for settlements
                     raise StoreFullError(f"{self._file}: the disk is full; free some space") from error
             except BaseException:
@@ -152,28 +157,36 @@ class SqliteJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
-    ) -> int:
-        before, old_writer, old_reader = self._last, self._writer, self._reader
+        salvage: bool = False,
+    ) -> Rebuilt:
+        before, old, old_writer, old_reader = self._last, self._number, self._writer, self._reader
         try:
-            self._write_new(self._number + 1, records, rows, state, bodies, expiring)
+            left_out, unread = self._write_new(self._number + 1, records, rows, state, bodies, expiring, salvage)
         except (sqlite3.Error, OSError) as error:
             raise database.unusable(self._directory.path, error) from error
         # The one that can't write goes last: so SQLite makes no checkpoint in the failed file.
         for connection in (old_writer, old_reader):
             if connection:
                 connection.close()
+        aside = ""
         try:
+            if unread:
+                aside = str(self._directory.set_aside(old))
             self._directory.keep(self._number)
         except OSError as error:
             _log.warning("store: the old file could not be removed (%s); the next start tries again", error)
-        return self._last if self._last > before else 0
+        return Rebuilt(self._last if self._last > before else 0, left_out, aside)
 
     def tidy(self) -> bool:
         self._keep_bounds(self._usable(), WAL_IDLE)
         return self._freed or self._logged >= WAL_IDLE
 
     def room(self) -> int:
-        return self._directory.room() + self._free * PAGE
+        room = self._directory.room() + self._free * PAGE
+        # After a refusal the file system's own word is not enough: it knows nothing of quotas.
+        if self._was_full and room:
+            self._was_full = self._directory.lacks_reserve()
+        return 0 if self._was_full else room
 
     def size(self) -> int:
         """Bytes of the database and its write-ahead log; the reserve is not in it."""
@@ -234,7 +247,7 @@ class SqliteJournal:
             self._freed = excess > FREE_SLICE
         except sqlite3.Error as error:
             self._roll_back(writer)
-            if not _is_full(error):
+            if not self._is_full(error):
                 self._fail(error)
             self._freed = False
 
@@ -248,7 +261,7 @@ class SqliteJournal:
         except OSError as error:
             self._fail(error)
         except sqlite3.Error as error:
-            if not _is_full(error):
+            if not self._is_full(error):
                 self._fail(error)
 
     def _roll_back(self, writer: sqlite3.Connection) -> None:
@@ -257,6 +270,11 @@ class SqliteJournal:
                 writer.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self._fail(error)
+
+    def _is_full(self, error: sqlite3.Error) -> bool:
+        """SQLite knows one kind of full disk only: to it, a quota that is used up is an I/O error like any other."""
+        code = getattr(error, "sqlite_errorcode", None)  # errors of the Python module itself carry none
+        return code in _FULL or (code in _MAYBE_FULL and self._directory.lacks(PROBE_OCTETS))
 
     def _release(self) -> bool:
         try:
@@ -330,7 +348,7 @@ class SqliteJournal:
                     raise StoreError(f"{file}: another program has it open; close that one")
                 return
             except sqlite3.Error as error:
-                if not _is_full(error) or not self._directory.release():
+                if not self._is_full(error) or not self._directory.release():
                     raise
 
     def _write_new(
@@ -341,18 +359,30 @@ class SqliteJournal:
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]],
         expiring: Iterable[tuple[float, bytes]],
-    ) -> None:
-        """Write a whole file, publish it under `number` and go on with it. Raises StoreError, OSError and
-        sqlite3.Error, and then nothing has changed."""
+        salvage: bool = False,
+    ) -> tuple[list[int], bool]:
+        """Write a whole file, publish it under `number` and go on with it. Returns the rows that it lacks, and whether
+        one of them is there in the old file and could not be read. Raises StoreError, OSError and sqlite3.Error, and
+        then nothing has changed."""
+        left_out: list[int] = []
+        unread = False
         with database.making(self._directory.begin()) as new:
             database.set_last(new, self._last)
             for id, record in enumerate(records, self._last + 1):
                 database.add_record(new, id, record)
             database.change_states(new, state)
             for row in rows:
-                if (data := self._body(row)) is None:
-                    raise database.damaged(self._file, f"body row {row} is missing")
-                database.add_bodies(new, [(row, data)])
+                try:
+                    data = self._body(row)
+                except StoreError as error:
+                    if not (salvage or isinstance(error, StoreDamagedError)):
+                        raise
+                    _log.error("store: %s", error)  # with the place; all else is saved
+                    data, unread = None, True
+                if data is None:
+                    left_out.append(row)
+                else:
+                    database.add_bodies(new, [(row, data)])
             database.add_bodies(new, bodies)
             database.add_expiring(new, expiring)
         file = self._directory.publish(number)
@@ -362,6 +392,7 @@ class SqliteJournal:
             self._directory.withdraw(number)
             raise
         self._use(number, writer, reader)
+        return left_out, unread
 
     def _use(self, number: int, writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
         last = database.last_id(writer)
@@ -369,8 +400,3 @@ class SqliteJournal:
             self._number, self._file = number, self._directory.file(number)
             self._writer, self._reader = writer, reader
             self._last, self._logged, self._freed, self._failed = last, 0, True, ""
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    # Errors of the Python module itself carry no code.
-    return getattr(error, "sqlite_errorcode", None) in _FULL

@@ -227,6 +227,26 @@ def test_a_flipped_bit_in_a_record_or_a_body_is_found(path: Path, opened: Callab
         journal.read([1])
 
 
+def test_a_rebuild_saves_all_but_a_damaged_row_and_keeps_the_old_file(
+    path: Path, opened: Callable[..., SqliteJournal]
+) -> None:
+    journal = opened()
+    journal.commit(Commit(b"record", [(1, b"the body" * 100_000), (2, b"sound")]))
+    journal.close()
+    data = bytearray(file(path).read_bytes())
+    data[data.rindex(b"the body")] ^= 1
+    file(path).write_bytes(data)
+    journal = opened()
+    aside = path / "damaged-1.db"
+    assert journal.rebuild([b"new"], [1, 2], []) == (2, [1], str(aside))
+    assert journal.read([1, 2]) == {2: b"sound"}
+    assert aside.read_bytes() == bytes(data)
+    assert journal.rebuild([b"newer"], [1, 2], []) == (3, [1], "")  # it was lost before, and is no news
+    journal.close()
+    opened()
+    assert sorted(found.name for found in path.glob("*.db")) == ["damaged-1.db", "gateway-3.db"]
+
+
 def test_damaged_pages_are_refused_at_the_start(path: Path, opened: Callable[..., SqliteJournal]) -> None:
     journal = opened()
     for row in range(1, 200):

@@ -1,26 +1,23 @@
-"""Owns Disk: what SQLite writes and fsyncs, recorded, and made to fail or to be lost on request.
+"""Owns Disk: what SQLite writes and fsyncs in this process, recorded, and made to fail on request.
 
-Its rule: only what a real disk may do happens: a write or fsync fails, and a power cut drops or tears writes that
-no fsync of their file has followed.
+Its rule: only what a real disk may do happens: a write or fsync fails.
 """
 
 from __future__ import annotations
 
 import _sqlite3
 import ctypes as c
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 OK, FULL, IOERR_WRITE, IOERR_FSYNC = 0, 13, 778, 1034
 _WATCHED = 0x100 | 0x800 | 0x80000  # SQLITE_OPEN_MAIN_DB, _MAIN_JOURNAL, _WAL
-SECTOR = 512
 
 
 class Event(NamedTuple):
-    """kind: write, truncate, sync, delete or mark. number: the offset of a write, the size of a truncate, what a
-    mark was given."""
+    """kind: write, truncate, sync or delete. number: the offset of a write, the size of a truncate."""
 
     kind: str
     name: str = ""
@@ -82,10 +79,6 @@ class Disk:
         self._tables: dict[int, _Methods] = {}
         self._alive: list[Any] = []
         """Callbacks, which C holds but does not own."""
-
-    def mark(self, number: int) -> None:
-        """Note in `events` that something was promised."""
-        self.events.append(Event("mark", number=number))
 
     @contextmanager
     def watched(self) -> Iterator[Disk]:
@@ -149,31 +142,3 @@ class Disk:
 
 def _file_name(address: int) -> str:
     return Path(c.string_at(address).decode()).name
-
-
-def after_power_cut(
-    before: dict[str, bytes], events: Sequence[Event], fate: Callable[[Event], float]
-) -> dict[str, bytes]:
-    """The files as the disk may have them when the power fails after `events`: `fate` says how much of each write
-    that no fsync followed has arrived, from 0 (nothing) to 1 (all), in whole sectors."""
-    synced: dict[str, int] = {}
-    for place, event in enumerate(events):
-        if event.kind == "sync":
-            synced[event.name] = place
-    files = {name: bytearray(data) for name, data in before.items()}
-    for place, event in enumerate(events):
-        if event.kind == "delete":
-            files.pop(event.name, None)
-        if event.kind not in ("write", "truncate"):
-            continue
-        share = 1.0 if place < synced.get(event.name, -1) else fate(event)
-        file = files.setdefault(event.name, bytearray())
-        if event.kind == "truncate":
-            if share == 1:
-                del file[event.number :]
-            continue
-        arrived = len(event.data) if share == 1 else int(len(event.data) * share) // SECTOR * SECTOR
-        if arrived:
-            file.extend(bytes(max(0, event.number - len(file))))
-            file[event.number : event.number + arrived] = event.data[:arrived]
-    return {name: bytes(data) for name, data in files.items()}

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,15 +30,23 @@ LISTENERS: dict[str, Any] = {
 class Daemon:
     """One daemon with its folder: config `gateway.yaml`, store `data/`. May be started, ended and started again."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any] | str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any] | str,
+        env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> None:
         """`config` as a mapping is completed: store, admin and the MQTT and AMQP listeners on free ports, unless it
-        has these keys. As text it is used as it stands."""
+        has these keys. As text it is used as it stands. `wrapper`: a command that ends by executing the one that
+        follows it."""
         self.folder = folder
         self.config = folder / "gateway.yaml"
         self.store = folder / "data"
         self.log: list[dict[str, Any]] = []
         """All log records of the present (or last) run; a line that is no JSON object is {"text": line}."""
         self._env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._wrapper = list(wrapper)
         self._process: ServerProcess | None = None
         self.configure(config)
 
@@ -62,7 +70,7 @@ class Daemon:
             raise ServerError("the daemon runs already")
         self.log = []
         self._process = ServerProcess(
-            [sys.executable, "-m", "gateway", "run", str(self.config)],
+            [*self._wrapper, sys.executable, "-m", "gateway", "run", str(self.config)],
             env=self._env,
             cwd=self.folder,
             on_line=self._on_line,

@@ -21,7 +21,7 @@ from gateway.order import Grouped
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.replay import Refresh, Restored, restore
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.journal import Commit, Journal, StateChange
 from gateway.storage.memory import MemoryJournal
 from gateway.subscription import QueueSubscription
 from gateway.transport import Binding, Credit, Delivery, Outcome, Verdict
@@ -124,7 +124,7 @@ class Kernel:
         routes: Iterable[tuple[str, str]] = (),
         *,
         max_memory: int = 1 << 30,
-        journal: MemoryJournal | None = None,
+        journal: Journal | None = None,
         clock: Clock | None = None,
         seed: int = 1,
     ) -> None:

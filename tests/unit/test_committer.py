@@ -18,7 +18,7 @@ from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
 from gateway.policy import DedupPolicy, QueuePolicy
 from gateway.replay import restore
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.journal import Commit, Rebuilt, StateChange
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Outcome
 from tests.harness.kernel import Clock, Kernel, Worker, on, to
@@ -57,7 +57,8 @@ class Faulty(MemoryJournal):
         state: Iterable[StateChange],
         bodies: Iterable[tuple[int, bytes]] = (),
         expiring: Iterable[tuple[float, bytes]] = (),
-    ) -> int:
+        salvage: bool = False,
+    ) -> Rebuilt:
         if self.rebuild_errors:
             raise self.rebuild_errors.pop(0)
         self.rebuilds += 1
@@ -370,6 +371,26 @@ async def test_a_new_file_that_can_not_be_written_is_tried_again(bench: Bench) -
     assert (found.content("q"), found.content("dead-letters")) == ([], ["1", "2"])
 
 
+async def test_a_row_that_is_lost_when_the_file_fails_is_stored_again_from_memory(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.worker("q", 1)
+    await bench.committer.accept([to("q", "in flight"), to("q", "in memory")])
+    await bench.committer.accept([to("once", "on the disk alone")])
+    queue = bench.core.get("once")
+    queue.spill(queue.entries.first, queue.entries.ident[queue.entries.first])
+    await bench.committer.put()
+    bench.journal.commit(Commit(dropped=list(bench.core.rows.uses)))
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    assert await outcomes(bench.committer.accept([to("q", "refused")])) == [REFUSED]
+    await bench.until(lambda: not bench.core.refusing)
+    await bench.committer.put()
+    found = bench.restart()
+    assert found.content("q") == ["in flight", "in memory"]
+    assert len(found.core.rows.unreadable) == 1  # of queue "once": its messages wait, and nothing else does
+    assert "the store has lost bodies" in caplog.text
+
+
 async def test_an_error_that_nobody_expected_refuses_and_is_tried_again(bench: Bench) -> None:
     await bench.committer.put()
     bench.journal.errors.append(ValueError("what?"))  # type: ignore[arg-type]
@@ -498,6 +519,21 @@ async def test_close_while_the_store_refuses_ends_and_answers() -> None:
         await bench.committer.close()
         assert await waiting[0] is False
         assert (await waiting[1])[1] is REFUSED  # type: ignore[index]
+
+
+@pytest.mark.parametrize("error", [StoreFullError("full"), StoreFailedError("fsync")])
+async def test_what_was_settled_while_the_disk_refused_is_tried_once_more_at_the_end(error: StoreError) -> None:
+    bench = Bench()
+    worker = bench.worker("q")
+    await bench.committer.accept([to("q", "1"), to("q", "2")])
+    await bench.until(lambda: len(worker.held) == 2)
+    await bench.committer.put()
+    bench.journal.errors.append(error)
+    bench.journal.rebuild_errors.append(StoreError("no room"))
+    assert await outcomes(bench.committer.accept([to("q", "3")])) == [REFUSED]
+    worker.done("1")
+    await bench.committer.close()
+    assert bench.restart().content("q") == ["2"]
 
 
 async def test_before_the_replay_is_over_everything_is_refused() -> None:
