@@ -27,7 +27,6 @@ from gateway.transport import Binding
 
 SLICE_ENTRIES = 4000
 """Of one slice of a refresh: below 10 ms of work."""
-REFRESH_OCTETS = 16 << 20
 ENTRY_OCTETS = 56
 
 T = TypeVar("T")
