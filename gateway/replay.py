@@ -182,7 +182,7 @@ class _Restore:
         core.rows.restore(self.rows, present, self.row_octets)
         core.extras.restored(self.extra_uses)
         core.dedup.restore(self._keys(), core.now())
-        core.committed_ident = core.next_ident - 1
+        core.committed_ident = core.restored_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
