@@ -2,6 +2,7 @@
 # make test    everything that must pass: gates, tests, the wheel
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
+# make kills   KILLS=500: kill the daemon under load so often and print what came of it (about 2 s a kill)
 # make image   build the container image                    make lock   renew constraints.txt
 # PYTHON=python3.11 chooses the interpreter that makes .venv.
 
@@ -10,13 +11,14 @@ CONFIG  ?= config/gateway.yaml
 PROFILE ?= pipeline
 IMAGE   ?= mqtt-amqp-gateway
 TESTS   ?= tests
+KILLS   ?= 500
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit wheel format bench image lock clean servers
+.PHONY: run test gates unit wheel format bench kills image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -68,6 +70,9 @@ format: $(VENV)/installed-tests
 
 bench: $(VENV)/installed-tests servers
 	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)
+
+kills: $(VENV)/installed-tests
+	$(BIN)/python -m tests.crash --kills $(KILLS) $(KILLS_ARGS)
 
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.
