@@ -2,6 +2,7 @@
 # make test    everything that must pass: gates, tests, the wheel
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
+# make kills   KILLS=500: kill the daemon under load so often and print what came of it (about 2 s a kill)
 # make image   build the container image                    make lock   renew constraints.txt
 # make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
@@ -14,13 +15,14 @@ IMAGE   ?= mqtt-amqp-gateway
 TESTS   ?= tests
 CUTS    ?= 2000
 MESSAGES ?= 10000000
+KILLS   ?= 500
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit power space wheel format bench image lock clean servers
+.PHONY: run test gates unit kills power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -78,6 +80,9 @@ format: $(VENV)/installed-tests
 
 bench: $(VENV)/installed-tests servers
 	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)
+
+kills: $(VENV)/installed-tests
+	$(BIN)/python -m tests.crash --kills $(KILLS) $(KILLS_ARGS)
 
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.

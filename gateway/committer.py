@@ -22,7 +22,7 @@ from gateway.message import Message
 from gateway.metrics import CommitStats
 from gateway.order import NEVER
 from gateway.queue import Queue
-from gateway.replay import REFRESH_OCTETS, Refresh, Restored, live_octets, snapshot
+from gateway.replay import Refresh, Restored, live_octets, snapshot
 from gateway.storage.journal import Commit, Journal, Rebuilt, StateChange
 from gateway.transport import Outcome
 
@@ -36,6 +36,7 @@ REREAD_SECONDS = 5.0
 SALVAGE_ATTEMPTS = 12
 """So often, over a minute, a new file waits for bodies that can't be read just now; then it does without."""
 COMPACTION_PAUSE_SECONDS = 0.005
+LOG_SLACK = 16 << 20
 
 
 class _Worker:
@@ -81,7 +82,15 @@ class _Written(NamedTuple):
 class Committer:
     """Accepts into the core, commits, answers, delivers. All methods on the loop's thread."""
 
-    def __init__(self, core: Core, journal: Journal, pressure: Pressure, max_backlog: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        core: Core,
+        journal: Journal,
+        pressure: Pressure,
+        max_backlog: int = 64 << 20,
+        log_slack: int = LOG_SLACK,
+    ) -> None:
+        """`log_slack`: how many octets more than twice what is live the log may have."""
         self.core = core
         self.journal = journal
         self.pressure = pressure
@@ -108,7 +117,8 @@ class Committer:
         self._ended = False
         self._last_id = 0
         self._log_octets = 0
-        self._next_check = REFRESH_OCTETS
+        self._log_slack = log_slack
+        self._next_check = log_slack
         self._refresh: Refresh | None = None
         self._compaction: Compaction | None = None
         self._tidy = True
@@ -456,6 +466,7 @@ class Committer:
 
     def _consider_compaction(self) -> None:
         if self._compaction is None and not self.core.refusing and is_due(self.core):
+            log.debug("writing bodies together", rows=len(self.core.rows.sparse))
             self._compaction = Compaction(self.core)
             self._loop.call_soon(self._compact)
 
@@ -489,8 +500,9 @@ class Committer:
         if self._refresh is not None or self._log_octets < self._next_check:
             return
         live = live_octets(self.core)
-        self._next_check = self._log_octets + REFRESH_OCTETS // 4
-        if self._log_octets > 2 * live + REFRESH_OCTETS:
+        self._next_check = self._log_octets + self._log_slack // 4
+        if self._log_octets > 2 * live + self._log_slack:
+            log.debug("copying the log forward", octets=self._log_octets, live=live)
             self._refresh = Refresh(self.core, self._last_id + 1)
             self._log_octets = 0
 
@@ -498,7 +510,7 @@ class Committer:
         self._log_octets += len(copied.record)
         if copied.trim is not None:
             self._refresh = None
-            self._next_check = self._log_octets + REFRESH_OCTETS
+            self._next_check = self._log_octets + self._log_slack
 
     # housekeeping and the end
 

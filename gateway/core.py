@@ -84,6 +84,7 @@ class Core:
         self.committed_ident = 0
         self.keys_until = 0.0
         """When the last key in the journal is over; 0 if it has none."""
+        self.restored_ident = 0
         self.next_queue = 1
         self.rows = Rows()
         self.memory = Memory(max_memory)

@@ -37,6 +37,8 @@ class Ledger(Protocol):
     """What a queue needs of the core."""
 
     memory: Memory
+    restored_ident: int
+    """Entries up to this one were there when the daemon started: they may have been delivered before."""
 
     def now(self) -> float: ...
     def removed(self, queue: Queue, slots: Sequence[int]) -> None:

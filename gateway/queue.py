@@ -338,7 +338,7 @@ class Queue:
                 extra.options,
                 slot,
                 attempts or 0,
-                attempts is not None,
+                attempts is not None or entries.ident[slot] <= ledger.restored_ident,
                 extra.deaths,
                 expires or None,
             )

@@ -27,7 +27,6 @@ from gateway.transport import Binding
 
 SLICE_ENTRIES = 4000
 """Of one slice of a refresh: below 10 ms of work."""
-REFRESH_OCTETS = 16 << 20
 ENTRY_OCTETS = 56
 
 T = TypeVar("T")
@@ -183,7 +182,7 @@ class _Restore:
         core.rows.restore(self.rows, present, self.row_octets)
         core.extras.restored(self.extra_uses)
         core.dedup.restore(self._keys(), core.now())
-        core.committed_ident = core.next_ident - 1
+        core.committed_ident = core.restored_ident = core.next_ident - 1
         for queue in core.queues.values():
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)

@@ -99,7 +99,7 @@ class Daemon:
         )
         journal = _journal(settings)
         access = Access({name: user.password_hash for name, user in settings.users.items()})
-        committer = Committer(core, journal, pressure, settings.max_backlog)
+        committer = Committer(core, journal, pressure, settings.max_backlog, settings.store.log_slack)
         gateway = LocalGateway(committer, access, pressure, settings.drain_timeout)
         self._gateway = gateway
         try:

@@ -32,11 +32,14 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     path: the folder of the store, relative to where the daemon runs. memory: keep all in memory, nothing survives.
     reserve: bytes on the disk that are left for settlements; before it is touched, messages are refused.
+    log_slack: the log is copied forward when it has that many bytes more than twice what is live; less keeps the
+    store smaller and copies more often.
     """
 
     path: str = "./data"
     memory: bool = False
     reserve: Octets = Octets(64 * MB)
+    log_slack: Octets = Octets(16 * MB)
 
 
 class AdminSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,7 +134,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message on its way to one consumer. `id` is new for each delivery, grows, and is never 0;
     with id 0 (QoS 0 to a live subscriber) there is nothing to settle.
 
-    attempts: failed deliveries before this one. redelivered: it was delivered before.
+    attempts: failed deliveries before this one. redelivered: it was delivered before, or may have been by an earlier
+    run of the daemon.
     deaths: why earlier queues gave it up, the latest first. remaining: seconds until it expires, or None.
     """
 

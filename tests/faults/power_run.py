@@ -118,7 +118,7 @@ class Run:
         self.settled: list[list[Any]] = []
         self.core = Core(Clock(), b"s" * 32, max_memory=100_000)
         self.journal = Watched(path, reserve=0)
-        self.committer = Committer(self.core, self.journal, Pressure())
+        self.committer = Committer(self.core, self.journal, Pressure(), log_slack=1_000)
 
     def mark(self, **promise: Any) -> None:
         data = json.dumps(promise).encode()
@@ -162,7 +162,7 @@ class Run:
 
 async def main(path: Path, first: int, batches: int, end: str) -> None:
     store.WAL_LIMIT, store.WAL_IDLE, store.FREE_LIMIT, store.FREE_SLICE = 400_000, 100_000, 4, 8
-    committing.REFRESH_OCTETS, replay.SLICE_ENTRIES = 1_000, 20
+    replay.SLICE_ENTRIES = 20
     committing.RETRY_SECONDS, committing.IDLE_TIDY_SECONDS, committing.COMPACTION_PAUSE_SECONDS = 0.01, 0.001, 0
     compaction.FEW_ROWS, compaction.STEP_OCTETS, gather.ROW_OCTETS = 3, 30_000, 32_768
     run = Run(path)

@@ -19,7 +19,6 @@ import pytest
 import uvloop
 
 from gateway import committer as committing
-from gateway import replay
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
@@ -104,7 +103,7 @@ async def pass_by(path: Path, messages: int, slack: int) -> dict[str, Any]:
     core = Core(Clock(), b"s" * 32, max_memory=8 << 20)
     journal = SqliteJournal(path, reserve=0)
     journal.open()
-    committer = Committer(core, journal, Pressure())
+    committer = Committer(core, journal, Pressure(), log_slack=committing.LOG_SLACK)
     core.gather.forced_states.append(secret_state(core))
     committer.start(restore(core, journal))
     dedup = DedupPolicy("{header[key]}", window=Seconds(WINDOW_SECONDS))
@@ -158,7 +157,7 @@ def test_settled_messages_give_their_space_back(tmp_path: Path, monkeypatch: Any
         slack //= SHORT
         for owner, name in ((store, "WAL_LIMIT"), (store, "FREE_LIMIT"), (store, "FREE_SLICE")):
             monkeypatch.setattr(owner, name, getattr(owner, name) // SHORT)
-        monkeypatch.setattr(committing, "REFRESH_OCTETS", replay.REFRESH_OCTETS // SHORT)
+        monkeypatch.setattr(committing, "LOG_SLACK", committing.LOG_SLACK // SHORT)
     frozen = gc.get_threshold()
     try:
         report = uvloop.run(pass_by(tmp_path, MESSAGES or SHORT_MESSAGES, slack))

@@ -6,89 +6,64 @@ GATEWAY_SEED repeats the choices of one run.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import (
-    AMQP_PUBLISHERS,
-    CONFIG,
-    MOST_IN_A_RUN,
-    MQTT_PUBLISHERS,
-    SEED,
-    AmqpSender,
-    MqttSender,
-    Sender,
-    all_lost,
-    begin,
-    drain,
-)
-from tests.harness.daemon import Daemon
-from tests.harness.history import History
+from tests.crash.crowd import Crowd
 
+SEED = int(os.environ.get("GATEWAY_SEED", random.SystemRandom().randrange(1 << 32)))
 STOPS = 3
+ALLOWED = 400
 DRAIN_SECONDS = 2
 SPARE_SECONDS = 2.0
 """How much longer a stop may take than its drain."""
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(150)]
 
 
-def crowd(history: History) -> list[Sender]:
-    mqtt: list[Sender] = [MqttSender(f"m{i}", history) for i in range(MQTT_PUBLISHERS)]
-    return mqtt + [AmqpSender(f"a{i}", history) for i in range(AMQP_PUBLISHERS)]
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[Crowd]:
+    crowd = Crowd(tmp_path, random.Random(SEED), drain_timeout=f"{DRAIN_SECONDS}s")
+    yield crowd
+    crowd.daemon.close()
 
 
-async def finish(daemon: Daemon, history: History, senders: list[Sender], workers: list[Any]) -> None:
-    await drain(daemon, history, senders, workers)
-    for peer in [worker.peer for worker in workers] + [sender.peer for sender in senders]:
-        assert peer
-        await peer.close()
-    assert daemon.stop() == 0
-    faults = history.check()
+async def finish(crowd: Crowd) -> None:
+    await crowd.drain()
+    assert await asyncio.to_thread(crowd.daemon.stop) == 0
+    faults = crowd.errors + crowd.history.check()
     assert not faults, f"seed {SEED}, {len(faults)} faults:\n" + "\n".join(faults[:30])
+    assert crowd.history.stored > 1000
 
 
-async def test_a_stop_under_load_ends_in_time_and_loses_nothing(make_daemon: Callable[..., Daemon]) -> None:
-    choices = random.Random(SEED)
-    history = History()
-    senders = crowd(history)
-    daemon = make_daemon({**CONFIG, "drain_timeout": f"{DRAIN_SECONDS}s"})
+async def test_a_stop_under_load_ends_in_time_and_loses_nothing(crowd: Crowd) -> None:
     cut_off = 0
     for _ in range(STOPS):
-        workers = await begin(daemon, history, senders, choices, MOST_IN_A_RUN)
-        await asyncio.sleep(choices.uniform(0.4, 1.2))
+        await crowd.begin(ALLOWED)
+        await asyncio.sleep(crowd.rng.uniform(0.2, 0.6))
         began = time.monotonic()
-        assert await asyncio.to_thread(daemon.stop) == 0
+        assert await asyncio.to_thread(crowd.daemon.stop) == 0
         assert time.monotonic() - began < DRAIN_SECONDS + SPARE_SECONDS
-        cut_off += sum(len(sender.unanswered) for sender in senders)
-        await all_lost(senders, workers)
-        assert "error" not in {record.get("level") for record in daemon.log}, daemon.text()
+        cut_off += await crowd.ended()
     assert cut_off, "no stop came amid publishes"
-    workers = await begin(daemon, history, senders, choices, 0)
-    await finish(daemon, history, senders, workers)
+    await crowd.begin(0)
+    await finish(crowd)
 
 
-async def test_reloads_under_load_disturb_nobody(make_daemon: Callable[..., Daemon]) -> None:
-    choices = random.Random(SEED)
-    history = History()
-    senders = crowd(history)
-    daemon = make_daemon(CONFIG)
-    workers = await begin(daemon, history, senders, choices, MOST_IN_A_RUN)
+async def test_reloads_under_load_disturb_nobody(crowd: Crowd) -> None:
+    await crowd.begin(ALLOWED)
+    daemon, before = crowd.daemon, crowd.configuration
     for n in range(10):
         await asyncio.sleep(0.15)
         seen = len(daemon.log)
-        more = {"queues": {**CONFIG["queues"], f"more{n}": {}}}
-        routes = [*CONFIG["routes"], {"from": "load/+", "to": f"more{n}"}] if n % 2 else CONFIG["routes"]
-        daemon.configure({**CONFIG, **more, "routes": routes})
+        routes = [*before["routes"], {"from": "fifo/+", "to": f"more{n}"}] if n % 2 else before["routes"]
+        daemon.configure({**before, "queues": {**before["queues"], f"more{n}": {}}, "routes": routes})
         daemon.hup()
         await asyncio.to_thread(daemon.wait_for, "reloaded", lambda record: True, 10, seen)
-    for sender in senders:
-        assert sender.peer and not sender.peer.lost.is_set()
-        sender.left = 0
-    for worker in workers:
-        assert worker.peer and not worker.peer.lost.is_set()
-    await finish(daemon, history, senders, workers)
+    assert not any(peer.lost.is_set() for peer in crowd.peers)
+    await finish(crowd)

@@ -130,6 +130,11 @@ class Daemon:
         with open(f"/proc/{self.pid}/statm") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak_rss(self) -> int:
+        """The most that its resident memory ever was, in bytes; 0 if it has just ended."""
+        with open(f"/proc/{self.pid}/status") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+
     def url(self, name: str) -> str:
         """The first address that the transport of that name printed (`mqtt://127.0.0.1:40123`); `admin` too."""
         return str(self.wait_for("listening", lambda record: record.get("transport") == name)["address"])

@@ -24,6 +24,8 @@ class MqttPeer(asyncio.Protocol):
         self.on_answer: Callable[[Any], None] = lambda token: None
         self.on_message: Callable[[str, bytes, int], None] = lambda topic, body, packet_id: None
         self.lost = asyncio.Event()
+        self.session_present = False
+        """The server knew the session."""
         self.unanswered: dict[int, Any] = {}
         """Tokens by packet id."""
         self._packet_id = 0
@@ -32,23 +34,37 @@ class MqttPeer(asyncio.Protocol):
         self._answers: asyncio.Queue[bytes] = asyncio.Queue()
 
     @classmethod
-    async def connect(cls, address: Address, client_id: str, clean: bool = True) -> MqttPeer:
-        """Raises ConnectionError if it is refused."""
+    async def connect(
+        cls,
+        address: Address,
+        client_id: str,
+        clean: bool = True,
+        will: tuple[str, bytes] | None = None,
+        prepare: Callable[[MqttPeer], None] = lambda peer: None,
+    ) -> MqttPeer:
+        """`will`: topic and body, QoS 1. `prepare` gets the peer before CONNECT is sent: what a session holds comes
+        right behind CONNACK. Raises ConnectionError if it is refused."""
         _, peer = await asyncio.get_running_loop().create_connection(cls, *address)
-        name = client_id.encode()
-        flags = 2 if clean else 0
-        peer._send(0x10, b"\x00\x04MQTT\x04" + bytes([flags]) + b"\x00\x00" + struct.pack("!H", len(name)) + name)
+        prepare(peer)
+        flags = (2 if clean else 0) | (0x0C if will else 0)
+        texts = [client_id.encode(), *([will[0].encode(), will[1]] if will else [])]
+        payload = b"".join(struct.pack("!H", len(text)) + text for text in texts)
+        peer._send(0x10, b"\x00\x04MQTT\x04" + bytes([flags]) + b"\x00\x00" + payload)
         answer = await peer._answer()
         if answer[:1] != b"\x20" or answer[-1] != 0:
             raise ConnectionError(f"CONNECT was answered by {answer.hex() or 'the end'}")
+        peer.session_present = bool(answer[2] & 1)
         return peer
 
-    def publish(self, topic: str, body: bytes, token: Any = None) -> None:
-        """QoS 1; `token` comes back with its PUBACK."""
-        self._packet_id = self._packet_id % 65_535 + 1
-        self.unanswered[self._packet_id] = token
+    def publish(self, topic: str, body: bytes, token: Any = None, qos: int = 1, retain: bool = False) -> None:
+        """`token` comes back with the PUBACK of QoS 1."""
         name = topic.encode()
-        self._send(0x32, struct.pack("!H", len(name)) + name + struct.pack("!H", self._packet_id) + body)
+        head = struct.pack("!H", len(name)) + name
+        if qos:
+            self._packet_id = self._packet_id % 65_535 + 1
+            self.unanswered[self._packet_id] = token
+            head += struct.pack("!H", self._packet_id)
+        self._send(0x30 | qos << 1 | retain, head + body)
 
     async def subscribe(self, filter: str, qos: int = 1) -> int:
         """The QoS that was granted, or 128."""

@@ -405,7 +405,7 @@ async def test_an_error_that_nobody_expected_refuses_and_is_tried_again(bench: B
 async def test_a_copy_that_fails_does_not_undo_the_commit_before_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committing, "REFRESH_OCTETS", 1000)
+    bench.committer._log_slack = 1000
     monkeypatch.setattr(replay, "SLICE_ENTRIES", 2)
     bench.committer._next_check = 0
     worker = bench.worker("q")
@@ -439,7 +439,7 @@ def is_copy(commit: Commit) -> bool:
 
 
 async def test_the_log_stays_short_under_a_steady_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committing, "REFRESH_OCTETS", 2000)
+    bench.committer._log_slack = 2000
     monkeypatch.setattr(replay, "SLICE_ENTRIES", 5)
     bench.committer._next_check = 0
     worker = bench.worker("q")

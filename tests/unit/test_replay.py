@@ -65,6 +65,23 @@ def test_everything_is_back_after_a_restart_and_what_was_in_flight_waits_again()
     assert after.restored.time >= kernel.clock.now - 1
 
 
+def test_after_a_restart_only_what_is_new_is_said_to_be_seen_for_the_first_time() -> None:
+    kernel = Kernel({"q": QueuePolicy()})
+    kernel.send("q", "in flight", "waiting")
+    worker = kernel.worker("q", 1)
+    kernel.run()
+    assert worker.bodies == ["in flight"]
+    after = kernel.crash()
+    after.send("q", "new")
+    worker = after.worker("q")
+    after.run()
+    assert [(seen.message.body, seen.redelivered) for seen in worker.seen] == [
+        (b"in flight", True),
+        (b"waiting", True),  # it may have been in flight, for all that the journal says
+        (b"new", False),
+    ]
+
+
 def test_a_start_reads_no_body() -> None:
     class Watched(MemoryJournal):
         reads = 0

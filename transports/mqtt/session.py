@@ -161,11 +161,10 @@ class Session:
             if packet_id:
                 self.in_flight[packet_id] = held
                 return packet_id
-            if not redelivered:
-                # Resends come first; what is left expired or was dropped meanwhile.
-                for packet_id in self._resend.values():
-                    del self.in_flight[packet_id]
-                self._resend.clear()
+            # Resends come first; what is left expired or was dropped meanwhile.
+            for packet_id in self._resend.values():
+                del self.in_flight[packet_id]
+            self._resend.clear()
         packet_id = self._last_packet_id
         in_flight = self.in_flight
         while True:

@@ -1,0 +1,59 @@
+"""Owns the daemon's configuration in the crash harness: its queues, and where each stream of messages goes.
+
+Its rule: what the configuration promises of a place and what History is told of it stand side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.crash.history import Place
+from tests.harness.process import quiet_port
+
+FIFO, WIDE, PLAIN, LAG, BURIED, SHARED = "fifo", "wide", "plain", "lag", "buried", "shared"
+SESSIONS = ("watcher0", "watcher1")
+PLACES = (
+    Place(FIFO, in_flight=1, dead=BURIED),
+    Place(WIDE, in_flight=3),
+    Place(PLAIN),
+    Place(LAG, in_flight=1),
+    Place(BURIED),
+    Place(SHARED, dedup=False),
+    *(Place(name, ordered=True, dedup=False) for name in SESSIONS),
+)
+ROUTES = {"fifo": (FIFO,), "wide": (WIDE,), "plain": (PLAIN,), "lag": (LAG, PLAIN), "live": SESSIONS, "crew": (SHARED,)}
+"""The places of each stream: its topics begin with its name."""
+WEIGHTS = {"fifo": 6, "wide": 3, "plain": 3, "lag": 1, "live": 1, "crew": 1}
+"""How many of its groups each publisher has."""
+FILTERS = {"live": "live/#", "crew": "$share/crew/crew/#"}
+WINDOW_SECONDS = 60
+"""The keys of this time are what is live in the log: the fewer they are, the more often it is copied forward."""
+DEDUP = {"key": "{body.id}", "window": f"{WINDOW_SECONDS}s"}
+MARKS = "marks"
+"""A queue for what a consumer publishes to make its settlements durable."""
+LOG_SLACK = "64KB"
+"""So small that the log is copied forward every few seconds."""
+
+
+def configuration(store: Path) -> dict[str, Any]:
+    """On ports that stay the same over every restart. Most bodies come from the disk."""
+    forever = {"dedup": DEDUP, "max_deliveries": None}
+    return {
+        "store": {"path": str(store), "log_slack": LOG_SLACK},
+        "max_memory": "256KB",
+        "log": {"level": "debug", "format": "json"},
+        "admin": {"listen": f"127.0.0.1:{quiet_port()}"},
+        "transports": {name: {"type": name, "listen": f"127.0.0.1:{quiet_port()}"} for name in ("mqtt", "amqp")},
+        "queues": {
+            FIFO: {"group": "{body.group}", "dead_letter": BURIED, **forever},
+            WIDE: {"group": "{topic}", "group_in_flight": 3, **forever},
+            PLAIN: forever,
+            LAG: {"group": "{body.group}", **forever},
+            BURIED: {},
+            MARKS: {"max_messages": 100, "overflow": "drop-oldest", "dead_letter": "none"},
+        },
+        "routes": [
+            {"from": f"{stream}/#", "to": list(places)} for stream, places in ROUTES.items() if stream not in FILTERS
+        ],
+    }
