@@ -34,8 +34,7 @@ def rescue(core: Core, rows: Set[int]) -> Counter[str]:
         for slot in entries.slots():
             if entries.row[slot] not in rows:
                 continue
-            flying = queue.flying.get(slot)
-            message = flying.message if flying is not None else queue.resident.get(slot)
+            message = queue.in_memory(slot)
             if message is None:
                 lost[queue.name] += 1
                 continue
