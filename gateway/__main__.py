@@ -71,14 +71,28 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def check(config: Config = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Check a configuration and change nothing; every fault is named with file, line and key.
+def check(
+    config: Config = DEFAULT_CONFIG,
+    store: Annotated[
+        bool, typer.Option("--store", help="Check the store that it names; the daemon must not run.")
+    ] = False,
+    save_to: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="With --store: a new store with all that is whole.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration, or its store, and change nothing; every fault is named with its place.
 
-    Example: gateway check config/gateway.yaml
+    Example: gateway check config/gateway.yaml --store
     """
     from gateway import plugins
     from gateway.settings import load
 
+    if store:
+        _check_store(Path(load(config, os.environ).store.path), save_to, as_json)
+        return
+    if save_to is not None:
+        raise typer.BadParameter("--save-to goes with --store")
     try:
         settings = load(config, os.environ, strict=True)
     except ConfigError as error:
@@ -99,6 +113,32 @@ def check(config: Config = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
         (len(settings.users), "user"),
     )
     typer.echo(f"{config} is valid: " + ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts))
+
+
+def _check_store(path: Path, save_to: Path | None, as_json: bool) -> None:
+    from gateway import tables
+    from gateway.inspection import inspect
+
+    found = inspect(path, save_to)
+    if as_json:
+        print_json(found)
+    else:
+        report = found.report
+        typer.echo(
+            f"{report.file}: {report.octets} bytes, {report.records} log records, {report.bodies} rows of bodies"
+        )
+        rows = [[one.queue, one.messages, one.lost] for one in found.queues]
+        tables.show(["queue", "messages>", "lost>"], rows, "it knows no queue")
+        for problem in (*report.problems, *filter(None, [found.unreadable])):
+            typer.echo(f"damaged: {problem}", err=True)
+        if found.saved_to:
+            typer.echo(f"what is whole is saved; set store.path to {found.saved_to}")
+        elif found.sound:
+            typer.echo("the store is sound")
+        else:
+            typer.echo("what is whole can be saved: add --save-to DIRECTORY", err=True)
+    if not found.sound:
+        raise typer.Exit(2)
 
 
 @app.command()

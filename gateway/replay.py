@@ -22,7 +22,7 @@ from gateway.gather import Pending, fill
 from gateway.order import Grouped
 from gateway.queue import Queue
 from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
-from gateway.storage.journal import Journal, StateChange
+from gateway.storage.journal import Source, StateChange
 from gateway.transport import Binding
 
 SLICE_ENTRIES = 4000
@@ -41,7 +41,7 @@ class Restored(NamedTuple):
     octets: int
 
 
-def restore(core: Core, journal: Journal) -> Restored:
+def restore(core: Core, journal: Source) -> Restored:
     """Brings an empty core to where the journal left off, all that was in flight waiting again. Raises StoreError for
     a journal that can't be understood."""
     try:
@@ -51,7 +51,7 @@ def restore(core: Core, journal: Journal) -> Restored:
 
 
 class _Restore:
-    def __init__(self, core: Core, journal: Journal) -> None:
+    def __init__(self, core: Core, journal: Source) -> None:
         self.core = core
         self.journal = journal
         self.settled: set[int] = set()

@@ -1,4 +1,4 @@
-"""Owns the format of a database file: its tables, how one is made, opened, recognised and checked.
+"""Owns the format of a database file: its tables, how one is made, opened and recognised.
 
 Its rule: a file is used only if it says that it is ours, that we know its format and that it is whole.
 """
@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import msgspec
-
 from gateway.errors import StoreDamagedError, StoreError
-from gateway.storage.directory import StoreDirectory
 from gateway.storage.journal import StateChange
 
 APPLICATION_ID = 0x47617465  # "Gate"
@@ -33,6 +30,8 @@ _SCHEMA = (
     "CREATE TABLE states (owner TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (owner, key))"
     " WITHOUT ROWID",
 )
+READ_AT_START = ("meta", "log", "expiring", "states")
+"""Tables that a start reads in full; of bodies it reads only which there are."""
 _SETTINGS = (
     f"page_size={PAGE}",
     "auto_vacuum=INCREMENTAL",
@@ -112,57 +111,10 @@ def recognise(connection: sqlite3.Connection, file: Path) -> None:
         )
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `check` could read of one store; sound if there are no problems. octets: of the file and its log."""
-
-    file: str
-    octets: int
-    records: int
-    bodies: int
-    states: int
-    problems: tuple[str, ...]
-
-
-def check(path: Path) -> Report:
-    """Read the whole store in the directory `path`, which no process may have open, and change nothing in it.
-    Raises StoreError if there is none, if it is in use or if it can't be opened at all."""
-    directory = StoreDirectory(path, 0)
-    if not path.is_dir() or not directory.newest():
-        raise StoreError(f"{path}: there is no store here")
-    directory.lock()
-    try:
-        number = directory.newest()
-        file = directory.file(number)
-        problems: list[str] = []
-        with closing(connect(file, "ro")) as connection:
-            recognise(connection, file)
-            structure = _rows(connection, "PRAGMA integrity_check(100)", problems)
-            problems += [text for (text,) in structure if text != "ok"]
-            counts = dict.fromkeys(("log", "bodies", "expiring"), 0)
-            for table, key, data in (("log", "id", "record"), ("bodies", "row", "data"), ("expiring", "rowid", "data")):
-                for id, crc, value in _rows(connection, f"SELECT {key}, crc, {data} FROM {table}", problems):
-                    counts[table] += 1
-                    if crc32(value) != crc:
-                        problems.append(f"{table}: {key} {id} is not what was written")
-            states = sum(1 for _ in _rows(connection, "SELECT * FROM states", problems))
-        return Report(str(file), directory.size(number), counts["log"], counts["bodies"], states, tuple(problems))
-    except sqlite3.Error as error:
-        raise unusable(file, error) from error
-    finally:
-        directory.unlock()
-
-
-def _rows(connection: sqlite3.Connection, query: str, problems: list[str]) -> Iterator[tuple[Any, ...]]:
-    """As far as they can be read."""
-    try:
-        yield from connection.execute(query)
-    except sqlite3.Error as error:
-        problems.append(f"{query}: {reason(error)}")
-
-
 def damaged(file: Path, found: str) -> StoreError:
     return StoreDamagedError(
-        f"{file}: the store is damaged ({found}); restore it from a backup, or move it away to start empty"
+        f"{file}: the store is damaged ({found}); `gateway check --store` tells what can be saved; "
+        "or restore it from a backup, or move it away to start empty"
     )
 
 

@@ -181,10 +181,10 @@ class StoreDirectory:
         try:
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
+                probe.unlink()  # it takes no room for longer than this, whatever becomes of the process
                 os.posix_fallocate(fd, 0, octets)
             finally:
                 os.close(fd)
-                probe.unlink()
         except OSError as error:
             return error.errno in _NO_ROOM
         return False

@@ -50,16 +50,8 @@ class Rebuilt(NamedTuple):
     aside: str = ""
 
 
-class Journal(Protocol):
-    """A store. All calls block; `commit`, `rebuild` and `close` come from one writer thread, `read` from one
-    reader thread at the same time, the others before the first commit from either."""
-
-    durable: bool
-    """True if what was committed survives the process."""
-
-    def open(self) -> None:
-        """Open or make the store and check it. Raises StoreError with the path and what to do (a second process
-        that holds it, not writable, damaged, made by a newer version)."""
+class Source(Protocol):
+    """What a start reads."""
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """All log records with their ids, in the order of their commits."""
@@ -72,6 +64,18 @@ class Journal(Protocol):
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """(id, size in bytes) of every body row, ascending, without reading the bodies."""
+
+
+class Journal(Source, Protocol):
+    """A store. All calls block; `commit`, `rebuild` and `close` come from one writer thread, `read` from one
+    reader thread at the same time, the others before the first commit from either."""
+
+    durable: bool
+    """True if what was committed survives the process."""
+
+    def open(self) -> None:
+        """Open or make the store and check it. Raises StoreError with the path and what to do (a second process
+        that holds it, not writable, damaged, made by a newer version)."""
 
     def commit(self, commit: Commit) -> int:
         """Make it durable. Returns the id of its log record (ids grow; 0 if `record` was empty).

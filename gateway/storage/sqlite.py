@@ -30,7 +30,7 @@ FREE_LIMIT = (16 << 20) // PAGE
 FREE_SLICE = 128
 """Pages given back in one slice (1 MB)."""
 CHECK_LIMIT = 64 << 20
-"""A file up to this size is checked in full at each start; of a larger one what a start reads anyway."""
+"""A file up to this size is checked in full at each start, a larger one without its bodies."""
 
 # IOERR_SHMSIZE: the index of the write-ahead log could not grow, which has no other cause than want of space.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -325,8 +325,7 @@ class SqliteJournal:
                 pragma(writer, setting)
             self._empty_log(writer, file)
             sync(file.parent)  # the write-ahead log may be new
-            if file.stat().st_size <= CHECK_LIMIT and (found := pragma(writer, "quick_check(1)")) != "ok":
-                raise database.damaged(file, found)
+            self._check(writer, file)
             reader = database.connect(file, "ro")
             pragma(reader, "cache_size=-1024")
             pragma(reader, "schema_version")  # it opens the file only now
@@ -338,6 +337,14 @@ class SqliteJournal:
             if isinstance(error, sqlite3.Error):
                 raise database.unusable(file, error) from error
             raise
+
+    def _check(self, writer: sqlite3.Connection, file: Path) -> None:
+        """The structure of all that a start relies on. Bodies have their checksums, and are not read for this when
+        there are many."""
+        whole = file.stat().st_size <= CHECK_LIMIT
+        for part in (1,) if whole else database.READ_AT_START:
+            if (found := pragma(writer, f"quick_check({part})")) != "ok":
+                raise database.damaged(file, found)
 
     def _empty_log(self, writer: sqlite3.Connection, file: Path) -> None:
         """Every start does it before its first commit: what an earlier process wrote and could not fsync is then

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreError
-from gateway.storage import database
+from gateway.storage import database, salvage
 from gateway.storage import sqlite as store
 from gateway.storage.journal import Commit, StateChange
 from gateway.storage.sqlite import SqliteJournal
@@ -119,7 +119,7 @@ def test_what_was_committed_survives_kill_9(path: Path) -> None:
             assert rows == list(range(newest - 29, newest + 1))
             assert journal.read(rows) == {found: found.to_bytes(8, "big") * 2500 for found in rows}
             assert list(journal.states()) == [StateChange("row", "newest", b"%d" % newest)]
-        assert database.check(path).problems == ()
+        assert salvage.check(path).problems == ()
 
 
 def test_a_second_opener_is_told_who_has_it(path: Path, opened: Callable[..., SqliteJournal]) -> None:
@@ -129,7 +129,7 @@ def test_a_second_opener_is_told_who_has_it(path: Path, opened: Callable[..., Sq
         second.open()
     second.close()
     with pytest.raises(StoreError, match="in use"):
-        database.check(path)
+        salvage.check(path)
     first.commit(Commit(record=b"still ours"))
     first.close()
     second.open()
@@ -217,7 +217,7 @@ def test_a_flipped_bit_in_a_record_or_a_body_is_found(path: Path, opened: Callab
     data[data.rindex(b"the body")] ^= 1
     file(path).write_bytes(data)
 
-    report = database.check(path)
+    report = salvage.check(path)
     assert report.problems == ("log: id 1 is not what was written", "bodies: row 1 is not what was written")
     journal = opened()
     with pytest.raises(StoreError, match="log record 1 is not what was written"):
@@ -257,18 +257,42 @@ def test_damaged_pages_are_refused_at_the_start(path: Path, opened: Callable[...
     file(path).write_bytes(data)
     with pytest.raises(StoreError, match="the store is damaged"):
         SqliteJournal(path, reserve=0).open()
-    assert database.check(path).problems
+    assert salvage.check(path).problems
+
+
+@pytest.mark.parametrize(("table", "found"), [("log", True), ("bodies", False)])
+def test_of_a_large_file_all_but_the_bodies_is_checked(
+    path: Path, opened: Callable[..., SqliteJournal], monkeypatch: pytest.MonkeyPatch, table: str, found: bool
+) -> None:
+    journal = opened()
+    for number in range(1, 60):
+        journal.commit(Commit(b"%d " % number * 300, [(number, b"%d " % number * 300)]))
+    journal.close()
+    with closing(sqlite3.connect(file(path))) as connection:
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,))
+    data = bytearray(file(path).read_bytes())
+    leaf = int.from_bytes(data[(root - 1) * database.PAGE + 8 :][:4], "big")  # its last child
+    data[(leaf - 1) * database.PAGE + 3 : (leaf - 1) * database.PAGE + 5] = (
+        b"\0\1"  # as if its page had one record alone
+    )
+    file(path).write_bytes(data)
+    monkeypatch.setattr(store, "CHECK_LIMIT", 0)
+    if found:
+        with pytest.raises(StoreError, match="the store is damaged"):
+            opened()
+    else:
+        opened()
 
 
 def test_check_counts_and_changes_nothing(path: Path, opened: Callable[..., SqliteJournal]) -> None:
     with pytest.raises(StoreError, match="there is no store here"):
-        database.check(path)
+        salvage.check(path)
     assert not path.exists()
     journal = opened()
     journal.commit(Commit(b"r", [(1, b"x"), (2, b"y")], [], [StateChange("a", "b", b"c")]))
     journal.close()
     before = file(path).read_bytes()
-    report = database.check(path)
+    report = salvage.check(path)
     assert (report.records, report.bodies, report.states, report.problems) == (1, 2, 1, ())
     assert report.file == str(file(path)) and report.octets >= len(before)
     assert file(path).read_bytes() == before

@@ -22,7 +22,7 @@ import pytest
 
 from gateway.gather import Accept
 from gateway.queue import decode_message
-from gateway.storage import database
+from gateway.storage import salvage
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Outcome
 from tests.faults.power import Disk, Fate, at_random, everything, nothing, write
@@ -223,7 +223,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_there(shim: Shim, folder: P
             found.kernel.run()  # and it goes on
             found.journal.close()
             if count % CHECK_EVERY == 0:
-                faults += database.check(folder).problems
+                faults += salvage.check(folder).problems
         except Exception as error:
             raise AssertionError(f"seed {SEED}, the cut after event {cut} of {len(events)}: {error!r}") from error
         assert not faults, f"seed {SEED}, the cut after event {cut} of {len(events)}:\n" + "\n".join(faults[:20])

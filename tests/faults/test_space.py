@@ -27,7 +27,7 @@ from gateway.flow import Pressure
 from gateway.message import Message, Properties
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.replay import live_octets, restore
-from gateway.storage import database
+from gateway.storage import salvage
 from gateway.storage import sqlite as store
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Binding, Delivery, Outcome, Subscription, Verdict
@@ -166,7 +166,7 @@ def test_settled_messages_give_their_space_back(tmp_path: Path, monkeypatch: Any
         gc.unfreeze()
     with capsys.disabled():
         print(f"\n{report}")
-    assert database.check(tmp_path).problems == ()
+    assert salvage.check(tmp_path).problems == ()
     if MESSAGES:
         assert report["longest pause"] < PAUSE_SECONDS
     again = SqliteJournal(tmp_path, reserve=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
-from gateway.storage import database
+from gateway.storage import salvage
 from gateway.storage import sqlite as store
 from gateway.storage.journal import Commit, StateChange
 from gateway.storage.sqlite import SqliteJournal
@@ -56,7 +56,7 @@ def state_of(journal: SqliteJournal) -> tuple[list[bytes], dict[int, bytes], lis
 
 def reopened(journal: SqliteJournal, path: Path) -> SqliteJournal:
     journal.close()
-    assert database.check(path).problems == ()
+    assert salvage.check(path).problems == ()
     journal = SqliteJournal(path, reserve=0)
     journal.open()
     return journal
@@ -286,7 +286,7 @@ FILL = """
 import sys
 from pathlib import Path
 from gateway.errors import StoreFullError
-from gateway.storage.database import check
+from gateway.storage.salvage import check
 from gateway.storage.journal import Commit
 from gateway.storage.sqlite import SqliteJournal
 
