@@ -19,8 +19,8 @@ _SUFFIX = ".db"
 _ASIDE = "damaged-"
 _BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite puts beside a database."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NOT_HELD = (*_NO_ROOM, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NOT_HELD = (*NO_ROOM, errno.EFBIG, errno.EOPNOTSUPP, errno.EINVAL)
 """The file system has no room, or no way, to set the reserve aside; the store works without it."""
 
 PROBE_OCTETS = 64 << 10
@@ -66,7 +66,7 @@ class StoreDirectory:
                 f"{self.path}: the store is in use by process {holder}; stop that one, or set another store.path"
             ) from error
         except OSError as error:
-            if error.errno not in _NO_ROOM:  # the process id is only for people; the lock is what counts
+            if error.errno not in NO_ROOM:  # the process id is only for people; the lock is what counts
                 os.close(lock)
                 raise StoreError(f"{self.path}: the store can't be locked ({error.strerror})") from error
         self._lock = lock
@@ -93,6 +93,11 @@ class StoreDirectory:
         self._close_building()
         self._building_fd = os.open(self.building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         return self.building
+
+    def abandon(self) -> None:
+        """Remove what `begin` made and nobody published: on a full disk its room is what is missing. Raises OSError."""
+        self._close_building()
+        _remove(self.building)
 
     def publish(self, number: int) -> Path:
         """Give the file of `begin`, closed by whoever filled it, its number, durably. Raises OSError; then there is
@@ -186,7 +191,7 @@ class StoreDirectory:
             finally:
                 os.close(fd)
         except OSError as error:
-            return error.errno in _NO_ROOM
+            return error.errno in NO_ROOM
         return False
 
     def lacks_reserve(self) -> bool:

@@ -17,7 +17,7 @@ from zlib import crc32
 from gateway.errors import StoreDamagedError, StoreError, StoreFailedError, StoreFullError
 from gateway.storage import database
 from gateway.storage.database import PAGE, pragma
-from gateway.storage.directory import PROBE_OCTETS, StoreDirectory, sync
+from gateway.storage.directory import NO_ROOM, PROBE_OCTETS, StoreDirectory, sync
 from gateway.storage.journal import Commit, Rebuilt, StateChange
 
 RESERVE = 64 << 20
@@ -162,7 +162,10 @@ class SqliteJournal:
         before, old, old_writer, old_reader = self._last, self._number, self._writer, self._reader
         try:
             left_out, unread = self._write_new(self._number + 1, records, rows, state, bodies, expiring, salvage)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, StoreError) as error:
+            self._abandon(error)
+            if isinstance(error, StoreError):
+                raise
             raise database.unusable(self._directory.path, error) from error
         # The one that can't write goes last: so SQLite makes no checkpoint in the failed file.
         for connection in (old_writer, old_reader):
@@ -270,6 +273,17 @@ class SqliteJournal:
                 writer.execute("ROLLBACK")
             except sqlite3.Error as error:
                 self._fail(error)
+
+    def _abandon(self, error: Exception) -> None:
+        """No new file came of it. If the disk was full, the next attempt has the reserve: only in a new file do
+        settlements find a place now."""
+        full = self._is_full(error) if isinstance(error, sqlite3.Error) else getattr(error, "errno", 0) in NO_ROOM
+        try:
+            self._directory.abandon()
+            if full:
+                self._directory.release()
+        except OSError as second:
+            _log.warning("store: what was written of a new file is still there (%s)", second)
 
     def _is_full(self, error: sqlite3.Error) -> bool:
         """SQLite knows one kind of full disk only: to it, a quota that is used up is an I/O error like any other."""

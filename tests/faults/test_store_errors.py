@@ -262,6 +262,23 @@ def test_the_reserve_is_spent_on_settlements_alone_and_taken_again_later(
     journal.close()
 
 
+def test_a_new_file_that_finds_no_room_gets_the_reserve(disk: Disk, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    journal = SqliteJournal(path, reserve=1 << 20)
+    journal.open()
+    journal.commit(FIRST)
+    disk.fault = fail_at(0, IOERR_FSYNC, ("sync",))
+    with pytest.raises(StoreFailedError):
+        journal.commit(SECOND)
+    disk.fault = lambda event: FULL if (path / "reserve").exists() and event.kind == "write" else OK
+    with pytest.raises(StoreError, match="the store can't be used"):
+        journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+    assert not (path / "building.db").exists()  # which took room
+    journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+    assert state_of(journal) == BEFORE
+    journal.close()
+
+
 def test_a_start_that_can_not_empty_the_log_says_so(
     disk: Disk, journals: Callable[[int], SqliteJournal], tmp_path: Path
 ) -> None:
