@@ -281,6 +281,30 @@ async def test_bodies_that_can_not_be_read_wait_in_their_places(clients: Clients
     await clients.stop()
 
 
+async def test_a_damaged_body_is_reported_and_all_else_stands_in_the_new_file(clients: Clients, shim: Shim) -> None:
+    await clients.start()
+    for _ in range(2 * GROUPS):
+        await clients.publish(1, size=5000)  # a row for each
+    await clients.stop()
+    file = shim.root / "gateway-1.db"
+    data = bytearray(file.read_bytes())
+    data[data.index(body(7, 5000)) + 4000] ^= 1
+    file.write_bytes(data)
+    await clients.start()
+    shim.fail(("sync",), errno.EIO, "gateway-1.db-wal", times=1)
+    await clients.publish(1)
+    await clients.is_ready()
+    lost = clients.daemon.wait_for("the store has lost bodies, their messages can't be delivered")
+    aside = shim.root / "damaged-1.db"
+    assert (lost["queue"], lost["messages"], lost["aside"]) == ("orders", 1, str(aside))
+    assert aside.exists() and not file.exists()
+    await clients.consume()
+    await until(lambda: len(clients.done) >= 2 * GROUPS - 1, "deliveries")
+    assert sorted(clients.done) == [number for number in range(2 * GROUPS) if number != 7]
+    assert await clients.publisher.depth("orders") == 1
+    await clients.stop()
+
+
 def fill(path: Path) -> None:
     """Something else takes what is left."""
     with open(path, "wb", buffering=0) as filler, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):

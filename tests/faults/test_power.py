@@ -102,12 +102,12 @@ class Found:
     def judge(self, promises: Promises) -> list[str]:
         faults = []
         where = Counter((name, number) for name, numbers in self.numbers.items() for number in numbers)
-        sent = set(promises.sent)
+        sent, gone = set(promises.sent), promises.leaving | promises.burying
         fifo, dead = set(self.numbers["fifo"]), set(self.numbers["dead-letters"])
         for number in promises.stored:
             for name in ("fifo", "copy") if number % 3 == 0 else ("fifo",):
                 place = (name, number)
-                if place not in where and place not in promises.leaving | promises.burying:
+                if place not in where and place not in gone:
                     faults.append(f"{number} was acknowledged and is not in {name}")
                 if place in where and place in promises.settled:
                     faults.append(f"{number} is still in {name} although its settlement was durable")
@@ -128,10 +128,9 @@ class Found:
         if int(latest) < promises.latest:
             faults.append(f"the state is {latest!r}, {promises.latest} was promised")
         for number in promises.sent[-ASKED:]:
-            gone = {("fifo", number)} & (promises.leaving | promises.burying)
             kept = number in fifo or number in dead
             key = self.has_key(number)
-            if key and not (kept or gone):
+            if key and not kept and ("fifo", number) not in gone:
                 faults.append(f"{number} left its dedup key and no message")
             if not key and (kept or number in promises.stored):
                 faults.append(f"{number} is there and its dedup key is not")
