@@ -3,6 +3,7 @@
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
 # make kills   KILLS=500: kill the daemon under load so often and print what came of it (about 2 s a kill)
+# make soak    MINUTES=30: all features at once, kills included; a picture in build/soak; fails on loss and growth
 # make image   build the container image                    make lock   renew constraints.txt
 # make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
@@ -16,13 +17,14 @@ TESTS   ?= tests
 CUTS    ?= 2000
 MESSAGES ?= 10000000
 KILLS   ?= 500
+MINUTES ?= 30
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit kills power space wheel format bench image lock clean servers
+.PHONY: run test gates unit kills soak power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -84,6 +86,10 @@ bench: $(VENV)/installed-tests servers
 kills: $(VENV)/installed-tests
 	$(BIN)/python -m tests.crash --kills $(KILLS) $(KILLS_ARGS)
 
+soak: $(VENV)/installed-tests
+	$(PIP) --editable '.[test,soak]'
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.
 	BUILDAH_FORMAT=docker $(BUILDER) build $(BUILD_ARGS) --tag $(IMAGE) .
@@ -91,7 +97,7 @@ image:
 # The newest versions that pyproject.toml allows; run `make test` before you commit them.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[test,soak]'
 	@{ sed -n '/^#/p' constraints.txt; \
 	   build/lock/bin/python -m pip freeze --exclude mqtt-amqp-gateway; } > build/constraints.txt
 	@mv build/constraints.txt constraints.txt

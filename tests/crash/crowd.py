@@ -30,13 +30,13 @@ DRAIN_SECONDS = 90.0
 
 
 class Crowd:
-    """One daemon in `folder`, not started. `file` gets the history, too; `changes` replaces top-level keys of the
-    configuration."""
+    """One daemon in `folder`, not started. `file` gets the history, too; `changes` are added
+    to the configuration: mappings and lists to what is there, anything else in its place."""
 
     def __init__(self, folder: Path, rng: random.Random, file: IO[str] | None = None, **changes: Any) -> None:
         self.rng = rng
         self.history = history = History(house.PLACES, house.ROUTES, file)
-        self.configuration = {**house.configuration(folder / "data"), **changes}
+        self.configuration = house.merged(house.configuration(folder / "data"), changes)
         self.daemon = Daemon(folder, self.configuration)
         self.publishers: list[Publisher] = [MqttPublisher(f"m{n}", history, rng) for n in range(MQTT_PUBLISHERS)]
         self.publishers += [AmqpPublisher(f"a{n}", history, rng) for n in range(AMQP_PUBLISHERS)]

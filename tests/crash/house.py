@@ -5,6 +5,7 @@ Its rule: what the configuration promises of a place and what History is told of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,20 @@ MARKS = "marks"
 """A queue for what a consumer publishes to make its settlements durable."""
 LOG_SLACK = "64KB"
 """So small that the log is copied forward every few seconds."""
+
+
+def merged(base: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`more` over `base`: mappings and lists are added to what is there."""
+    whole = dict(base)
+    for key, value in more.items():
+        here = whole.get(key)
+        if isinstance(here, dict):
+            whole[key] = here | value
+        elif isinstance(here, list):
+            whole[key] = here + value
+        else:
+            whole[key] = value
+    return whole
 
 
 def configuration(store: Path) -> dict[str, Any]:
