@@ -285,9 +285,12 @@ class History:
 
     def _settle(self, event: Event, key: Key) -> None:
         lane = self._lane(event.place, key.group)
-        if lane.held.get(key.number) != event.who:
+        if lane.held.get(key.number) == event.who:
+            del lane.held[key.number]
+        elif self.places[event.place].dedup or not self._sent[key.group][key.number] & TWICE:
             raise ValueError(f"{event.who} does not hold {key}")
-        del lane.held[key.number]
+        else:
+            return  # it held two copies, and has settled one already
         if event.kind != "retry":
             self.outstanding -= event.place not in self._sources
             lane.settled(key.number, DONE if event.kind == "done" else DEAD, event.who)

@@ -28,8 +28,8 @@ ROUTES = {"fifo": (FIFO,), "wide": (WIDE,), "plain": (PLAIN,), "lag": (LAG, PLAI
 WEIGHTS = {"fifo": 6, "wide": 3, "plain": 3, "lag": 1, "live": 1, "crew": 1}
 """How many of its groups each publisher has."""
 FILTERS = {"live": "live/#", "crew": "$share/crew/crew/#"}
-WINDOW_SECONDS = 60
-"""The keys of this time are what is live in the log: the fewer they are, the more often it is copied forward."""
+WINDOW_SECONDS = 120
+"""Longer than the daemon can be away, and so short that a soak sees the keys of its load come and go."""
 DEDUP = {"key": "{body.id}", "window": f"{WINDOW_SECONDS}s"}
 MARKS = "marks"
 """A queue for what a consumer publishes to make its settlements durable."""

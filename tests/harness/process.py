@@ -19,6 +19,8 @@ from typing import IO, NamedTuple, TypeVar
 
 T = TypeVar("T")
 TAIL_LINES = 60
+_given: set[int] = set()
+"""Quiet ports of this process: none is given twice."""
 
 
 class Address(NamedTuple):
@@ -46,8 +48,11 @@ def quiet_port() -> int:
         first = int(limits.read().split()[0])
     while True:
         port = random.randrange(min(10_000, first - 1_000), first)
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

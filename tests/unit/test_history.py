@@ -119,6 +119,14 @@ GOOD = {
         done session one s/a 0
         deliver session one s/a 0 -
         done session one s/a 0""",
+    "two copies in flight at once": """
+        send s/a 0
+        send s/a 0
+        stored s/a 0
+        deliver session one s/a 0 -
+        deliver session one s/a 0 -
+        done session one s/a 0
+        done session one s/a 0""",
     "fan-out": sent("two/a", 1)
     + """
         deliver fifo one two/a 0 no
