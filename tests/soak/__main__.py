@@ -47,7 +47,7 @@ def main() -> int:
     print("\n".join(lines))
     write_csv(options.folder / "soak.csv", result.samples)
     if plot.available():
-        plot.draw(options.folder / "soak.png", result.samples, lines[0])
+        plot.draw(options.folder / "soak.png", result.samples, " ".join(lines[0].split()))
         print(f"picture            {options.folder / 'soak.png'}")
     else:
         print(f"no picture: matplotlib is missing (the extra `soak`); samples in {options.folder / 'soak.csv'}")

@@ -42,9 +42,12 @@ def _lines(axes: object, samples: Sequence[Sample], names: dict[str, str], facto
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
-    minutes = [sample.seconds / 60 for sample in samples]
-    for label, name in names.items():
-        axes.plot(minutes, [getattr(sample, name) * factor for sample in samples], label=label, linewidth=1)
+    for number, (label, name) in enumerate(names.items()):
+        # No line leads over a restart.
+        for run, points in itertools.groupby(samples, key=lambda sample: sample.run):
+            drawn = [(sample.seconds / 60, getattr(sample, name) * factor) for sample in points]
+            once = label if run == samples[0].run else None
+            axes.plot(*zip(*drawn, strict=True), label=once, linewidth=1, color=f"C{number}")
     axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left")
