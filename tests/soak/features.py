@@ -276,6 +276,7 @@ class Retained(Feature):
         peer.on_answer = self._on_answer
         peer.on_message = self._on_noise
         await peer.subscribe("noise/#", qos=0)
+        await self._look()  # before anything new hides what was lost
         steps = 0
         # Numbers without an answer are over: a later one takes the place of each.
         self.trail.unanswered.clear()
