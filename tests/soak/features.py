@@ -269,6 +269,7 @@ class Retained(Feature):
         super().__init__(house)
         self._acked: dict[str, int] = {}
         self._noise = 0
+        self._looking = False
         self.heard = 0
 
     async def connected(self) -> None:
@@ -305,31 +306,30 @@ class Retained(Feature):
     async def _look(self) -> None:
         expected = dict(self._acked)
         found: dict[str, int] = {}
-        whole = asyncio.Event()
+        self._looking = bool(expected)
         peer = await MqttPeer.connect(self.house.address("mqtt"), "looker")
 
         def on_message(topic: str, body: bytes, packet_id: int) -> None:
             found[topic] = max(int(body), found.get(topic, 0))
             if packet_id:
                 peer.ack(packet_id)
-            if all(found.get(one, 0) >= number for one, number in expected.items()):
-                whole.set()
 
         peer.on_message = on_message
         await peer.subscribe("state/#")
-        run = self.house.run
-        if expected:
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    await whole.wait()
-                self.trail.arrivals += 1
-            except TimeoutError:
-                if run == self.house.run and self.house.up.is_set():
-                    self.faults.append(f"retained: {expected} were answered for, {found} came")
+        for _ in range(int(PATIENCE_SECONDS / 0.02)):
+            if all(found.get(topic, 0) >= number for topic, number in expected.items()):
+                self.trail.arrivals += self._looking
+                break
+            if peer.lost.is_set():
+                return
+            await asyncio.sleep(0.02)
+        else:
+            self.faults.append(f"retained: {expected} were answered for, {found} came")
+        self._looking = False
         await peer.close()
 
     def left(self) -> str:
-        return ""
+        return "retained: values are still missing" if self._looking else ""
 
     def proof(self) -> str:
         return super().proof() or ("" if self.heard else "QoS 0: nothing was heard at all")
