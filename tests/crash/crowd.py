@@ -102,10 +102,10 @@ class Crowd:
             publisher.begin()
         return seconds
 
-    async def mischief(self) -> None:
+    async def mischief(self, enough: asyncio.Event) -> None:
         """Clients vanish with deliveries in flight and messages unanswered, and come back. Returns when the daemon
-        lets nobody in."""
-        while True:
+        lets nobody in, or soon after `enough`, with everybody connected; a client is missing if it is cancelled."""
+        while not enough.is_set():
             await asyncio.sleep(self.rng.uniform(0.03, 0.2))
             restless: list[Worker | Publisher] = [*self.present, *self.publishers[:2], self.publishers[-1]]
             one = self.rng.choice(restless)

@@ -139,7 +139,7 @@ class CrashRun:
             return
         more = ALLOWED_MORE if moment in BEGINS else ALLOWED
         await self._begin(more, lagging=number % LAG_RUNS == LAG_RUNS - 1)
-        mischief = asyncio.create_task(self.crowd.mischief())
+        mischief = asyncio.create_task(self.crowd.mischief(asyncio.Event()))
         try:
             moment = await self._wait_for(moment)
         finally:

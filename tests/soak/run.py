@@ -123,15 +123,15 @@ class SoakRun:
         await self.crowd.begin(0)
         self.house.run += 1
         self.house.up.set()
-        mischief = asyncio.create_task(self.crowd.mischief())
+        enough = asyncio.Event()
+        mischief = asyncio.create_task(self.crowd.mischief(enough))
         try:
             while time.monotonic() < ends and not self.crowd.faults:
                 self._feed()
                 await asyncio.sleep(0.1)
         finally:
-            mischief.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await mischief
+            enough.set()
+            await mischief
 
     def _feed(self) -> None:
         for publisher in self.crowd.publishers:
