@@ -133,7 +133,7 @@ class Intake:
             if digest is not None and policy.dedup is not None:
                 window = policy.dedup.window
                 until = now + window
-                core.dedup.add(digest, until, window)
+                core.dedup.add(digest, until, window, durable)
                 if durable:
                     gather.add_key(digest, until, window)
                 else:
