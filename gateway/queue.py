@@ -100,7 +100,7 @@ class Queue:
             latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
             self._timeouts = deque((min(due, latest), taken, by) for due, taken, by in self._timeouts if latest)
         if isinstance(self.order, Grouped) and self.group_template is not None:
-            self.order.limit = policy.group_in_flight
+            self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
             self._reorder()
 
