@@ -253,6 +253,7 @@ class Grouped:
     def back(self, slot: int, due: float) -> None:
         number = self._entries.group[slot]
         if due:
+            self._due[slot] = due  # its own, whichever entry of the group leaves before
             self._block(number, due)
         flight = self._flights[number]
         flight.count -= 1

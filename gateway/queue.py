@@ -570,9 +570,9 @@ class Queue:
                 self._expire(slot)
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
-        """(ident, time) of those that are delayed."""
-        due, ident = self.order.due, self.entries.ident
-        return [(ident[slot], due(slot)) for slot in slots if due(slot)]
+        """(ident, time) of those that are delayed. A retry, which is of what was delivered before, is not."""
+        due, ident, delivered = self.order.due, self.entries.ident, self.attempts
+        return [(ident[slot], due(slot)) for slot in slots if slot not in delivered and due(slot)]
 
     # consumers
 
