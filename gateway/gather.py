@@ -234,7 +234,17 @@ class Gather:
             record.moved_idents = pack("q", [item.ident for item in self.relocations])
             record.moved_rows = pack("q", [item.row for item in self.relocations])
             record.moved_offsets = pack("I", [item.offset for item in self.relocations])
-        useful = durable or self.settled or self.attempts or self.groups or self.extras or self.relocations
+        # A state alone has a record, too: the next start must know that time had come so far.
+        said = (
+            self.settled,
+            self.attempts,
+            self.groups,
+            self.extras,
+            self.relocations,
+            self.forced_states,
+            self.states,
+        )
+        useful = durable or any(said)
         return Commit(
             record=encode(record) if useful else b"",
             bodies=[*self.moved_bodies.close(), *self.bodies.close(), *self.copied_bodies.close()],
