@@ -5,6 +5,7 @@
 # make kills   KILLS=500: kill the daemon under load so often and print what came of it (about 2 s a kill)
 # make image   build the container image                    make lock   renew constraints.txt
 # make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
+# make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
 # PYTHON=python3.11 chooses the interpreter that makes .venv.
 
@@ -16,13 +17,14 @@ TESTS   ?= tests
 CUTS    ?= 2000
 MESSAGES ?= 10000000
 KILLS   ?= 500
+EXAMPLES ?= 5000
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit kills power space wheel format bench image lock clean servers
+.PHONY: run test gates unit kills model power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -83,6 +85,9 @@ bench: $(VENV)/installed-tests servers
 
 kills: $(VENV)/installed-tests
 	$(BIN)/python -m tests.crash --kills $(KILLS) $(KILLS_ARGS)
+
+model: $(VENV)/installed-tests
+	GATEWAY_MODEL_EXAMPLES=$(EXAMPLES) GATEWAY_MODEL_STEPS=80 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/model
 
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.

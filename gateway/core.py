@@ -302,6 +302,8 @@ class Core:
                     break
                 count += 1
         taken, self.gather.accepts = accepts[:count], accepts[count:]
+        for accept in taken:
+            accept.count()
         return taken
 
     # bodies from the disk
