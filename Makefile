@@ -6,6 +6,7 @@
 # make soak    MINUTES=30: all features at once, kills included; a picture in build/soak; fails on loss and growth
 # make image   build the container image                    make lock   renew constraints.txt
 # make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
+# make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
 # PYTHON=python3.11 chooses the interpreter that makes .venv.
 
@@ -18,13 +19,14 @@ CUTS    ?= 2000
 MESSAGES ?= 10000000
 KILLS   ?= 500
 MINUTES ?= 30
+EXAMPLES ?= 5000
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))) docker)
 VENV    := .venv
 BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit kills soak power space wheel format bench image lock clean servers
+.PHONY: run test gates unit model kills soak power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -89,6 +91,9 @@ kills: $(VENV)/installed-tests
 soak: $(VENV)/installed-tests
 	$(PIP) --editable '.[test,soak]'
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+model: $(VENV)/installed-tests
+	GATEWAY_MODEL_EXAMPLES=$(EXAMPLES) GATEWAY_MODEL_STEPS=80 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/model
 
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.

@@ -21,7 +21,7 @@ from gateway.flow import Credit
 from gateway.gather import Accept, Gather, Pending
 from gateway.groups import Extras
 from gateway.intake import Intake
-from gateway.ledger import RESIDENT_OCTETS, Memory
+from gateway.ledger import RESIDENT_OCTETS, Counters, Memory
 from gateway.message import Message
 from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
@@ -66,6 +66,8 @@ class Core:
         self.dedup = Dedup(secret)
         self.retained = Retained(max_retained)
         self.intake = Intake(self)
+        self.counts: list[tuple[Counters, str]] = []
+        """What the call that is being decided will count, once it is answered."""
         self.dead_letters = DeadLetters(self)
         self.extras = Extras()
         self.gather = Gather()
@@ -100,6 +102,9 @@ class Core:
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
         accept.outcomes = self.intake.take(accept.messages)
+        accept.counts = ()
+        if self.counts:
+            accept.counts, self.counts = self.counts, []
         gather = self.gather
         gather.accepts.append(accept)
         if accept.changes and not accept.is_refused():
@@ -171,6 +176,9 @@ class Core:
         for keys in gather.keys.values():
             self.keys_until = max(self.keys_until, keys[-1][1])
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
+        for accept in gather.accepts:
+            if accept.counts:
+                accept.count()
         return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
@@ -294,6 +302,8 @@ class Core:
                     break
                 count += 1
         taken, self.gather.accepts = accepts[:count], accepts[count:]
+        for accept in taken:
+            accept.count()
         return taken
 
     # bodies from the disk

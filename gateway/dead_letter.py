@@ -129,10 +129,7 @@ class DeadLetters:
 
     def bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
         """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
-        if not targets:
-            queue.counters.dropped += 1
-            return
-        queue.counters.dead_lettered += 1
+        self._core.counts.append((queue.counters, "dead_lettered" if targets else "dropped"))
         extra = died(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
         row = offset = length = 0
         for found in targets:

@@ -18,7 +18,7 @@ SWEEP_SECONDS = 10.0
 """How long after its end a key may stay in memory and in the store."""
 MAX_KEYS = 5_000_000
 """Of the whole daemon; a key takes some 160 bytes of memory."""
-RESTORED = -1.0
+RESTORED = (-1.0, True)
 """Stands for the window of what came from the journal, which does not say it."""
 
 
@@ -29,8 +29,9 @@ class Dedup:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._windows: dict[float, dict[bytes, float]] = {}
-        """By the window's seconds; the keys of one window end in the order in which they came."""
+        self._windows: dict[tuple[float, bool], dict[bytes, float]] = {}
+        """By the window's seconds, and whether they outlive the process; the keys of one window end in the order in
+        which they came."""
         self._begun: dict[str, Any] = {}
         self.count = 0
         self.due = NEVER
@@ -78,11 +79,13 @@ class Dedup:
                 return True
         return False
 
-    def add(self, digest: bytes, until: float, window: float) -> None:
-        """`window`: of the policy that it was seen under."""
-        keys = self._windows.get(window)
+    def add(self, digest: bytes, until: float, window: float, durable: bool) -> None:
+        """`window`: of the policy that it was seen under; durable: its queue's messages outlive the process, and so
+        must it, or neither do."""
+        place = (window, durable)
+        keys = self._windows.get(place)
         if keys is None:
-            keys = self._windows[window] = {}
+            keys = self._windows[place] = {}
             self.due = min(self.due, until + SWEEP_SECONDS)
         if digest in keys:
             del keys[digest]  # to come last again
@@ -109,7 +112,7 @@ class Dedup:
 
     def sweep(self, now: float, limit: int = SWEEP_KEYS) -> None:
         """Frees what is over, oldest first, at most `limit` keys of each window a call."""
-        for window, keys in list(self._windows.items()):
+        for place, keys in list(self._windows.items()):
             over: list[bytes] = []
             for digest, until in keys.items():
                 if until > now or len(over) >= limit:
@@ -119,7 +122,7 @@ class Dedup:
                 del keys[digest]
             self.count -= len(over)
             if not keys:
-                del self._windows[window]
+                del self._windows[place]
 
     def expire(self, now: float) -> None:
         """As `sweep`, for times without commits: until all that is over is freed, `due` is soon."""
@@ -128,8 +131,9 @@ class Dedup:
         self.due = max(first + SWEEP_SECONDS, now + 0.01)
 
     def live(self, now: float) -> Iterator[tuple[bytes, float]]:
-        """All that still count."""
-        return ((digest, until) for keys in self._windows.values() for digest, until in keys.items() if until > now)
+        """All that still count and outlive the process."""
+        lasting = [keys for (_, durable), keys in self._windows.items() if durable]
+        return ((digest, until) for keys in lasting for digest, until in keys.items() if until > now)
 
 
 def pack_keys(keys: Sequence[tuple[bytes, float]]) -> tuple[float, bytes]:

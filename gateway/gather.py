@@ -18,6 +18,7 @@ from gateway.storage.journal import Commit, StateChange
 from gateway.transport import Options, Outcome
 
 if TYPE_CHECKING:
+    from gateway.ledger import Counters
     from gateway.queue import Queue
 
 ROW_OCTETS = 256 * 1024
@@ -52,9 +53,10 @@ class Relocation(NamedTuple):
 
 
 class Accept:
-    """One call of `accept` or `put`. outcomes are what will be true once the commit is done."""
+    """One call of `accept` or `put`. outcomes are what will be true once the commit is done, and counts, (counters of a
+    queue, which), what is counted then: a call that is decided again counts once."""
 
-    __slots__ = ("changes", "messages", "outcomes", "resolve")
+    __slots__ = ("changes", "counts", "messages", "outcomes", "resolve")
 
     def __init__(
         self,
@@ -66,6 +68,12 @@ class Accept:
         self.changes = changes
         self.resolve = resolve
         self.outcomes: Sequence[Outcome] = ()
+        self.counts: Sequence[tuple[Counters, str]] = ()
+
+    def count(self) -> None:
+        """It is about to be answered."""
+        for counters, name in self.counts:
+            setattr(counters, name, getattr(counters, name) + 1)
 
     def is_refused(self) -> bool:
         """All of its messages were; then its changes are not made."""
@@ -226,7 +234,17 @@ class Gather:
             record.moved_idents = pack("q", [item.ident for item in self.relocations])
             record.moved_rows = pack("q", [item.row for item in self.relocations])
             record.moved_offsets = pack("I", [item.offset for item in self.relocations])
-        useful = durable or self.settled or self.attempts or self.groups or self.extras or self.relocations
+        # A state alone has a record, too: the next start must know that time had come so far.
+        said = (
+            self.settled,
+            self.attempts,
+            self.groups,
+            self.extras,
+            self.relocations,
+            self.forced_states,
+            self.states,
+        )
+        useful = durable or any(said)
         return Commit(
             record=encode(record) if useful else b"",
             bodies=[*self.moved_bodies.close(), *self.bodies.close(), *self.copied_bodies.close()],

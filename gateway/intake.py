@@ -60,7 +60,7 @@ class Intake:
                 live.append((queue, options))
                 continue
             if core.refusing and queue.policy.durable:
-                queue.counters.refused += 1
+                core.counts.append((queue.counters, "refused"))
                 return Outcome.REFUSED
             group: str | None = None
             digest: bytes | None = None
@@ -73,7 +73,7 @@ class Intake:
                 except MissingValueError as error:
                     dead, bins = core.dead_letters.routes(queue, message)
                     if any(core.dead_letters.refuses(found, octets) for found in bins):
-                        queue.counters.refused += 1
+                        core.counts.append((queue.counters, "refused"))
                         return Outcome.REFUSED
                     invalid = invalid or []
                     invalid.append((queue, dead, bins, str(error)))
@@ -83,18 +83,18 @@ class Intake:
                     duplicates.append(queue)
                     continue
                 if self._names_are_full(queue, group, digest, now):
-                    queue.counters.refused += 1
+                    core.counts.append((queue.counters, "refused"))
                     return Outcome.REFUSED
             if queue.is_limited:
                 # An outbox may be here more than once, for other targets.
                 ahead = sum(planned[0] is queue for planned in plan) if options.target is not None else 0
                 is_full = queue.is_full(octets, ahead)
                 if is_full and (queue.may_refuse() or core.dead_letters.overflow_is_refused(queue, octets)):
-                    queue.counters.refused += 1
+                    core.counts.append((queue.counters, "refused"))
                     return Outcome.REFUSED
             plan.append((queue, options, group, digest))
         for queue in duplicates or ():
-            queue.counters.duplicates += 1
+            core.counts.append((queue.counters, "duplicates"))
         if plan:
             self._store(message, plan, octets, now)
         for queue, options in live or ():
@@ -133,7 +133,7 @@ class Intake:
             if digest is not None and policy.dedup is not None:
                 window = policy.dedup.window
                 until = now + window
-                core.dedup.add(digest, until, window)
+                core.dedup.add(digest, until, window, durable)
                 if durable:
                     gather.add_key(digest, until, window)
                 else:

@@ -181,6 +181,12 @@ class Grouped:
         self._due: dict[int, float] = {}
         self._timers: list[tuple[float, int]] = []
 
+    def allow(self, limit: int) -> None:
+        """So many of a group may be in flight from now on, of those that are in flight now, too."""
+        self.limit = limit
+        for number in self._flights:
+            self._offer(number)
+
     def add(self, slot: int, due: float) -> None:
         entries = self._entries
         number = entries.group[slot]
@@ -247,6 +253,7 @@ class Grouped:
     def back(self, slot: int, due: float) -> None:
         number = self._entries.group[slot]
         if due:
+            self._due[slot] = due  # its own, whichever entry of the group leaves before
             self._block(number, due)
         flight = self._flights[number]
         flight.count -= 1

@@ -100,7 +100,7 @@ class Queue:
             latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
             self._timeouts = deque((min(due, latest), taken, by) for due, taken, by in self._timeouts if latest)
         if isinstance(self.order, Grouped) and self.group_template is not None:
-            self.order.limit = policy.group_in_flight
+            self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
             self._reorder()
 
@@ -570,9 +570,9 @@ class Queue:
                 self._expire(slot)
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
-        """(ident, time) of those that are delayed."""
-        due, ident = self.order.due, self.entries.ident
-        return [(ident[slot], due(slot)) for slot in slots if due(slot)]
+        """(ident, time) of those that are delayed. A retry, which is of what was delivered before, is not."""
+        due, ident, delivered = self.order.due, self.entries.ident, self.attempts
+        return [(ident[slot], due(slot)) for slot in slots if slot not in delivered and due(slot)]
 
     # consumers
 

@@ -183,7 +183,9 @@ class _Restore:
         core.extras.restored(self.extra_uses)
         core.dedup.restore(self._keys(), core.now())
         core.committed_ident = core.restored_ident = core.next_ident - 1
+        now = max(core.now(), self.time)
         for queue in core.queues.values():
+            queue.idle_since = now  # they were made before it was known how late it is
             if isinstance(queue.order, Grouped):
                 queue.groups.restored(queue.order.heads)
         core.gather.dropped += [row for row in present if row not in core.rows]

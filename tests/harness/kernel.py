@@ -39,6 +39,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def not_before(self, last: float) -> None:
+        """As gateway.clock's."""
+        self.now = max(self.now, last)
+
 
 class Answer:
     """What came of one call of `accept` or `put`; outcomes is None until it is answered."""
@@ -126,17 +130,19 @@ class Kernel:
         max_memory: int = 1 << 30,
         journal: Journal | None = None,
         clock: Clock | None = None,
-        seed: int = 1,
+        rng: random.Random | None = None,
     ) -> None:
         self.clock = clock or Clock()
-        self.journal = journal or MemoryJournal()
+        self.journal: Journal = journal or MemoryJournal()
+        self.rng = rng or random.Random(1)
         self.max_memory = max_memory
         self.pokes = 0
         self.answers: list[Answer] = []
         """In the order in which they were given."""
-        self.core = Core(self.clock, b"s" * 32, max_memory, random.Random(seed))
+        self.core = Core(self.clock, b"s" * 32, max_memory, self.rng)
         self.core.poke = self._poked
         self.restored: Restored = restore(self.core, self.journal)
+        self.clock.not_before(self.restored.time)
         self.last_id = self.restored.last_id
         self.refresh: Refresh | None = None
         self.core.gather.forced_states.append(secret_state(self.core))
@@ -152,9 +158,16 @@ class Kernel:
         bindings = [Binding(queue=queue, filter=filter, owner="config") for filter, queue in self.routes]
         return configure(self.core, self.policies, bindings)
 
-    def crash(self) -> Kernel:
-        """What comes up after a power cut: only what was committed to the journal."""
-        return Kernel(self.policies, self.routes, max_memory=self.max_memory, journal=self.journal, clock=self.clock)
+    def crash(self, journal: Journal | None = None) -> Kernel:
+        """What comes up after a power cut: only what was committed to the journal, perhaps opened anew."""
+        return Kernel(
+            self.policies,
+            self.routes,
+            max_memory=self.max_memory,
+            journal=journal or self.journal,
+            clock=self.clock,
+            rng=self.rng,
+        )
 
     # what comes in
 

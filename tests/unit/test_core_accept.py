@@ -198,6 +198,32 @@ def test_groups_that_were_named_only_in_a_failed_commit_are_forgotten() -> None:
     assert kernel.leaks() == []
 
 
+def test_a_call_that_is_decided_again_counts_once() -> None:
+    full = QueuePolicy(max_messages=1)
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, dedup=DEDUP), "full": full})
+    kernel.send("full", "1")
+    assert kernel.send("q", "0", properties=grouped("q", "0", "a", "k").properties) == [STORED]
+    before, first = kernel.queue("full").counters, kernel.queue("q").counters
+    assert (before.refused, first.duplicates, first.dead_lettered) == (0, 0, 0)
+    kernel.put()
+    assert kernel.begin() is not None
+    # A duplicate, one that is refused and one without a group, behind a commit that fails.
+    kernel.accept(grouped("q", "1", "a", "k"), to("full", "2"), to("q", "3"))
+    kernel.fail()
+    kernel.run()
+    assert (before.refused, first.duplicates, first.dead_lettered) == (1, 1, 1)
+
+
+def test_what_was_decided_in_a_failed_commit_does_not_count() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, dedup=DEDUP)})
+    kernel.send("q", "0", properties=grouped("q", "0", "a", "k").properties)
+    answer = kernel.accept(grouped("q", "1", "a", "k"), to("q", "2"))
+    assert kernel.commit_fails()
+    assert answer.outcomes == [REFUSED, REFUSED]
+    counters = kernel.queue("q").counters
+    assert (counters.duplicates, counters.dead_lettered) == (0, 0)
+
+
 def test_while_the_store_refuses_nothing_durable_is_taken_and_transient_queues_go_on() -> None:
     kernel = Kernel({"kept": QueuePolicy(), "live": QueuePolicy(durable=False)}, [("both", "kept"), ("both", "live")])
     kernel.run()

@@ -583,6 +583,22 @@ def test_after_a_retry_nothing_more_of_the_group_goes_out_until_what_is_in_fligh
     assert worker.bodies == ["a1", "a2", "a3", "a2", "a4"]
 
 
+def test_a_retry_waits_its_time_also_when_the_one_before_it_is_gone_meanwhile() -> None:
+    policy = QueuePolicy(group=GROUP, group_in_flight=2, retry_delay=SecondsRange((5.0, 5.0)), dead_letter="none")
+    kernel = Kernel({"q": policy})
+    worker = kernel.worker("q", credit=2)
+    kernel.accept(grouped("q", "1", "a", ttl=3.0), grouped("q", "2", "a"))
+    kernel.run()
+    worker.retry("2")
+    worker.give_back("1")
+    kernel.advance(4)
+    worker.grant(2)
+    kernel.run()
+    assert (kernel.content("q"), worker.bodies) == (["2"], ["1", "2"])
+    kernel.advance(1)
+    assert worker.bodies == ["1", "2", "2"]
+
+
 def test_what_went_back_goes_again_in_order() -> None:
     kernel = Kernel({"q": QueuePolicy(group=GROUP, group_in_flight=4)})
     worker = kernel.worker("q")

@@ -99,9 +99,23 @@ def test_group_in_flight_may_grow_and_shrink_under_load() -> None:
     kernel.run()
     assert worker.holding == ["a3"]
     reload(kernel, q=QueuePolicy(group=GROUP, group_in_flight=2))
+    kernel.run()
+    assert worker.holding == ["a3", "a4"]
     worker.done()
     kernel.run()
-    assert worker.holding == ["a4", "a5"]
+    assert worker.holding == ["a5", "a6"]
+
+
+def test_a_higher_group_in_flight_holds_for_groups_that_are_in_flight() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP)})
+    worker = kernel.worker("q")
+    kernel.accept(*[grouped("q", body, "a") for body in "123"])
+    kernel.run()
+    assert worker.bodies == ["1"]
+    kernel.policies["q"] = QueuePolicy(group=GROUP, group_in_flight=2)
+    kernel.configure()
+    kernel.run()
+    assert worker.bodies == ["1", "2"]
 
 
 def test_a_shorter_ack_timeout_holds_for_what_is_in_flight_and_none_ends_it() -> None:

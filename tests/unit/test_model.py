@@ -1,12 +1,9 @@
-"""The values that the core is made of: messages, credit, pressure, the one time (rulings 6, 16, 22)."""
+"""The values that the core is made of: messages, credit, pressure (rulings 16, 22)."""
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from gateway.clock import Clock
 from gateway.flow import UNLIMITED, Credit, Pressure
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties, to_topic
 
@@ -83,20 +80,3 @@ def test_pressure_resumes_everyone_once_when_it_is_over() -> None:
     assert resumed == [0, 1, 2]
     pressure.set(False)
     assert resumed == [0, 1, 2, 3]
-
-
-def test_the_clock_begins_with_the_wall_and_never_before_what_the_journal_knows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    wall, monotonic = [1000.0], [50.0]
-    monkeypatch.setattr(time, "time", lambda: wall[0])
-    monkeypatch.setattr(time, "monotonic", lambda: monotonic[0])
-    clock = Clock()
-    assert clock() == 1000.0
-    clock.not_before(900.0)
-    assert clock() == 1000.0
-    clock.not_before(5000.0)
-    assert clock() == 5000.0
-    wall[0] = 1.0  # a jump of the wall clock changes nothing
-    monotonic[0] += 2.5
-    assert clock() == 5002.5

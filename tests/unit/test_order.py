@@ -104,9 +104,8 @@ def life(seed: int, limit: int | None) -> None:
             due = now + rng.choice([1.0, 3.0]) if rng.random() < 0.4 else 0.0
             order.back(int(entry["slot"]), due)  # type: ignore[call-overload]
             entry["holder"] = None
-            if limit is None:
-                entry["due"] = due
-            else:
+            entry["due"] = due
+            if limit is not None:
                 if due:
                     model.blocked[number] = max(model.blocked.get(number, 0.0), due)
                 model.draining.add(number)

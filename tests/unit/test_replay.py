@@ -9,7 +9,7 @@ import pytest
 
 from gateway import replay
 from gateway.errors import StoreError
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
 from gateway.records import FORMAT, Record, decode, encode, pack, unpack
 from gateway.replay import Refresh, live_octets, snapshot
 from gateway.storage.journal import Commit, StateChange
@@ -395,6 +395,35 @@ def test_a_snapshot_for_a_new_file_says_everything_also_what_moves_at_the_moment
     assert after.core.dedup.secret == kernel.core.dedup.secret
     now = kernel.clock.now
     assert dict(after.core.dedup.live(now)) == dict(kernel.core.dedup.live(now)) != {}
+
+
+def test_a_new_file_has_no_keys_of_queues_that_it_does_not_keep() -> None:
+    policy = QueuePolicy(durable=False, dedup=DedupPolicy(KEY))
+    kernel = Kernel({"brief": policy})
+    message = grouped("brief", "1", "a", "k")
+    assert kernel.send("brief", "1", properties=message.properties) == [Outcome.STORED]
+    records, states, expiring = snapshot(kernel.core, {})
+    kernel.journal.rebuild(records, [], states, [], expiring)
+    after = kernel.crash()
+    # Its message is gone, so whoever sends it again must not hear that it is there.
+    assert after.send("brief", "1", properties=message.properties) == [Outcome.STORED]
+
+
+def test_a_retry_time_is_not_kept_by_a_copy_of_the_log_and_a_delay_is() -> None:
+    kernel = Kernel({"q": QueuePolicy(retry_delay=SecondsRange((50.0, 50.0)))})
+    worker = kernel.worker("q")
+    kernel.send("q", "retried")
+    kernel.send("q", "delayed", delay=50.0)
+    worker.retry("retried")
+    kernel.run()
+    while kernel.copy_forward():
+        pass
+    after = kernel.crash()
+    worker = after.worker("q")
+    after.run()
+    assert worker.bodies == ["retried"]
+    after.advance(50)
+    assert worker.bodies == ["retried", "delayed"]
 
 
 def test_moves_that_a_new_file_has_already_are_not_doubled_by_the_commit_that_follows() -> None:
