@@ -90,11 +90,11 @@ def amqp_frame(*frames: Any, channel: int = 1) -> bytes:
 @pytest.mark.parametrize("port", PORTS)
 def test_thousands_of_connections_that_say_nothing(daemon: Make, port: str) -> None:
     """Full scale: 20,000 at the default limit of 10,000 (HTTP: 1,000)."""
-    wanted = min(scaled(20_000, 1500), allow_files(scaled(20_000, 1500) + 500) - 400)
+    wanted = min(scaled(20_000, 1000), allow_files(scaled(20_000, 1000) + 500) - 400)
     timeout = "request_timeout" if port == "web" else "connect_timeout"
-    most = {} if FULL else {"max_connections": 500}
+    most = {} if FULL else {"max_connections": 300}
     limit = int(most.get("max_connections", 1000 if port == "web" else 10_000)) + 100
-    server = daemon(config(**{port: {timeout: "5s", **most}}))
+    server = daemon(config(**{port: {timeout: "5s" if FULL else "1s", **most}}))
     address = server.address(port)
     silent: list[socket.socket] = []
     with abused(server, scaled(200, 40) * MB):

@@ -48,8 +48,8 @@ RawFrame = tuple[int, int, int, int]
 
 
 def split(data: bytes, limit: int, most: int = 1 << 30) -> tuple[list[RawFrame], int, AmqpError | None]:
-    """The whole frames at the front of `data`, all or the first `most`, how many bytes they take, and why what follows can't be read: a
-    frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
+    """The whole frames at the front of `data`, all or the first `most`, how many bytes they take, and why what follows
+    can't be read: a frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
     frames: list[RawFrame] = []
     at, end = 0, len(data)
     unpack = _FRAME.unpack_from

@@ -95,8 +95,8 @@ class Decoder:
         self.version = version
 
     def decode(self, buffer: bytearray) -> tuple[list[Packet | Fault], int]:
-        """The whole packets at the start of `buffer`, all or `max_packets`, and how many bytes they take. A Fault is always the last. A
-        CONNECT is the last too: what follows it waits until its sender is known."""
+        """The whole packets at the start of `buffer`, all or `max_packets`, and how many bytes they take. A Fault is
+        always the last. A CONNECT is the last too: what follows it waits until its sender is known."""
         packets: list[Packet | Fault] = []
         at = 0
         try:
