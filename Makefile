@@ -88,7 +88,7 @@ abuse: $(VENV)/installed-tests
 
 # Coverage-guided; what it finds is for tests/fuzz/corpus, where every test run tries it again.
 fuzz: $(VENV)/installed-tests
-	$(PIP) '.[fuzz]'
+	$(PIP) --editable '.[test,fuzz]'
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
 bench: $(VENV)/installed-tests servers

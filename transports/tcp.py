@@ -187,14 +187,24 @@ class TcpConnection(asyncio.Protocol):
         if used:
             del self._buffer[:used]
         if self.more:
-            self.more = False
             self._take_turns()
 
     def _take_turns(self) -> None:
         """The others first."""
         self._turn = 0
+        self.more = False
         self.pause("turn")
-        self.loop.call_soon(self.resume, "turn")
+        self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Nothing is read before what was read is handled, or the buffer would grow without end."""
+        if self._pauses == {"turn"} and self._buffer and not self.closing:
+            used = self.received(self._buffer)
+            del self._buffer[:used]
+            if self.more:
+                self._take_turns()
+                return
+        self.resume("turn")
 
     def _count_unfinished(self) -> None:
         """While it is paused nothing is its fault, so then this is not called."""
