@@ -96,10 +96,16 @@ def test_thousands_of_connections_that_say_nothing(daemon: Make, port: str) -> N
     limit = int(most.get("max_connections", 1000 if port == "web" else 10_000)) + 100
     server = daemon(config(**{port: {timeout: "5s" if FULL else "1s", **most}}))
     address = server.address(port)
-    silent: list[socket.socket] = []
-    with abused(server, scaled(200, 40) * MB):
+    late = {"mqtt": "maximum-connect-time", "amqp": "connect-timeout", "web": "request-timeout"}[port]
+
+    def gone() -> float:
+        crowded = metric(server, "gateway_transport_refusals", transport=port, reason="crowded-out")
+        return crowded + metric(server, "gateway_transport_protocol_errors", transport=port, reason=late)
+
+    with contextlib.ExitStack() as silent, abused(server, scaled(200, 40) * MB):
+        most_there = 0.0
         for n in range(wanted):
-            silent.append(connect(address))
+            silent.enter_context(connect(address))
             if n % 100 == 99:
                 # Not faster than the daemon takes them, or the kernel's queue is what fails.
                 began = time.monotonic()
@@ -107,19 +113,18 @@ def test_thousands_of_connections_that_say_nothing(daemon: Make, port: str) -> N
                     speaking.sendall(GREETINGS[port])
                     assert speaking.recv(1), "who speaks was not let in"
                 assert time.monotonic() - began < 1
-        there = metric(server, "gateway_transport_connections", transport=port)
-        assert there <= limit
-        if wanted > limit:
-            assert metric(server, "gateway_transport_refusals", transport=port, reason="crowded-out") >= wanted - limit
-        deadline = time.monotonic() + 20
-        while metric(server, "gateway_transport_connections", transport=port) > 0:
-            assert time.monotonic() < deadline, "silence was not ended"
-            time.sleep(0.1)
-    reason = {"mqtt": "maximum-connect-time", "amqp": "connect-timeout", "web": "request-timeout"}[port]
-    assert metric(server, "gateway_transport_protocol_errors", transport=port, reason=reason) >= 1
-    print(f"{wanted} connections to {port} were opened, at most {there:.0f} were there")
-    for one in silent:
-        one.close()
+                most_there = max(most_there, metric(server, "gateway_transport_connections", transport=port))
+        assert limit / 2 < most_there <= limit + 5  # some that were cut off may not be gone yet
+        until(lambda: gone() >= wanted, 20)
+        until(lambda: metric(server, "gateway_transport_connections", transport=port) == 0, 5)
+    print(f"{wanted} connections to {port} were opened, at most {most_there:.0f} were there at one time")
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -277,6 +282,7 @@ def test_packets_and_bodies_that_never_end_have_one_limit_for_all(daemon: Make, 
     address = server.address(port)
     almost = bytes(MB - 4096)
     peers: list[Any] = []
+    allow_files(4096)
     with abused(server, (2 * most + 24) * MB):
         for n in range(scaled(1000, 40)):
             if port == "amqp":
@@ -372,11 +378,11 @@ def test_a_peer_that_never_reads(daemon: Make, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["mqtt", "amqp"])
 def test_a_peer_that_reads_everything_and_acknowledges_nothing(daemon: Make, way: str) -> None:
-    """Full scale: 400 MB. Bodies in flight are not kept in memory beyond max_memory."""
+    """Full scale: 400 MB. Beyond max_memory no bodies in flight are kept in memory, but some 600 bytes of each are."""
     count = scaled(40_000, 3000)
     server = daemon({**config(mqtt={"max_in_flight": 16_384}), "max_memory": "8MB"})
     silent = consume_silently(server, way)
-    with abused(server, 60 * MB):
+    with abused(server, scaled(120, 80) * MB):
         flood(server, count, 10_000)
         expected = min(count, 16_384) if way == "mqtt" else count
         octets = 0

@@ -23,7 +23,9 @@ from transports.mqtt.packets import V5, Connect, Publish, Request, Subscribe
 CORPUS = Path(__file__).parent / "corpus"
 OPENINGS = {"mqtt": [encode(Connect("me"), V5)], "amqp": HANDSHAKE}
 protocols = pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
-many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(many, max_examples=30)
+"""Sessions take long to make up."""
 
 
 @protocols
@@ -35,14 +37,14 @@ def test_arbitrary_bytes(protocol: str, data: st.DataObject) -> None:
 
 
 @protocols
-@many
+@some
 @given(data=st.data())
 def test_valid_packets_in_any_order(protocol: str, data: st.DataObject) -> None:
     play(protocol, data.draw(streams[protocol]))
 
 
 @protocols
-@many
+@some
 @given(data=st.data(), step=st.sampled_from([1, 5, 64, 1 << 20]))
 def test_damaged_packets_in_pieces(protocol: str, data: st.DataObject, step: int) -> None:
     whole = b"".join(data.draw(damaged(streams[protocol])))
