@@ -16,7 +16,7 @@ from pamqp import commands as amqp
 
 from tests.fuzz.stage import PROTOCOLS, cut, play, stage
 from tests.fuzz.streams import HANDSHAKE, damaged, streams
-from transports.amqp.codec import encode_method
+from transports.amqp.codec import HEARTBEAT_FRAME, encode_method
 from transports.mqtt.encoding import encode
 from transports.mqtt.packets import V5, Connect, Publish, Request, Subscribe
 
@@ -102,3 +102,20 @@ def test_what_is_left_behind_is_seen(protocol: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("gateway.subscription.QueueSubscription.detach", lambda self, lost=False: None)
     with pytest.raises(AssertionError, match="still with the connection"):
         play(protocol, OPENINGS[protocol] + CONSUMED[protocol])
+
+
+@pytest.mark.parametrize(("protocol", "tiny"), [("mqtt", b"\xc0\x00"), ("amqp", HEARTBEAT_FRAME)])
+def test_what_comes_behind_very_many_tiny_packets_has_its_turn(protocol: str, tiny: bytes) -> None:
+    async def run() -> None:
+        async with stage(protocol) as it:
+            for piece in OPENINGS[protocol]:
+                assert await it.feed(piece)
+            await it.feed(tiny * 20_000 + CONSUMED[protocol][0])
+            jobs = it.gateway.core.queues["jobs"]
+            assert jobs.consumers == 0 and not it.socket.reading
+            for _ in range(10):
+                await it.settle_down()
+            assert jobs.consumers == 1 and it.socket.reading
+            await it.end()
+
+    asyncio.run(run())
