@@ -2,17 +2,22 @@
 # make test    everything that must pass: gates, tests, the wheel
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
-# make kills   KILLS=500: kill the daemon under load so often and print what came of it (about 2 s a kill)
-# make soak    MINUTES=30: all features at once, kills included; a picture in build/soak; fails on loss and growth
 # make image   build the container image                    make lock   renew constraints.txt
-# make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
+#
+# The long proofs; `make test` has a short form of each.
 # make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
+# make kills   kill the daemon under load KILLS (500) times and print what came of it (about 2 s a kill)
+# make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
+# make abuse   peers at their worst, at full scale          make fuzz   TARGET=mqtt or amqp, SECONDS=60
+# make soak    MINUTES=30: all features at once, kills included; a picture in build/soak; fails on loss and growth
 # PYTHON=python3.11 chooses the interpreter that makes .venv.
 
 PYTHON  ?= python3
 CONFIG  ?= config/gateway.yaml
 PROFILE ?= pipeline
+TARGET  ?= mqtt
+SECONDS ?= 60
 IMAGE   ?= mqtt-amqp-gateway
 TESTS   ?= tests
 CUTS    ?= 2000
@@ -26,7 +31,7 @@ BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit model kills soak power space wheel format bench image lock clean servers
+.PHONY: run test gates unit abuse fuzz model kills soak power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -81,6 +86,14 @@ wheel: $(VENV)/installed-tests
 format: $(VENV)/installed-tests
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
+
+abuse: $(VENV)/installed-tests
+	GATEWAY_ABUSE=full $(BIN)/python -m pytest -s tests/faults/test_abuse_peers.py tests/faults/test_abuse_floods.py
+
+# Coverage-guided; what it finds is for tests/fuzz/corpus, where every test run tries it again.
+fuzz: $(VENV)/installed-tests
+	$(PIP) --editable '.[test,fuzz]'
+	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
 bench: $(VENV)/installed-tests servers
 	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)

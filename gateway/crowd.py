@@ -52,16 +52,16 @@ class Crowd:
 
     def admit(self, one: Member) -> bool:
         """It has said who it is; False if all places are taken."""
-        if one not in self._known and self.is_full():
+        if not self.has_place(one):
             self._counters.refusals["max-connections"] += 1
             return False
         self._strangers.pop(one, None)
         self._known.add(one)
         return True
 
-    def is_full(self) -> bool:
-        """Whether `admit` would say no."""
-        return len(self._known) >= self.max_connections
+    def has_place(self, one: Member) -> bool:
+        """Whether it has one, or `admit` would give it one."""
+        return one in self._known or len(self._known) < self.max_connections
 
     def leave(self, one: Member) -> None:
         """The connection is gone."""

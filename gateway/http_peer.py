@@ -19,6 +19,8 @@ from gateway.transport import TransportCounters
 
 STALL_SECONDS = 30.0
 """A client that takes nothing of an answer for so long is cut off."""
+PEER = "peer"
+"""Under this name an application finds the connection in the state of its scope."""
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -46,7 +48,7 @@ class HttpPeer(H11Protocol):
         counters: TransportCounters,
         limits: Limits,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(config, server_state, {**app_state, PEER: self}, _loop)
         self.crowd = crowd
         self.counters = counters
         self._patience = limits.request_timeout
@@ -54,6 +56,7 @@ class HttpPeer(H11Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._octets = 0
         """Of the request that is not whole."""
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.counters.connections += 1
@@ -63,6 +66,7 @@ class HttpPeer(H11Protocol):
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self.counters.connections -= 1
         self.crowd.leave(self)
         self._waited()
@@ -80,6 +84,8 @@ class HttpPeer(H11Protocol):
         self._look()
 
     def on_response_complete(self) -> None:
+        if self._lost:
+            return
         self.crowd.join(self)
         super().on_response_complete()
         if self.cycle.response_complete:

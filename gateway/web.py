@@ -28,7 +28,7 @@ from gateway.address import Address
 from gateway.crowd import Crowd
 from gateway.errors import ListenError
 from gateway.flow import Pressure
-from gateway.http_peer import HttpPeer, Limits
+from gateway.http_peer import PEER, HttpPeer, Limits
 from gateway.logs import log
 from gateway.transport import TransportCounters, User
 
@@ -127,7 +127,8 @@ def _limited(application: ASGIApp, crowd: Crowd) -> ASGIApp:
     busy.headers["retry-after"] = "1"
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-        await (busy if crowd.is_full() else application)(scope, receive, send)
+        has_place = crowd.has_place(scope["state"][PEER])
+        await (application if has_place else busy)(scope, receive, send)
 
     return limited
 

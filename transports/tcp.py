@@ -20,7 +20,9 @@ UNREAD_OCTETS = 8 << 20
 STALL_SECONDS = 30.0
 """A peer that is paused for that and takes nothing for so long is cut off."""
 TURN_OCTETS = 1 << 18
-"""So much of one connection is handled before the others have their turn."""
+"""So much of one connection is handled before the others have their turn,"""
+TURN_PACKETS = 4096
+"""and of tiny packets no more than that."""
 MAX_PARTS = 1024
 """Buffers of one write; more are joined: the kernel takes no more at once, and libuv fails at millions."""
 LINGER_SECONDS = 5.0
@@ -52,13 +54,16 @@ class TcpConnection(asyncio.Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._ended = False
         """The end of our stream is said; nothing may follow it."""
+        self.more = False
+        """Set by `received`: it has left whole packets in the buffer, for the others to have their turn."""
         self._holding = False
         """The crowd counts what is unfinished here."""
 
     # what a protocol overrides
 
     def received(self, buffer: bytearray) -> int:
-        """Handle every whole packet in `buffer`; returns how many bytes of it are used up. Must not raise."""
+        """Handle the whole packets in `buffer`, all or, with `more`, as many as may be handled in one turn; returns
+        how many bytes of it are used up. Must not raise."""
         raise NotImplementedError
 
     def lost(self, error: Exception | None) -> None:
@@ -170,9 +175,7 @@ class TcpConnection(asyncio.Protocol):
             self._count_unfinished()
         self._turn += len(data)
         if self._turn >= TURN_OCTETS:
-            self._turn = 0
-            self.pause("turn")
-            self.loop.call_soon(self.resume, "turn")
+            self._take_turns()
         if not self.writable and not self._stall and self.buffered() > UNREAD_OCTETS:
             self.pause("unread")
             self._stall = self.loop.call_later(STALL_SECONDS, self._stalled, self.buffered())
@@ -183,6 +186,25 @@ class TcpConnection(asyncio.Protocol):
         used = self.received(self._buffer)
         if used:
             del self._buffer[:used]
+        if self.more:
+            self._take_turns()
+
+    def _take_turns(self) -> None:
+        """The others first."""
+        self._turn = 0
+        self.more = False
+        self.pause("turn")
+        self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Nothing is read before what was read is handled, or the buffer would grow without end."""
+        if self._pauses == {"turn"} and self._buffer and not self.closing:
+            used = self.received(self._buffer)
+            del self._buffer[:used]
+            if self.more:
+                self._take_turns()
+                return
+        self.resume("turn")
 
     def _count_unfinished(self) -> None:
         """While it is paused nothing is its fault, so then this is not called."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 import signal
 import socket
@@ -20,6 +21,8 @@ import pytest
 from tests.harness.amqp import AmqpPeer
 from tests.harness.daemon import Daemon
 from tests.harness.mqtt import MqttPeer
+from tests.integration.mqtt_raw import RawClient
+from transports.mqtt.packets import Publish, Reason
 
 MakeDaemon = Callable[..., Daemon]
 CONFIG: dict[str, Any] = {
@@ -297,3 +300,23 @@ def takes_clients(gateway: Daemon) -> bool:
         client.sendall(b"AMQP\x00\x00\x09\x01")
         return client.recv(1) == b"\x01"
     return False
+
+
+def test_while_it_drains_it_is_healthy_and_not_ready_and_says_why(daemon: MakeDaemon) -> None:
+    gateway = daemon({**CONFIG, "drain_timeout": "20s"})
+    with RawClient(gateway.address("mqtt")) as worker:
+        worker.connect("worker")
+        assert worker.subscribe("$queue/orders") == (1,)
+        worker.send(Publish("shop/1/orders", b"x", 1, packet_id=1))
+        held = next(packet for packet in (worker.receive(), worker.receive()) if isinstance(packet, Publish))
+        gateway.process.signal(15)
+        gateway.wait_for("draining")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{gateway.url('admin')}/readyz", timeout=5)
+        with refused.value as answer:
+            assert answer.code == 503
+            assert json.load(answer)["reasons"] == ["draining"]
+        assert get(gateway, "/healthz") == 200
+        worker.ack(held)
+        assert worker.receive().reason == Reason.SERVER_SHUTTING_DOWN
+    assert gateway.exit_status(5) == 0

@@ -74,3 +74,116 @@ def test_a_consume_that_is_interrupted_gives_back_what_it_has_not_settled(daemon
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True)
     assert [n for n in range(5) if str(n) in found.stdout] == list(range(5))
     assert depth(server) == 0
+
+
+# time and places
+
+
+def metric(server: Daemon, name: str, reason: str = "") -> float:
+    page = httpx.get(f"{server.url('admin')}/metrics", trust_env=False).text
+    wanted = [line for line in page.splitlines() if line.startswith(name) and f'reason="{reason}"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in wanted)
+
+
+def until_closed(client: socket.socket) -> bytes:
+    client.settimeout(5)
+    came = b""
+    try:
+        while data := client.recv(1 << 16):
+            came += data
+    except ConnectionResetError:
+        pass
+    return came
+
+
+HEAD = b"POST /topics/q/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+IMPATIENT = {**CONFIG, "transports": {**LISTENERS, "web": {**LISTENERS["web"], "request_timeout": "700ms"}}}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [(b"", b"HTTP/1.1 408"), (b"POST /topics/q/x HTTP/1.1\r\nho", b"HTTP/1.1 408"), (HEAD + b"x", b"")],
+)
+def test_a_request_must_be_whole_in_time_however_it_drips(daemon: Make, said: bytes, answer: bytes) -> None:
+    server = daemon(IMPATIENT)
+    began = time.monotonic()
+    with socket.create_connection(server.address("web")) as client:
+        client.sendall(said)
+        if said:
+            for _ in range(3):
+                time.sleep(0.15)
+                client.sendall(b"x")
+        assert until_closed(client).startswith(answer)
+    assert 0.6 < time.monotonic() - began < 3
+    assert metric(server, "gateway_transport_protocol_errors_total", "request-timeout") == 1
+    assert depth(server) == 0
+
+
+def test_a_body_that_goes_on_after_its_answer_is_ended_too(daemon: Make) -> None:
+    server = daemon(IMPATIENT)
+    with socket.create_connection(server.address("web")) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx")
+        assert client.recv(12) == b"HTTP/1.1 404"
+        client.sendall(b"x")
+        began = time.monotonic()
+        until_closed(client)
+        assert time.monotonic() - began < 3
+
+
+def test_a_connection_that_is_kept_is_asked_anew_after_longer_than_a_request_may_take(daemon: Make) -> None:
+    server = daemon(IMPATIENT)
+    with socket.create_connection(server.address("web")) as client:
+        for n in range(3):
+            client.sendall(HEAD.replace(b"100", b"1") + b"%d" % n)
+            came = b""
+            while b'"stored"' not in came:
+                data = client.recv(1000)
+                assert data, "it was closed"
+                came += data
+            time.sleep(0.9)
+    assert depth(server) == 3
+
+
+def test_the_admin_listener_answers_though_thousands_of_idle_connections_are_there(daemon: Make) -> None:
+    server = daemon({**CONFIG, "admin": {"listen": "127.0.0.1:0", "max_connections": 50}})
+    heads = [b"", b"GET /rea", HEAD, HEAD + b"x" * 99]
+    idle: list[socket.socket] = []
+    for n in range(400):
+        idle.append(socket.create_connection(server.address("admin")))
+        idle[-1].sendall(heads[n % 4])
+        if n % 50 == 49:
+            began = time.monotonic()
+            assert httpx.get(f"{server.url('admin')}/readyz", trust_env=False).status_code == 200
+            assert time.monotonic() - began < 1
+    assert metric(server, "gateway_transport_refusals_total", "crowded-out") >= 200
+    for one in idle:
+        one.close()
+
+
+def test_more_whole_requests_than_allowed_are_told_so(daemon: Make) -> None:
+    server = daemon({**CONFIG, "admin": {"listen": "127.0.0.1:0", "max_connections": 1}})
+    url = server.url("admin")
+    with httpx.stream("POST", f"{url}/api/v1/consume", json={"queue": "q"}, trust_env=False) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        answer = httpx.get(f"{url}/readyz", trust_env=False)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    deadline = time.monotonic() + 5
+    while httpx.get(f"{url}/readyz", trust_env=False).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_bytes_in_and_out_are_counted(daemon: Make) -> None:
+    server = daemon(CONFIG)
+    body = httpx.post(f"{server.url('web')}/topics/q/1", content=b"x" * 5000, trust_env=False).content
+    page = httpx.get(f"{server.url('admin')}/metrics", trust_env=False)
+    again = httpx.get(f"{server.url('admin')}/metrics", trust_env=False).text
+
+    def counted(name: str, transport: str) -> float:
+        line = next(one for one in again.splitlines() if one.startswith(f'{name}{{transport="{transport}"}}'))
+        return float(line.rpartition(" ")[2])
+
+    assert counted("gateway_transport_bytes_in_total", "web") > 5000
+    assert len(body) < counted("gateway_transport_bytes_out_total", "web") < 1000
+    assert counted("gateway_transport_bytes_out_total", "admin") > len(page.content)

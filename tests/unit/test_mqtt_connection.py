@@ -597,3 +597,23 @@ async def test_a_fault_of_ours_ends_the_connection_that_met_it_and_no_other(monk
         two.send(PingReq())
         await it.settle_down()
         assert two.received() == [PingResp()]
+
+
+@run
+async def test_tiny_packets_take_turns_with_those_of_others() -> None:
+    async with house() as it:
+        one, other = await it.connect(client_id="one"), await it.connect(client_id="other")
+        one.connection.data_received(b"\xc0\x00" * 20_000)
+        other.send(PingReq())
+        await asyncio.sleep(0)
+        assert other.received() == [PingResp()]
+        answered = len(one.received())
+        assert 0 < answered < 10_000
+        assert not one.transport.reading, "the buffer would grow while it waits for its turn"
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert one.transport.reading
+        assert answered + len(one.received()) == 20_000
+        one.send(PingReq())
+        await it.settle_down()
+        assert one.received() == [PingResp()]

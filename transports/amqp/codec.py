@@ -47,13 +47,13 @@ RawFrame = tuple[int, int, int, int]
 """(type, channel, begin, end) of one frame's payload."""
 
 
-def split(data: bytes, limit: int) -> tuple[list[RawFrame], int, AmqpError | None]:
-    """All whole frames at the front of `data`, how many bytes they take, and why what follows can't be read: a
-    frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
+def split(data: bytes, limit: int, most: int = 1 << 30) -> tuple[list[RawFrame], int, AmqpError | None]:
+    """The whole frames at the front of `data`, all or the first `most`, how many bytes they take, and why what follows
+    can't be read: a frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
     frames: list[RawFrame] = []
     at, end = 0, len(data)
     unpack = _FRAME.unpack_from
-    while at + 7 <= end:
+    while at + 7 <= end and len(frames) < most:
         kind, channel, size = unpack(data, at)
         if size + OVERHEAD > limit:
             return frames, at, AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above {limit}")

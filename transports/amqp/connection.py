@@ -49,7 +49,7 @@ from transports.amqp.methods import HANDLERS
 from transports.amqp.publishing import Publishing
 from transports.amqp.topology import Topology
 from transports.amqp.waiting import Waiting
-from transports.tcp import TcpConnection
+from transports.tcp import TURN_PACKETS, TcpConnection
 
 if TYPE_CHECKING:
     from transports.amqp.listener import AmqpSettings
@@ -171,7 +171,8 @@ class AmqpConnection(TcpConnection):
         self.abort()
 
     def _frames(self, data: bytes) -> int:
-        frames, used, broken = split(data, self.frame_max)
+        frames, used, broken = split(data, self.frame_max, TURN_PACKETS)
+        self.more = len(frames) >= TURN_PACKETS
         for kind, number, begin, end in frames:
             if self.closing:
                 return len(data)

@@ -50,6 +50,7 @@ from transports.mqtt.packets import (
 
 _PINGREQ = PingReq()
 _PINGRESP = PingResp()
+_MANY_PACKETS = 1 << 30
 _CACHED_TOPICS = 16_384
 _CACHED_TOPIC_BYTES = 256
 
@@ -82,16 +83,20 @@ class TopicNames:
 class Decoder:
     """Cuts a stream into packets. `version` is 0 until a CONNECT came by (or is set, for the client's side)."""
 
-    __slots__ = ("max_packet_size", "topics", "version")
+    __slots__ = ("max_packet_size", "max_packets", "topics", "version")
 
-    def __init__(self, max_packet_size: int, topics: TopicNames, version: int = 0) -> None:
+    def __init__(
+        self, max_packet_size: int, topics: TopicNames, version: int = 0, max_packets: int = _MANY_PACKETS
+    ) -> None:
+        """max_packets: of one `decode`."""
+        self.max_packets = max_packets
         self.max_packet_size = max_packet_size
         self.topics = topics
         self.version = version
 
     def decode(self, buffer: bytearray) -> tuple[list[Packet | Fault], int]:
-        """All whole packets at the start of `buffer` and how many bytes they take. A Fault is always the last. A
-        CONNECT is the last too: what follows it waits until its sender is known."""
+        """The whole packets at the start of `buffer`, all or `max_packets`, and how many bytes they take. A Fault is
+        always the last. A CONNECT is the last too: what follows it waits until its sender is known."""
         packets: list[Packet | Fault] = []
         at = 0
         try:
@@ -105,7 +110,7 @@ class Decoder:
             known = self.topics.known
             version = self.version
             append = packets.append
-            while stop:
+            while stop and len(packets) < self.max_packets:
                 first = data[at]
                 kind = first >> 4
                 if kind == 3 and version:

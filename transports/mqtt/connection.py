@@ -44,7 +44,7 @@ from transports.mqtt.session import NEVER, Session
 from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError
 from transports.mqtt.settings import MqttSettings
 from transports.mqtt.subscriptions import Subscriptions
-from transports.tcp import TcpConnection
+from transports.tcp import TURN_PACKETS, TcpConnection
 
 MAX_UNANSWERED = 64
 """SUBSCRIBEs and UNSUBSCRIBEs that wait for their commit; with more the connection is not read."""
@@ -73,7 +73,7 @@ class MqttConnection(TcpConnection):
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared.gateway, shared.counters, shared.crowd)
         self.shared = shared
-        self.decoder = Decoder(shared.settings.max_packet_size, shared.topics)
+        self.decoder = Decoder(shared.settings.max_packet_size, shared.topics, max_packets=TURN_PACKETS)
         self.client_id = ""
         self.version = 0
         self._connect: Connect | None = None
@@ -101,6 +101,7 @@ class MqttConnection(TcpConnection):
             if self._session is not None:
                 self._heard = True
             if packets:
+                self.more = len(packets) >= TURN_PACKETS
                 self._handle_packets(packets)
         except Exception as error:
             self._broke(error)
@@ -362,6 +363,9 @@ class MqttConnection(TcpConnection):
         self._end(lost=True)
 
     def cut_off(self, why: str) -> None:
+        if self._session is None:
+            self.abort()
+            return
         self._say_closed(why)
         self._disconnect(Reason.QUOTA_EXCEEDED, {})
         self._end(lost=True)

@@ -71,6 +71,7 @@ class Subscriptions:
             return target
         is_new = filter not in session.bindings and filter not in session.memberships
         if is_new and len(session.bindings) + len(session.memberships) >= self.settings.max_subscriptions:
+            self.outbound.counters.refusals["subscriptions"] += 1
             return Reason.QUOTA_EXCEEDED
         if target.kind is Kind.OWN:
             options = Options(min(request.qos, 1), ids, request.retain_as_published)
