@@ -22,6 +22,7 @@ from gateway.replay import restore
 from gateway.storage.memory import MemoryJournal
 from tests.harness.process import Address
 from tests.integration.amqp_raw import HELLO, Raw
+from transports.amqp.connection import AmqpConnection
 from transports.amqp.listener import AmqpListener, AmqpSettings
 
 pytestmark = pytest.mark.anyio
@@ -149,6 +150,25 @@ async def test_many_unconfirmed_publishes_pause_and_go_on() -> None:
         while confirmed < 100:
             confirmed = (await peer.expect(Basic.Ack)).delivery_tag
         assert gateway.core.queues["q"].depth == 100
+        peer.raw.close()
+
+
+async def test_what_was_handed_over_without_acks_is_settled_before_a_protocol_error_ends_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AmqpConnection, "flushed", lambda self: None)  # the error comes in the turn of the delivery
+    async with listening() as (gateway, address):
+        peer = await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+        await peer.publish(b"1", "q")
+        await peer.call(Basic.Consume(queue="q", no_ack=True), Basic.ConsumeOk)
+        for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
+            await peer.expect(kind)
+        queue = gateway.core.queues["q"]
+        assert queue.in_flight == 1
+        await asyncio.to_thread(peer.raw.socket.sendall, bytes.fromhex("01 0001 00000004 00630001 ce"))
+        await peer.expect(commands.Connection.Close)
+        assert (queue.depth, queue.in_flight, queue.counters.settled) == (0, 0, 1)
         peer.raw.close()
 
 

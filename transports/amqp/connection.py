@@ -376,16 +376,18 @@ class AmqpConnection(TcpConnection):
         self.declarations.last_queue.pop(channel.id, None)
 
     def fail(self, error: AmqpError) -> None:
-        """A hard error: connection.close, then only its answer is taken."""
+        """A hard error: connection.close, then only its answer is taken. One of the client's counts as a loss does: a
+        message that makes its consumer send nonsense must run out of attempts."""
         if self.refused or self.closing:
             return
-        if error.code not in (CONNECTION_FORCED, ACCESS_REFUSED):
+        faulty = error.code not in (CONNECTION_FORCED, ACCESS_REFUSED)
+        if faulty:
             self.counters.protocol_errors[reply_name(error.code).lower().replace("_", "-")] += 1
             log.info("AMQP connection closed", transport=self.name, peer=self.peer, reason=error.text)
         self.flush_all()
         self.publishing.confirm()  # what is known by now; the rest the client must publish again
-        self._end(lost=False)
         self.refused = True
+        self._end(lost=faulty)
         self.send(
             encode_method(
                 0,

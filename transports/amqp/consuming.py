@@ -380,7 +380,8 @@ class Consuming:
         for consumer in (*consumers, *leaving):
             self._starved.pop(consumer, None)
             handed = self._handed.pop(consumer, None)
-            if handed and not lost:  # they stand before the answer in what is about to be written
+            # They stand before the answer in what is about to be written, unless the socket is gone.
+            if handed and (not lost or self.connection.refused):
                 consumer.subscription.settle(handed, Verdict.DONE)
             consumer.subscription.detach(lost)
         for consumer in consumers:
