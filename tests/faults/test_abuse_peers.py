@@ -116,7 +116,7 @@ def test_thousands_of_connections_that_say_nothing(daemon: Make, port: str) -> N
                 most_there = max(most_there, metric(server, "gateway_transport_connections", transport=port))
         assert limit / 2 < most_there <= limit + 5  # some that were cut off may not be gone yet
         until(lambda: gone() >= wanted, 20)
-        until(lambda: metric(server, "gateway_transport_connections", transport=port) == 0, 5)
+        until(lambda: metric(server, "gateway_transport_connections", transport=port) == 0, 15)  # MQTT lingers 5 s
     print(f"{wanted} connections to {port} were opened, at most {most_there:.0f} were there at one time")
 
 
@@ -389,7 +389,7 @@ def test_a_peer_that_reads_everything_and_acknowledges_nothing(daemon: Make, way
         silent.socket.settimeout(10)
         while octets < expected * 10_000:
             octets += len(silent.socket.recv(1 << 20))
-        assert there(server) == count
+        until(lambda: there(server) == count, 10)  # two gauges, read one after the other
         assert metric(server, "gateway_memory_bytes") < 12 * MB
     silent.socket.close()
 
