@@ -32,6 +32,7 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.explain import configured_bindings
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
+from gateway.losses import Losses
 from gateway.logs import log
 from gateway.operator import Operator
 from gateway.replay import restore
@@ -102,6 +103,8 @@ class Daemon:
         committer = Committer(core, journal, pressure, settings.max_backlog, settings.store.log_slack)
         gateway = LocalGateway(committer, access, pressure, settings.drain_timeout)
         self._gateway = gateway
+        losses = Losses(gateway)
+        watch = loop.create_task(losses.watch(), name="losses")
         try:
             async with self._serving_admin(gateway):
                 await self._replay(clock)
@@ -114,6 +117,8 @@ class Daemon:
             with anyio.CancelScope(shield=True):
                 await committer.close()
             access.close()
+            watch.cancel()
+            losses.look()
         log.info("stopped")
 
     def _signalled(self, number: int) -> None:
