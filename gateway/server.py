@@ -32,8 +32,8 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.explain import configured_bindings
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
-from gateway.losses import Losses
 from gateway.logs import log
+from gateway.losses import Losses
 from gateway.operator import Operator
 from gateway.replay import restore
 from gateway.settings import Settings, load
