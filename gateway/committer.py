@@ -6,13 +6,11 @@ Its rule: one commit at a time; while it runs, the next one gathers; answers com
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Sequence
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from gateway.compaction import Compaction, is_due, rescue
+from gateway.compaction import rescue
 from gateway.core import Core
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
@@ -21,10 +19,11 @@ from gateway.logs import log
 from gateway.message import Message
 from gateway.metrics import CommitStats
 from gateway.order import NEVER
-from gateway.queue import Queue
+from gateway.reading import BodyReader
 from gateway.replay import Refresh, Restored, live_octets, snapshot
 from gateway.storage.journal import Commit, Journal, Rebuilt, StateChange
 from gateway.transport import Outcome
+from gateway.worker import Worker
 
 SETTLE_DELAY_SECONDS = 0.005
 """How long settlements alone wait for more of them; nobody waits for their commit."""
@@ -32,43 +31,9 @@ RETRY_SECONDS = 0.5
 IDLE_TIDY_SECONDS = 0.02
 ROOM_OCTETS = 8 << 20
 """With less than this left on the disk, above what the store holds in reserve, messages are refused."""
-REREAD_SECONDS = 5.0
 SALVAGE_ATTEMPTS = 12
 """So often, over a minute, a new file waits for bodies that can't be read just now; then it does without."""
-COMPACTION_PAUSE_SECONDS = 0.005
 LOG_SLACK = 16 << 20
-
-
-class _Worker:
-    """A thread that runs calls in order and reports each on the loop."""
-
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]] | None]
-        self._calls = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def call(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
-        self._calls.put((work, done))
-
-    def stop(self) -> None:
-        self._calls.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._calls.get()) is not None:
-            work, done = item
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except BaseException as raised:  # handed to the loop, which decides
-                error = raised
-            try:
-                self._loop.call_soon_threadsafe(done, result, error)
-            except RuntimeError:
-                return  # the loop is closed: nobody is left to be told
 
 
 class _Written(NamedTuple):
@@ -98,10 +63,9 @@ class Committer:
         self.states: dict[str, dict[str, bytes]] = {}
         """What the transports have put, by owner."""
         self._loop = asyncio.get_running_loop()
-        self._writer = _Worker("journal-writer", self._loop)
-        self._reader = _Worker("journal-reader", self._loop)
+        self._writer = Worker("journal-writer", self._loop)
+        self.reader = BodyReader(core, journal, self._loop)
         self._max_backlog = max_backlog
-        self._loaded: list[asyncio.Future[None]] = []
         self._running = False
         self._scheduled = False
         self._lazy: asyncio.TimerHandle | None = None
@@ -120,7 +84,6 @@ class Committer:
         self._log_slack = log_slack
         self._next_check = log_slack
         self._refresh: Refresh | None = None
-        self._compaction: Compaction | None = None
         self._tidy = True
         core.poke = self.poke
         core.report = lambda what, error: log.fault(what, error)
@@ -195,7 +158,7 @@ class Committer:
         core = self.core
         core.dispatch()
         if core.rows.wanted:
-            self._read_wanted()
+            self.reader.read_wanted()
         self._begin()
         self._arm()
 
@@ -277,7 +240,7 @@ class Committer:
             if copied is not None:
                 self._copied(copied)
             self._consider_refresh()
-            self._consider_compaction()
+            self.reader.compact()
             self._relieve()
             self._turn()
 
@@ -408,92 +371,6 @@ class Committer:
                 aside=rebuilt.aside,
             )
 
-    # bodies
-
-    def _read_wanted(self) -> None:
-        rows = self.core.rows.take_wanted()
-        if not rows:
-            return  # a read is under way; its end comes back here
-
-        def read() -> dict[int, bytes]:
-            """In the reader's thread. One row that can't be read does not hold up the others."""
-            found: dict[int, bytes] = {}
-            for row in rows:
-                try:
-                    found |= self.journal.read([row])
-                except StoreError as error:
-                    log.error("bodies could not be read", row=row, error=str(error))
-            return found
-
-        def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
-            if self._closed:
-                return
-            if error is not None:
-                log.fault("reading failed", error)
-            missing = {row for row in rows if row not in (found or {}) and row in self.core.rows}
-            if missing:
-                self.core.rows.unreadable |= missing
-                self._loop.call_later(REREAD_SECONDS, self._read_again, missing)
-            self.core.loaded(found or {})
-            waiting, self._loaded = self._loaded, []
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
-            self.poke()
-
-        self._reader.call(read, done)
-
-    def _read_again(self, rows: set[int]) -> None:
-        self.core.rows.unreadable -= rows
-        self.core.wake_all()
-
-    async def message(self, source: Queue, slot: int) -> Message | None:
-        """The message of an entry, read from the disk if need be; None if the entry is gone meanwhile."""
-        ident = source.entries.ident[slot]
-        while ident and source.entries.holds(slot, ident):
-            message = source.message(slot)
-            if message is not None:
-                return message
-            if self.core.is_unreadable(source.entries.row[slot]):
-                return None
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._loaded.append(future)
-            self.poke()
-            await future
-        return None
-
-    # the bodies' rows
-
-    def _consider_compaction(self) -> None:
-        if self._compaction is None and not self.core.refusing and is_due(self.core):
-            log.debug("writing bodies together", rows=len(self.core.rows.sparse))
-            self._compaction = Compaction(self.core)
-            self._loop.call_soon(self._compact)
-
-    def _compact(self) -> None:
-        """One short step of the compaction, then the next one after a pause."""
-        compaction = self._compaction
-        if compaction is None or self._closed or self.core.refusing:
-            self._compaction = None
-            return
-        if not compaction.scanned:
-            compaction.step()
-            self._loop.call_later(COMPACTION_PAUSE_SECONDS, self._compact)
-            return
-        rows = compaction.next_rows()
-        if not rows:
-            self._compaction = None
-            return
-
-        def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
-            if error is not None:
-                log.error("bodies could not be read for compaction", error=str(error))
-            compaction.copy(found or {})
-            self.poke()
-            self._loop.call_later(COMPACTION_PAUSE_SECONDS, self._compact)
-
-        self._reader.call(lambda: self.journal.read(rows), done)
-
     # the log's length
 
     def _consider_refresh(self) -> None:
@@ -547,6 +424,7 @@ class Committer:
             if not await last and self.core.gather.must_commit():
                 log.error("settlements could not be stored, their messages come again", reason=self.core.refusing)
         self._closed = self._ended = True
+        self.reader.close()
         for timer in (self._timer, self._lazy, self._retry):
             if timer is not None:
                 timer.cancel()
@@ -561,7 +439,7 @@ class Committer:
 
         self._writer.call(self.journal.close, done)
         await closed
-        self._reader.stop()
+        self.reader.stop()
         self._writer.stop()
 
 

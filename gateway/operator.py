@@ -122,7 +122,7 @@ class Operator:
             return False
         slot = order.parked[number]
         if dead:
-            await self._committer.message(found, slot)  # its dead-letter exchange may want to see it
+            await self._committer.reader.message(found, slot)  # its dead-letter exchange may want to see it
             if order.parked.get(number) != slot:
                 return False
             if not found.bury_waiting(slot, Reason.EXHAUSTED):
@@ -146,7 +146,7 @@ class Operator:
         for slot, ident in places:
             if not entries.holds(slot, ident):
                 continue
-            message = await self._committer.message(found, slot)
+            message = await self._committer.reader.message(found, slot)
             if message is not None and entries.holds(slot, ident):
                 stored.append(self._stored(found, slot, message))
         return stored
@@ -225,7 +225,7 @@ class Operator:
             if not entries.holds(slot, ident):
                 continue
             if selection.topic is not None:
-                message = await self._committer.message(source, slot)
+                message = await self._committer.reader.message(source, slot)
                 if message is None or not topics.matches(selection.topic, message.topic):
                     continue
                 if not entries.holds(slot, ident):
@@ -256,7 +256,7 @@ class Operator:
         entries = source.entries
         group = extra.group
         if target.group_template is not None and (group is None or name != died_in):
-            message = await self._committer.message(source, slot)
+            message = await self._committer.reader.message(source, slot)
             if message is None:
                 return f"message {ident} can't be read" if entries.holds(slot, ident) else ""
             try:

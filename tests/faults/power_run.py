@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import committer as committing
-from gateway import compaction, gather, replay
+from gateway import compaction, gather, reading, replay
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
@@ -163,7 +163,7 @@ class Run:
 async def main(path: Path, first: int, batches: int, end: str) -> None:
     store.WAL_LIMIT, store.WAL_IDLE, store.FREE_LIMIT, store.FREE_SLICE = 400_000, 100_000, 4, 8
     replay.SLICE_ENTRIES = 20
-    committing.RETRY_SECONDS, committing.IDLE_TIDY_SECONDS, committing.COMPACTION_PAUSE_SECONDS = 0.01, 0.001, 0
+    committing.RETRY_SECONDS, committing.IDLE_TIDY_SECONDS, reading.COMPACTION_PAUSE_SECONDS = 0.01, 0.001, 0
     compaction.FEW_ROWS, compaction.STEP_OCTETS, gather.ROW_OCTETS = 3, 30_000, 32_768
     run = Run(path)
     await run.start()

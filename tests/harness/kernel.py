@@ -361,6 +361,7 @@ class _Steps:
 
     def __init__(self, kernel: Kernel) -> None:
         self.core = kernel.core
+        self.reader = self
         self._journal = kernel.journal
 
     async def message(self, queue: Queue, slot: int) -> Message | None:

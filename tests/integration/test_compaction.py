@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import committer as committing
+from gateway import compaction, reading
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
@@ -67,7 +67,7 @@ def consume(core: Core, consumer: Keeper) -> None:
 
 
 def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committing, "COMPACTION_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(reading, "COMPACTION_PAUSE_SECONDS", 0)
 
     async def scenario() -> None:
         core, committer = start(tmp_path)
@@ -76,7 +76,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
         for commit in range(300):
             batch = [Message("a/b", b"%d " % (100 * commit + place) + BODY) for place in range(100)]
             assert set(await committer.accept(batch)) == {Outcome.STORED}
-        while core.rows.sparse and committing.is_due(core):
+        while core.rows.sparse and compaction.is_due(core):
             await committer.put()
         await committer.put()
         assert len(keeper.kept) == 300

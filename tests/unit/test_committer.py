@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 import pytest
 
 from gateway import committer as committing
-from gateway import replay
+from gateway import reading, replay
 from gateway.committer import Committer
 from gateway.core import Core
 from gateway.declarations import configure
@@ -108,7 +108,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(committing, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(committing, "REREAD_SECONDS", 0.02)
+    monkeypatch.setattr(reading, "REREAD_SECONDS", 0.02)
 
 
 @pytest.fixture
