@@ -6,11 +6,11 @@ that holds it; what was decided and not committed can be undone and decided agai
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import groupby
 from operator import attrgetter
 
 from gateway.dead_letter import DeadLetters, Reason
@@ -91,7 +91,7 @@ class Core:
         self.rows = Rows()
         self.memory = Memory(max_memory)
         self._rng = rng or random.Random()
-        self._next_delivery = 1
+        self.deliveries: Iterator[int] = itertools.count(1)
         self._dirty: dict[Queue, None] = {}
         self._fresh: list[tuple[Queue, int, int]] = []
         self._timers: list[tuple[float, int, Queue]] = []
@@ -142,7 +142,7 @@ class Core:
         now = self.now()
         limited: dict[Queue, None] = {}
         crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.memory.limit
-        for queue, same in groupby(gather.entries(), _queue_of):
+        for queue, same in itertools.groupby(gather.entries(), _queue_of):
             stored = list(same)
             queue.pending_count -= len(stored)
             queue.pending_octets -= sum([entry.length for entry in stored])
@@ -270,11 +270,6 @@ class Core:
         if not self._dirty:
             self.poke()
         self._dirty[queue] = None
-
-    def next_delivery(self) -> int:
-        delivery = self._next_delivery
-        self._next_delivery = delivery + 1
-        return delivery
 
     def jitter(self) -> float:
         return self._rng.random()

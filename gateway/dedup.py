@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.order import NEVER
 from gateway.records import pack, unpack
+from gateway.template import Fields
 
 KEY_BYTES = 16
 SWEEP_KEYS = 2000
@@ -67,11 +68,6 @@ class Dedup:
         hash.update(key.encode("utf-8", "surrogatepass"))
         digest: bytes = hash.digest()
         return digest[:KEY_BYTES]
-
-    @staticmethod
-    def body_key(body: bytes) -> str:
-        """The key of `sha256`: the hash of the body alone."""
-        return hashlib.sha256(body).hexdigest()
 
     def seen(self, digest: bytes, now: float) -> bool:
         for keys in self._windows.values():
@@ -134,6 +130,11 @@ class Dedup:
         """All that still count and outlive the process."""
         lasting = [keys for (_, durable), keys in self._windows.items() if durable]
         return ((digest, until) for keys in lasting for digest, until in keys.items() if until > now)
+
+
+def body_key(fields: Fields) -> str:
+    """The key of `sha256`: the hash of the body alone."""
+    return hashlib.sha256(fields.message.body).hexdigest()
 
 
 def pack_keys(keys: Sequence[tuple[bytes, float]]) -> tuple[float, bytes]:

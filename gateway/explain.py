@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from gateway.core import Core
 from gateway.declarations import configure
-from gateway.dedup import Dedup
 from gateway.message import Message
 from gateway.operations import Step
 from gateway.queue import Queue
@@ -47,10 +46,8 @@ def _step(queue: Queue, bindings: tuple[str, ...], fields: Fields) -> Step:
     try:
         if queue.group_template is not None:
             group = queue.group_template.render(fields)
-        if queue.dedup_template is not None:
-            key = queue.dedup_template.render(fields)
-        elif queue.policy.dedup is not None:
-            key = Dedup.body_key(fields.message.body)
+        if queue.dedup_key is not None:
+            key = queue.dedup_key(fields)
     except MissingValueError as error:
         return Step(queue.name, bindings, group, key, invalid=str(error))
     return Step(queue.name, bindings, group, key)

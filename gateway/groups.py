@@ -13,13 +13,15 @@ from gateway.records import NO_EXTRA, Extra
 class GroupNames:
     """Of one queue. Number 0 is no group."""
 
-    __slots__ = ("_free", "_last", "_names", "_numbers", "idle")
+    __slots__ = ("_free", "_last", "_names", "_numbers", "count", "idle")
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = [""]
         self._last: list[int] = [0]
         self._free: list[int] = []
+        self.count = 0
+        """How many groups there are."""
         self.idle: list[int] = []
         """Numbers that may be free soon; a number may stand here twice."""
 
@@ -38,6 +40,7 @@ class GroupNames:
             self._names.append(name)
             self._last.append(ident)
         self._numbers[name] = number
+        self.count += 1
         return number, True
 
     def restore(self, number: int, name: str) -> None:
@@ -49,6 +52,7 @@ class GroupNames:
             del self._numbers[self._names[number]]
         self._names[number] = name
         self._numbers[name] = number
+        self.count = len(self._numbers)
 
     def restored(self, live: Iterable[int]) -> None:
         """Frees all numbers but these."""
@@ -96,10 +100,11 @@ class GroupNames:
         return [(number, name) for number, name in named if self._numbers.get(name) == number]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self.count
 
     def _release(self, name: str, number: int) -> None:
         del self._numbers[name]
+        self.count -= 1
         self._names[number] = ""
         self._last[number] = 0
 

@@ -68,8 +68,11 @@ class Intake:
                 if fields is None:
                     fields = Fields(message)
                 try:
-                    group = queue.group_template.render(fields) if queue.group_template is not None else None
-                    digest = self._digest(queue, group, fields)
+                    if queue.group_template is not None:
+                        group = queue.group_template.render(fields)
+                    if queue.dedup_key is not None:
+                        scope = group if queue.dedup_by_group else None
+                        digest = core.dedup.digest(queue.name, scope, queue.dedup_key(fields))
                 except MissingValueError as error:
                     dead, bins = core.dead_letters.routes(queue, message)
                     if any(core.dead_letters.refuses(found, octets) for found in bins):
@@ -82,7 +85,8 @@ class Intake:
                     duplicates = duplicates or []
                     duplicates.append(queue)
                     continue
-                if self._names_are_full(queue, group, digest, now):
+                crowded = core.dedup.count >= core.max_dedup_keys or queue.groups.count >= queue.policy.max_groups
+                if crowded and self._names_are_full(queue, group, digest, now):
                     core.counts.append((queue.counters, "refused"))
                     return Outcome.REFUSED
             if queue.is_limited:
@@ -146,17 +150,6 @@ class Intake:
             queue.pending_count += 1
             queue.pending_octets += length
             gather.pending.append(Pending(queue, ident, message, row, offset, length, expires, now, number, extra, due))
-
-    def _digest(self, queue: Queue, group: str | None, fields: Fields) -> bytes | None:
-        dedup = queue.policy.dedup
-        if dedup is None:
-            return None
-        keys = self._core.dedup
-        if queue.dedup_template is not None:
-            key = queue.dedup_template.render(fields)
-        else:
-            key = keys.body_key(fields.message.body)
-        return keys.digest(queue.name, group if dedup.scope == "group" else None, key)
 
     def _names_are_full(self, queue: Queue, group: str | None, digest: bytes | None, now: float) -> bool:
         """Whether there may be no group, or no dedup key, that is not known yet."""

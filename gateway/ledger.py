@@ -5,7 +5,7 @@ Its rule: a queue knows the core by this contract alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.dead_letter import Reason
@@ -37,6 +37,8 @@ class Ledger(Protocol):
     """What a queue needs of the core."""
 
     memory: Memory
+    deliveries: Iterator[int]
+    """Ids of deliveries, each used once."""
     restored_ident: int
     """Entries up to this one were there when the daemon started: they may have been delivered before."""
 
@@ -67,7 +69,6 @@ class Ledger(Protocol):
     def wake(self, queue: Queue) -> None:
         """Something may be delivered now."""
 
-    def next_delivery(self) -> int: ...
     def jitter(self) -> float:
         """From 0 to 1, at random."""
         ...

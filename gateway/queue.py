@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 
 import msgspec
 
 from gateway.dead_letter import Reason
+from gateway.dedup import body_key
 from gateway.entries import Entries
 from gateway.flow import Credit
 from gateway.gather import Pending
@@ -24,7 +25,7 @@ from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
 from gateway.records import NO_EXTRA
 from gateway.subscription import QueueSubscription
-from gateway.template import Template
+from gateway.template import Fields, Template
 from gateway.transport import Consumer, Delivery, Verdict
 
 RETRY_DEAD_LETTER_SECONDS = 1.0
@@ -91,7 +92,12 @@ class Queue:
     def apply(self, policy: QueuePolicy) -> None:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
         self.policy = policy
-        self.group_template, self.dedup_template = templates_of(policy)
+        self.group_template, template = templates_of(policy)
+        self.dedup_key: Callable[[Fields], str] | None = None
+        """Where its messages' dedup keys come from."""
+        if policy.dedup is not None:
+            self.dedup_key = template.render if template is not None else body_key
+        self.dedup_by_group = policy.dedup is not None and policy.dedup.scope == "group"
         self.reads_fields = self.group_template is not None or policy.dedup is not None
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
@@ -291,6 +297,7 @@ class Queue:
             return
         competing = len(active) > 1
         ledger = self.ledger
+        ids = ledger.deliveries
         entries, order, flying, memory = self.entries, self.order, self.flying, self._memory
         policy = self.policy
         grouped = self.group_template is not None
@@ -332,7 +339,7 @@ class Queue:
             extra = ledger.extra(carried) if carried else NO_EXTRA
             attempts = self.attempts.get(slot) if self.attempts else None
             delivery = Delivery(
-                ledger.next_delivery(),
+                next(ids),
                 message,
                 self.name,
                 extra.options,
