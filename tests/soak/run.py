@@ -118,20 +118,24 @@ class SoakRun:
     # one life of the daemon
 
     async def _one_run(self, seconds: float) -> None:
-        """Up to its end, still running."""
-        ends = time.monotonic() + seconds
+        """Up to its end, still running; it lasts until a sample of it is there, too."""
         await self.crowd.begin(0)
+        ends = time.monotonic() + seconds
         self.house.run += 1
         self.house.up.set()
         enough = asyncio.Event()
         mischief = asyncio.create_task(self.crowd.mischief(enough))
         try:
-            while time.monotonic() < ends and not self.crowd.faults:
+            while (time.monotonic() < ends or not self._is_sampled()) and not self.crowd.faults:
                 self._feed()
                 await asyncio.sleep(0.1)
         finally:
             enough.set()
             await mischief
+
+    def _is_sampled(self) -> bool:
+        samples = self.sampler.samples
+        return bool(samples) and samples[-1].run == self.house.run
 
     def _feed(self) -> None:
         for publisher in self.crowd.publishers:
