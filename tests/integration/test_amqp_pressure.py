@@ -17,7 +17,7 @@ from gateway.committer import Committer
 from gateway.core import Core
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
-from gateway.policy import Seconds
+from gateway.policy import Octets, Seconds
 from gateway.replay import restore
 from gateway.storage.memory import MemoryJournal
 from tests.harness.process import Address
@@ -207,4 +207,22 @@ async def test_a_pipelined_handshake_is_read_to_its_end() -> None:
         await asyncio.to_thread(peer.raw.socket.sendall, HELLO + start_ok + b"\x05en_US\xce")
         await peer.expect(commands.Connection.Start)
         await peer.expect(commands.Connection.Tune)
+        peer.raw.close()
+
+
+async def test_what_is_finished_does_not_count_as_unfinished() -> None:
+    """Bodies of one frame and of several, whole again and again, far more of them than may be unfinished."""
+    limits = {"max_message_size": Octets(16_384), "max_unfinished": Octets(16_384), "frame_max": 4096}
+    async with listening(**limits) as (_, address):
+        peer = await Peer.connect(address)
+        await peer.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
+        for size in (1000, 9000, 1) * 40:
+            parts = [bytes(min(4000, size - start)) for start in range(0, size, 4000)]
+            await peer.send(
+                Basic.Publish(exchange="amq.topic", routing_key="nobody"),
+                header.ContentHeader(0, size, Basic.Properties()),
+                *[body.ContentBody(part) for part in parts],
+            )
+            await peer.expect(Basic.Ack)
+        await peer.call(Queue.Declare(queue="here"), Queue.DeclareOk)
         peer.raw.close()

@@ -112,11 +112,12 @@ class Publishing:
 
     def body(self, channel: Channel, chunk: bytes) -> None:
         """A body frame."""
+        before = channel.partial
         if channel.body(chunk):
-            self.unfinished -= channel.partial - len(chunk)
+            self.unfinished -= before
             self._add(channel)
             return
-        self.unfinished += len(chunk)
+        self.unfinished += channel.partial - before
         if self.unfinished > PARTIAL_BODIES * self.connection.settings.max_message_size:
             raise AmqpError(RESOURCE_ERROR, f"{self.unfinished} bytes of contents are not finished", PUBLISH)
 
