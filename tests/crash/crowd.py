@@ -26,6 +26,7 @@ MQTT_PUBLISHERS, AMQP_PUBLISHERS = 6, 3
 MOST_OUTSTANDING = 6_000
 """With more than that to be settled, a run sends nothing new."""
 LOSS_SECONDS = 20.0
+STORED_SECONDS = 30.0
 DRAIN_SECONDS = 90.0
 
 
@@ -101,6 +102,13 @@ class Crowd:
             publisher.left = more if self.history.outstanding < MOST_OUTSTANDING else 0
             publisher.begin()
         return seconds
+
+    async def until_stored(self, more: int) -> None:
+        """Until so many more messages are confirmed."""
+        enough = self.history.stored + more
+        async with asyncio.timeout(STORED_SECONDS):
+            while self.history.stored < enough:
+                await asyncio.sleep(0.005)
 
     async def mischief(self, enough: asyncio.Event) -> None:
         """Clients vanish with deliveries in flight and messages unanswered, and come back. Returns when the daemon
