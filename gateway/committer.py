@@ -221,7 +221,7 @@ class Committer:
         began = time.perf_counter()
         gather = core.committing
         messages = len(gather.pending) if gather is not None else 0
-        octets = (len(commit.record) + sum(len(data) for _, data in commit.bodies)) if commit is not None else 0
+        octets = commit.octets if commit is not None else 0
 
         def done(result: _Written | None, error: BaseException | None) -> None:
             self._running = False
@@ -323,12 +323,8 @@ class Committer:
         core = self.core
         # What waits is committed with the new file; it is not in the old one.
         waiting = core.begin_commit() or Commit()
-        records, states, expiring = snapshot(core, self.states)
-        if waiting.record:
-            records.append(waiting.record)
-        states += waiting.state
-        # Also those that could not be read a moment ago: this is the last time that anyone can.
-        rows = sorted(core.rows.uses.keys() - {row for row, _ in waiting.bodies})
+        # It asks also for bodies that could not be read a moment ago: this is the last time that anyone can.
+        content = snapshot(core, self.states, waiting)
         self._running = True
 
         def done(rebuilt: Rebuilt | None, error: BaseException | None) -> None:
@@ -346,16 +342,14 @@ class Committer:
             self._rebuilds = 0
             self._last_id = rebuilt.last_id or self._last_id
             self._rescue(rebuilt)
-            self._log_octets = sum(map(len, records))
+            self._log_octets = sum(map(len, content.records))
             core.refusing = ""
             log.info("the store was written anew")
             self.poke()
 
         self._rebuilds += 1
         salvage = self._rebuilds > SALVAGE_ATTEMPTS
-        # The keys of what waits are live already.
-        parts = (records, rows, states, waiting.bodies, expiring, salvage)
-        self._writer.call(lambda: self.journal.rebuild(*parts), done)
+        self._writer.call(lambda: self.journal.rebuild(content, salvage), done)
 
     def _rescue(self, rebuilt: Rebuilt) -> None:
         """What of the old file could not be read is stored again if it is in memory, and reported if it is not."""

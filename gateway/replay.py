@@ -22,7 +22,7 @@ from gateway.gather import Pending, fill
 from gateway.order import Grouped
 from gateway.queue import Queue
 from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
-from gateway.storage.journal import Source, StateChange
+from gateway.storage.journal import Commit, Content, Source, StateChange
 from gateway.transport import Binding
 
 SLICE_ENTRIES = 4000
@@ -271,16 +271,8 @@ class Refresh:
         return record
 
 
-class Snapshot(NamedTuple):
-    """Everything live but for the bodies, as `Journal.rebuild` takes it."""
-
-    records: list[bytes]
-    states: list[StateChange]
-    expiring: list[tuple[float, bytes]]
-
-
-def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> Snapshot:
-    """For a new file."""
+def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]], waiting: Commit) -> Content:
+    """Everything live, for a new file. `waiting`: a commit that the old one does not hold."""
     refresh = Refresh(core, 1)
     records: list[bytes] = []
     last = False
@@ -293,9 +285,14 @@ def snapshot(core: Core, states: Mapping[str, Mapping[str, bytes]]) -> Snapshot:
         record_of_moved = Record(core.now())
         fill(record_of_moved, moved)
         records.append(encode(record_of_moved))
-    changes = [StateChange(owner, key, value) for owner, kept in states.items() for key, value in kept.items()]
+    if waiting.record:
+        records.append(waiting.record)
+    rows = sorted(core.rows.uses.keys() - {row for row, _ in waiting.bodies})
+    kept = [StateChange(owner, key, value) for owner, values in states.items() for key, value in values.items()]
+    changes = [*kept, *core.retained.states(), *declarations.states(core), *waiting.state]
+    # Those of what waits are live already.
     keys = [pack_keys(some) for some in _slices(list(core.dedup.live(core.now())))]
-    return Snapshot(records, [*changes, *core.retained.states(), *declarations.states(core)], keys)
+    return Content(records, rows, changes, waiting.bodies, keys)
 
 
 def _slices(items: list[T]) -> Iterator[list[T]]:

@@ -40,6 +40,22 @@ class Commit(msgspec.Struct):
     expiring: list[tuple[float, bytes]] = []
     expired: float | None = None
 
+    @property
+    def octets(self) -> int:
+        """What it brings: its record, bodies and expiring pieces."""
+        return len(self.record) + sum(len(data) for _, data in (*self.bodies, *self.expiring))
+
+
+class Content(NamedTuple):
+    """All that a new file gets. records: of the log, in order. rows: of bodies, read from the old file. bodies: new
+    ones. state, expiring: as in a Commit."""
+
+    records: Iterable[bytes] = ()
+    rows: Iterable[int] = ()
+    state: Iterable[StateChange] = ()
+    bodies: Iterable[tuple[int, bytes]] = ()
+    expiring: Iterable[tuple[float, bytes]] = ()
+
 
 class Rebuilt(NamedTuple):
     """last_id: of the last log record. left_out: rows that the new file lacks. aside: where the old file stands from
@@ -88,17 +104,8 @@ class Journal(Source, Protocol):
         """The bodies of these rows; a row that does not exist is absent. Raises StoreError on an I/O error."""
         ...
 
-    def rebuild(
-        self,
-        records: Iterable[bytes],
-        rows: Iterable[int],
-        state: Iterable[StateChange],
-        bodies: Iterable[tuple[int, bytes]] = (),
-        expiring: Iterable[tuple[float, bytes]] = (),
-        salvage: bool = False,
-    ) -> Rebuilt:
-        """After StoreFailedError: write a new file with these log records and states, with these rows read from the
-        old file, with these new `bodies` and with what is `expiring`, fsync it and its directory, and go on with it
+    def rebuild(self, content: Content, salvage: bool = False) -> Rebuilt:
+        """After StoreFailedError: write a new file with that content, fsync it and its directory, and go on with it
         instead of the old one. Rows that are missing or damaged are left out; with `salvage` also those that can't be
         read, which may be for now only. Raises StoreError and leaves the old file if that can't be done."""
         ...

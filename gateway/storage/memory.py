@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from gateway.errors import StoreFailedError
-from gateway.storage.journal import Commit, Rebuilt, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
 
 
 class MemoryJournal:
@@ -71,24 +71,16 @@ class MemoryJournal:
         bodies = self._bodies
         return {row: data for row in rows if (data := bodies.get(row)) is not None}
 
-    def rebuild(
-        self,
-        records: Iterable[bytes],
-        rows: Iterable[int],
-        state: Iterable[StateChange],
-        bodies: Iterable[tuple[int, bytes]] = (),
-        expiring: Iterable[tuple[float, bytes]] = (),
-        salvage: bool = False,
-    ) -> Rebuilt:
-        wanted, kept = list(rows), list(records)
+    def rebuild(self, content: Content, salvage: bool = False) -> Rebuilt:
+        wanted, kept = list(content.rows), list(content.records)
         found = self.read(wanted)
         before = self._last
-        self._log, self._states, self._bodies = {}, {}, {**found, **dict(bodies)}
+        self._log, self._states, self._bodies = {}, {}, {**found, **dict(content.bodies)}
         self._expiring = []
         self._octets = sum(map(len, self._bodies.values()))
-        self._keep(list(expiring))
+        self._keep(list(content.expiring))
         self._failed = ""
-        self._change(state)
+        self._change(content.state)
         for record in kept:
             self._append(record)
         return Rebuilt(self._last if self._last > before else 0, [row for row in wanted if row not in found])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from zlib import crc32
@@ -18,7 +18,7 @@ from gateway.errors import StoreDamagedError, StoreError, StoreFailedError, Stor
 from gateway.storage import database
 from gateway.storage.database import PAGE, pragma
 from gateway.storage.directory import NO_ROOM, PROBE_OCTETS, StoreDirectory, sync
-from gateway.storage.journal import Commit, Rebuilt, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
 
 RESERVE = 64 << 20
 WAL_LIMIT = 8 << 20
@@ -81,7 +81,7 @@ class SqliteJournal:
                 self._directory.secure_log(newest)
                 self._use(newest, *self._connect(self._directory.file(newest)))
             else:
-                self._write_new(1, (), (), (), (), ())
+                self._write_new(1, Content())
             self._directory.keep(self._number)
             self._directory.hold()
         except (sqlite3.Error, OSError) as error:
@@ -150,18 +150,10 @@ class SqliteJournal:
     def read(self, rows: Sequence[int]) -> dict[int, bytes]:
         return {row: data for row in rows if (data := self._body(row)) is not None}
 
-    def rebuild(
-        self,
-        records: Iterable[bytes],
-        rows: Iterable[int],
-        state: Iterable[StateChange],
-        bodies: Iterable[tuple[int, bytes]] = (),
-        expiring: Iterable[tuple[float, bytes]] = (),
-        salvage: bool = False,
-    ) -> Rebuilt:
+    def rebuild(self, content: Content, salvage: bool = False) -> Rebuilt:
         before, old, old_writer, old_reader = self._last, self._number, self._writer, self._reader
         try:
-            left_out, unread = self._write_new(self._number + 1, records, rows, state, bodies, expiring, salvage)
+            left_out, unread = self._write_new(self._number + 1, content, salvage)
         except (sqlite3.Error, OSError, StoreError) as error:
             self._abandon(error)
             if isinstance(error, StoreError):
@@ -229,8 +221,7 @@ class SqliteJournal:
         writer.execute("COMMIT")
         self._last = last
         self._freed = self._freed or bool(commit.dropped) or commit.trim is not None or commit.expired is not None
-        self._logged += PAGE * (8 + 2 * len(commit.dropped) + len(commit.state))
-        self._logged += len(commit.record) + sum(len(data) for _, data in (*commit.bodies, *commit.expiring))
+        self._logged += PAGE * (8 + 2 * len(commit.dropped) + len(commit.state)) + commit.octets
         return last if commit.record else 0
 
     def _keep_bounds(self, writer: sqlite3.Connection, logged: int) -> None:
@@ -372,16 +363,7 @@ class SqliteJournal:
                 if not self._is_full(error) or not self._directory.release():
                     raise
 
-    def _write_new(
-        self,
-        number: int,
-        records: Iterable[bytes],
-        rows: Iterable[int],
-        state: Iterable[StateChange],
-        bodies: Iterable[tuple[int, bytes]],
-        expiring: Iterable[tuple[float, bytes]],
-        salvage: bool = False,
-    ) -> tuple[list[int], bool]:
+    def _write_new(self, number: int, content: Content, salvage: bool = False) -> tuple[list[int], bool]:
         """Write a whole file, publish it under `number` and go on with it. Returns the rows that it lacks, and whether
         one of them is there in the old file and could not be read. Raises StoreError, OSError and sqlite3.Error, and
         then nothing has changed."""
@@ -389,10 +371,10 @@ class SqliteJournal:
         unread = False
         with database.making(self._directory.begin()) as new:
             database.set_last(new, self._last)
-            for id, record in enumerate(records, self._last + 1):
+            for id, record in enumerate(content.records, self._last + 1):
                 database.add_record(new, id, record)
-            database.change_states(new, state)
-            for row in rows:
+            database.change_states(new, content.state)
+            for row in content.rows:
                 try:
                     data = self._body(row)
                 except StoreError as error:
@@ -404,8 +386,8 @@ class SqliteJournal:
                     left_out.append(row)
                 else:
                     database.add_bodies(new, [(row, data)])
-            database.add_bodies(new, bodies)
-            database.add_expiring(new, expiring)
+            database.add_bodies(new, content.bodies)
+            database.add_expiring(new, content.expiring)
         file = self._directory.publish(number)
         try:
             writer, reader = self._connect(file)

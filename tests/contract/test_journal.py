@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.errors import StoreFailedError
-from gateway.storage.journal import Commit, Journal, StateChange
+from gateway.storage.journal import Commit, Content, Journal, StateChange
 from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal
 
@@ -136,7 +136,9 @@ def test_rebuild_keeps_exactly_what_it_is_given_and_heals(journal: Journal) -> N
         journal.commit(Commit(bodies=[(1, b"twice")]))
     changes = [StateChange("b", "x", b"1"), StateChange("b", "y", b"2"), StateChange("b", "x", None)]
     journal_expiring = [(5.0, b"key"), (6.0, b"key")]
-    id = journal.rebuild(iter([b"new 1", b"new 2"]), iter([2]), iter(changes), (), iter(journal_expiring)).last_id
+    id = journal.rebuild(
+        Content(iter([b"new 1", b"new 2"]), iter([2]), iter(changes), (), iter(journal_expiring))
+    ).last_id
     records = list(journal.records())
     assert [record for _, record in records] == [b"new 1", b"new 2"]
     assert records[-1][0] == id and records[0][0] > last
@@ -150,14 +152,14 @@ def test_rebuild_keeps_exactly_what_it_is_given_and_heals(journal: Journal) -> N
 
 def test_rebuild_to_nothing_keeps_ids_growing(journal: Journal) -> None:
     last = journal.commit(Commit(record=b"old"))
-    assert journal.rebuild([], [], []).last_id == 0
+    assert journal.rebuild(Content()).last_id == 0
     assert list(journal.records()) == []
     assert journal.commit(Commit(record=b"new")) > last
 
 
 def test_rebuild_leaves_out_what_is_missing_and_says_so(journal: Journal) -> None:
     journal.commit(Commit(record=b"old", bodies=[(1, b"one")]))
-    assert journal.rebuild([b"new"], [1, 5], []).left_out == [5]
+    assert journal.rebuild(Content([b"new"], [1, 5])).left_out == [5]
     assert [record for _, record in journal.records()] == [b"new"]
     assert journal.read([1, 5]) == {1: b"one"}
     assert journal.commit(Commit(record=b"on")) > 0
@@ -278,9 +280,8 @@ class JournalMachine(RuleBasedStateMachine):
         records = list(self.log.values()) if keep else []
         rows = [row for row in self.bodies if keep or row % 2]
         self.expiring = self.expiring if keep else []
-        id = self.journal.rebuild(
-            records, rows, [StateChange(*change) for change in changes], (), self.expiring
-        ).last_id
+        content = Content(records, rows, [StateChange(*change) for change in changes], (), self.expiring)
+        id = self.journal.rebuild(content).last_id
         self.log = dict(zip(range(id - len(records) + 1, id + 1), records, strict=True))
         assert all(new > self.last for new in self.log)
         self.last = max(self.last, id)

@@ -19,7 +19,7 @@ import pytest
 from gateway.errors import StoreError
 from gateway.storage import database, salvage
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.journal import Commit, Content, StateChange
 from gateway.storage.sqlite import SqliteJournal
 
 ROOT = Path(__file__).parents[2]
@@ -238,10 +238,10 @@ def test_a_rebuild_saves_all_but_a_damaged_row_and_keeps_the_old_file(
     file(path).write_bytes(data)
     journal = opened()
     aside = path / "damaged-1.db"
-    assert journal.rebuild([b"new"], [1, 2], []) == (2, [1], str(aside))
+    assert journal.rebuild(Content([b"new"], [1, 2], [])) == (2, [1], str(aside))
     assert journal.read([1, 2]) == {2: b"sound"}
     assert aside.read_bytes() == bytes(data)
-    assert journal.rebuild([b"newer"], [1, 2], []) == (3, [1], "")  # it was lost before, and is no news
+    assert journal.rebuild(Content([b"newer"], [1, 2], [])) == (3, [1], "")  # it was lost before, and is no news
     journal.close()
     opened()
     assert sorted(found.name for found in path.glob("*.db")) == ["damaged-1.db", "gateway-3.db"]
@@ -357,7 +357,7 @@ def test_commits_alone_keep_the_bound_while_a_backlog_drains(opened: Callable[..
 def test_rebuild_leaves_one_file_and_a_restart_finds_it(path: Path, opened: Callable[..., SqliteJournal]) -> None:
     journal = opened()
     journal.commit(Commit(b"old", [(1, b"one"), (2, bytes(300_000))], [], [StateChange("a", "k", b"v")]))
-    journal.rebuild([b"new"], [2], [StateChange("b", "k", b"w")])
+    journal.rebuild(Content([b"new"], [2], [StateChange("b", "k", b"w")]))
     journal.commit(Commit(b"after"))
     assert sorted(found.name for found in path.glob("*.db")) == ["gateway-2.db"]
     journal = opened()
@@ -389,7 +389,7 @@ def test_a_crash_after_a_rebuild_was_published_never_mixes_two_files(
     journal = opened()
     journal.commit(Commit(b"old", [(1, b"one")]))
     old = {name: (path / name).read_bytes() for name in ("gateway-1.db", "gateway-1.db-wal")}
-    journal.rebuild([b"new"], [1], [])
+    journal.rebuild(Content([b"new"], [1], []))
     journal.close()
     for name, data in old.items():
         (path / name).write_bytes(data)

@@ -31,7 +31,7 @@ from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.records import decode
 from gateway.replay import restore
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Binding, Delivery, Outcome, Subscription, Verdict
 from tests.faults.shim import Rules
@@ -79,8 +79,8 @@ class Watched(SqliteJournal):
         self.did["bodies moved"] += bool(commit.record and decode(commit.record).moved_idents)
         return result
 
-    def rebuild(self, *parts: Any) -> Any:
-        result = super().rebuild(*parts)
+    def rebuild(self, content: Content, salvage: bool = False) -> Rebuilt:
+        result = super().rebuild(content, salvage)
         self.did["rebuilt"] += 1
         return result
 

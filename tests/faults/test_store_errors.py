@@ -15,7 +15,7 @@ import pytest
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.storage import salvage
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, StateChange
+from gateway.storage.journal import Commit, Content, StateChange
 from gateway.storage.sqlite import SqliteJournal
 from tests.faults.disk import FULL, IOERR_FSYNC, IOERR_WRITE, OK, Disk, Event
 
@@ -131,7 +131,7 @@ def test_after_an_error_the_file_is_never_written_again_and_a_rebuild_heals(
             with pytest.raises(StoreFailedError):
                 call()
         assert state_of(journal) == BEFORE
-        assert journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")]).last_id > 1
+        assert journal.rebuild(Content([b"first"], [1, 2], [StateChange("a", "k", b"1")])).last_id > 1
         assert {event.name for event in disk.events[failed_at:]}.isdisjoint({"gateway-1.db", "gateway-1.db-wal"})
         assert state_of(journal) == BEFORE
         journal.commit(SECOND)
@@ -160,8 +160,8 @@ def test_a_process_that_ends_after_an_error_leaves_all_of_the_commit_or_none(
 def test_a_rebuild_that_fails_anywhere_leaves_the_old_file_and_may_be_tried_again(
     disk: Disk, journals: Callable[[int], SqliteJournal], tmp_path: Path
 ) -> None:
-    rebuild = ([b"first"], [1, 2], [StateChange("a", "k", b"1")])
-    count = places(disk, ("write", "sync"), partial(journals(1000).rebuild, *rebuild))
+    content = Content([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+    count = places(disk, ("write", "sync"), partial(journals(1000).rebuild, content))
     assert count > 20
     for place in range(count):
         journal = journals(place)
@@ -170,13 +170,13 @@ def test_a_rebuild_that_fails_anywhere_leaves_the_old_file_and_may_be_tried_agai
             journal.commit(SECOND)
         disk.fault = fail_at(place, FULL if place % 2 else IOERR_FSYNC, ("write", "sync"))
         with pytest.raises(StoreError, match="the store can't be used"):
-            journal.rebuild(*rebuild)
+            journal.rebuild(content)
         disk.fault = lambda event: OK
         with pytest.raises(StoreFailedError):
             journal.commit(SECOND)
         assert state_of(journal) == BEFORE
         assert [found.name for found in (tmp_path / str(place)).glob("gateway-*.db")] == ["gateway-1.db"]
-        journal.rebuild(*rebuild)
+        journal.rebuild(content)
         journal.commit(SECOND)
         journal = reopened(journal, tmp_path / str(place))
         assert state_of(journal) == AFTER
@@ -200,7 +200,7 @@ def test_a_rebuild_whose_directory_or_file_can_not_be_synced_fails(
         journal = journals(place)
         left = place
         with pytest.raises(StoreError, match="Input/output error"):
-            journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+            journal.rebuild(Content([b"first"], [1, 2], [StateChange("a", "k", b"1")]))
         assert left == 0
         assert journal.commit(SECOND) == 2
         journal = reopened(journal, tmp_path / str(place))
@@ -220,7 +220,7 @@ def test_a_checkpoint_whose_fsync_fails_fails_the_store_and_loses_nothing(
             journal.commit(SECOND)
         disk.fault = lambda event: OK
         assert state_of(journal) == BEFORE
-        journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+        journal.rebuild(Content([b"first"], [1, 2], [StateChange("a", "k", b"1")]))
         journal.commit(SECOND)
         journal = reopened(journal, tmp_path / str(place))
         assert state_of(journal) == AFTER
@@ -272,9 +272,9 @@ def test_a_new_file_that_finds_no_room_gets_the_reserve(disk: Disk, tmp_path: Pa
         journal.commit(SECOND)
     disk.fault = lambda event: FULL if (path / "reserve").exists() and event.kind == "write" else OK
     with pytest.raises(StoreError, match="the store can't be used"):
-        journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+        journal.rebuild(Content([b"first"], [1, 2], [StateChange("a", "k", b"1")]))
     assert not (path / "building.db").exists()  # which took room
-    journal.rebuild([b"first"], [1, 2], [StateChange("a", "k", b"1")])
+    journal.rebuild(Content([b"first"], [1, 2], [StateChange("a", "k", b"1")]))
     assert state_of(journal) == BEFORE
     journal.close()
 

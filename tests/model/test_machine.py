@@ -228,11 +228,8 @@ class Machine(RuleBasedStateMachine):
         kernel = self.kernel
         self.begin()
         waiting = self.commit or Commit()
-        records, states, keys = replay.snapshot(kernel.core, {OWNER: _present(self.reference.states)})
-        if waiting.record:
-            records.append(waiting.record)
-        rows = sorted(kernel.core.rows.uses.keys() - {row for row, _ in waiting.bodies})
-        rebuilt = kernel.journal.rebuild(records, rows, [*states, *waiting.state], waiting.bodies, keys)
+        content = replay.snapshot(kernel.core, {OWNER: _present(self.reference.states)}, waiting)
+        rebuilt = kernel.journal.rebuild(content)
         assert not rebuilt.left_out
         kernel.last_id = rebuilt.last_id or kernel.last_id
         kernel.refresh = None

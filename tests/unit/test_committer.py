@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -18,7 +18,7 @@ from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
 from gateway.policy import DedupPolicy, QueuePolicy
 from gateway.replay import restore
-from gateway.storage.journal import Commit, Rebuilt, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Outcome
 from tests.harness.kernel import Clock, Kernel, Worker, on, to
@@ -50,19 +50,11 @@ class Faulty(MemoryJournal):
         self.commits.append(commit)
         return super().commit(commit)
 
-    def rebuild(
-        self,
-        records: Iterable[bytes],
-        rows: Iterable[int],
-        state: Iterable[StateChange],
-        bodies: Iterable[tuple[int, bytes]] = (),
-        expiring: Iterable[tuple[float, bytes]] = (),
-        salvage: bool = False,
-    ) -> Rebuilt:
+    def rebuild(self, content: Content, salvage: bool = False) -> Rebuilt:
         if self.rebuild_errors:
             raise self.rebuild_errors.pop(0)
         self.rebuilds += 1
-        return super().rebuild(records, rows, state, bodies, expiring)
+        return super().rebuild(content, salvage)
 
     def room(self) -> int:
         return self.free

@@ -381,11 +381,11 @@ def test_a_snapshot_for_a_new_file_says_everything_also_what_moves_at_the_moment
     kernel.run()
     worker.retry("m0", error="no")
     worker.dead("m1")
-    records, states, expiring = snapshot(kernel.core, {"mqtt": {"a": b"1"}})
+    found = snapshot(kernel.core, {"mqtt": {"a": b"1"}}, Commit())
     journal = MemoryJournal()
     bodies = kernel.journal.read([row for row, _ in kernel.journal.rows()])
-    journal.commit(Commit(state=states, bodies=sorted(bodies.items()), expiring=expiring))
-    for record in records:
+    journal.commit(Commit(state=list(found.state), bodies=sorted(bodies.items()), expiring=list(found.expiring)))
+    for record in found.records:
         journal.commit(Commit(record=record))
     after = Kernel(kernel.policies, journal=journal, clock=kernel.clock)
     kernel.run()
@@ -402,8 +402,7 @@ def test_a_new_file_has_no_keys_of_queues_that_it_does_not_keep() -> None:
     kernel = Kernel({"brief": policy})
     message = grouped("brief", "1", "a", "k")
     assert kernel.send("brief", "1", properties=message.properties) == [Outcome.STORED]
-    records, states, expiring = snapshot(kernel.core, {})
-    kernel.journal.rebuild(records, [], states, [], expiring)
+    kernel.journal.rebuild(snapshot(kernel.core, {}, Commit()))
     after = kernel.crash()
     # Its message is gone, so whoever sends it again must not hear that it is there.
     assert after.send("brief", "1", properties=message.properties) == [Outcome.STORED]
@@ -432,11 +431,11 @@ def test_moves_that_a_new_file_has_already_are_not_doubled_by_the_commit_that_fo
     worker = kernel.worker("q")
     kernel.run()
     worker.dead("1")
-    records, states, _ = snapshot(kernel.core, {})
+    found = snapshot(kernel.core, {}, Commit())
     journal = MemoryJournal()
     bodies = kernel.journal.read([row for row, _ in kernel.journal.rows()])
-    journal.commit(Commit(state=states, bodies=sorted(bodies.items())))
-    for record in records:
+    journal.commit(Commit(state=list(found.state), bodies=sorted(bodies.items())))
+    for record in found.records:
         journal.commit(Commit(record=record))
     kernel.journal = journal
     kernel.run()
