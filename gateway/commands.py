@@ -15,6 +15,7 @@ import typer
 from gateway import tables
 from gateway.errors import ConfigError, GatewayError
 from gateway.logs import printable
+from gateway.message import RESERVED_QUEUES
 from gateway.policy import Seconds
 from gateway.views import Body, MessageView, StoredView
 
@@ -202,7 +203,7 @@ def queues(
     if context.invoked_subcommand is not None:
         return
     found = connect(admin, user, password).get("queues", Answer).queues
-    shown = [queue for queue in found if all_queues or not queue["name"].startswith(("mqtt.", "link."))]
+    shown = [queue for queue in found if all_queues or not queue["name"].startswith(RESERVED_QUEUES)]
     if as_json:
         print_json(shown)
         return

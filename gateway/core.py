@@ -102,9 +102,7 @@ class Core:
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
         accept.outcomes = self.intake.take(accept.messages)
-        accept.counts = ()
-        if self.counts:
-            accept.counts, self.counts = self.counts, []
+        accept.counts, self.counts = self.counts, []
         gather = self.gather
         gather.accepts.append(accept)
         if accept.changes and not accept.is_refused():
@@ -177,8 +175,7 @@ class Core:
             self.keys_until = max(self.keys_until, keys[-1][1])
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
-            if accept.counts:
-                accept.count()
+            accept.count()
         return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
@@ -261,11 +258,6 @@ class Core:
     def extra(self, number: int) -> Extra:
         return self.extras[number]
 
-    @property
-    def resident_octets(self) -> int:
-        """What messages in memory take, about."""
-        return self.memory.octets
-
     def wake(self, queue: Queue) -> None:
         if not self._dirty:
             self.poke()
@@ -339,7 +331,7 @@ class Core:
                 self._schedule(queue)
         if self._fresh:
             fresh, self._fresh = self._fresh, []
-            if self.resident_octets > self.memory.limit:
+            if self.memory.octets > self.memory.limit:
                 for queue, slot, ident in fresh:
                     queue.spill(slot, ident)
         self.rows.trim()

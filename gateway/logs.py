@@ -100,6 +100,7 @@ def setup(level: str = "info", format: Literal["auto", "text", "json"] = "auto",
     for old in list(root.handlers):
         if getattr(old, "of_gateway", False):
             root.removeHandler(old)
+    # A mark of ours, which logging.Handler does not declare.
     handler.of_gateway = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     # Libraries speak only when something is wrong.

@@ -269,7 +269,7 @@ class Operator:
         core.dead_letters.move(
             source, slot, target, msgspec.structs.replace(extra, group=group, sequence=0), group=group or ""
         )
-        source.remove(slot)
+        source.remove((slot,))
         core.wake(source)
         return ""
 

@@ -108,6 +108,7 @@ def is_link(kind: str) -> bool:
 def create(name: str, settings: msgspec.Struct) -> Transport:
     """A transport, made with its name and settings. Raises PluginError, or ConfigError for a section whose plugin
     was not there when the configuration was read and which does not fit it."""
+    # The section was read by this field, which Struct does not declare.
     kind: str = settings.type  # type: ignore[attr-defined]
     if isinstance(settings, Unloaded):
         importlib.invalidate_caches()  # it may have been installed since

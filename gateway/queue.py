@@ -6,14 +6,13 @@ registered before its consumer hears of it.
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
 
 import msgspec
+from msgspec import structs
 
 from gateway.dead_letter import Reason
+from gateway.deadlines import Expiries, Timeouts
 from gateway.dedup import body_key
 from gateway.entries import Entries
 from gateway.flow import Credit
@@ -81,9 +80,8 @@ class Queue:
         self._again = NEVER
         """When refused dead letters are tried again."""
         self._turn = 0
-        self._timeouts: deque[tuple[float, Delivery, QueueSubscription]] = deque()
-        self._expiries: dict[int, array[int]] = {}
-        self._expiry_seconds: list[int] = []
+        self._timeouts = Timeouts(self.flying)
+        self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
         self.apply(policy)
 
@@ -101,10 +99,8 @@ class Queue:
         self.reads_fields = self.group_template is not None or policy.dedup is not None
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
-        if self._timeouts:
-            # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
-            latest = self.ledger.now() + policy.ack_timeout if policy.ack_timeout is not None else 0.0
-            self._timeouts = deque((min(due, latest), taken, by) for due, taken, by in self._timeouts if latest)
+        # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
+        self._timeouts.shorten(None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout)
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
@@ -172,23 +168,12 @@ class Queue:
                 if not entry.row:
                     volatile += length + RESIDENT_OCTETS
             if expires:
-                self.watch_expiry(slot)
+                self.expiries.watch(slot)
             enqueue(slot, entry.due)
             slots.append(slot)
         self._memory.octets += octets
         self._memory.volatile += volatile
         return slots
-
-    def watch_expiry(self, slot: int) -> None:
-        """Sees to it that the entry expires even if nobody asks for it."""
-        self._watch(slot, int(self.entries.expires[slot]) + 1)
-
-    def _watch(self, slot: int, second: int) -> None:
-        bucket = self._expiries.get(second)
-        if bucket is None:
-            bucket = self._expiries[second] = array("i")
-            heappush(self._expiry_seconds, second)
-        bucket.append(slot)
 
     def evict(self) -> None:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
@@ -210,7 +195,7 @@ class Queue:
                     return
             else:
                 self.counters.dropped += 1
-                self.remove(slot)
+                self.remove((slot,))
 
     def spill(self, slot: int, ident: int) -> None:
         """Forgets the body in memory if the entry still waits and its body is on disk."""
@@ -220,30 +205,32 @@ class Queue:
 
     # entries out
 
-    def remove(self, slot: int) -> None:
-        """The entry leaves for good, waiting or in flight."""
-        delivery = self.flying.pop(slot, None)
-        self.order.leave(slot, delivery is not None)
-        message = delivery.message if delivery is not None else self.resident.pop(slot, SPILLED)
-        if message is not SPILLED:
-            octets = self.entries.length[slot] + RESIDENT_OCTETS
-            self._memory.octets -= octets
-            if not self.entries.row[slot]:
-                self._memory.volatile -= octets
-        if self.attempts:
-            self.attempts.pop(slot, None)
-            if self.errors:
-                self.errors.pop(slot, None)
-        if self.doomed:
-            self.doomed.pop(slot, None)
-        self.ledger.removed(self, (slot,))
-        self.entries.remove(slot)
+    def remove(self, slots: Sequence[int]) -> None:
+        """These entries leave for good, waiting or in flight."""
+        entries, flying, resident, leave = self.entries, self.flying, self.resident, self.order.leave
+        self.ledger.removed(self, slots)
+        octets = volatile = 0
+        for slot in slots:
+            delivery = flying.pop(slot, None)
+            message = delivery.message if delivery is not None else resident.pop(slot, SPILLED)
+            if message is not SPILLED:
+                length = entries.length[slot] + RESIDENT_OCTETS
+                octets += length
+                if not entries.row[slot]:
+                    volatile += length
+            leave(slot, delivery is not None)
+            entries.remove(slot)
+        self._memory.octets -= octets
+        self._memory.volatile -= volatile
+        for known in (self.attempts, self.errors, self.doomed):
+            if known:
+                for slot in slots:
+                    known.pop(slot, None)
 
     def purge(self) -> int:
         """Removes all that waits."""
         waiting = [slot for slot in self.entries.slots() if slot not in self.flying]
-        for slot in waiting:
-            self.remove(slot)
+        self.remove(waiting)
         return len(waiting)
 
     def take_back_all(self) -> None:
@@ -356,12 +343,12 @@ class Queue:
                 batch.append(delivery)
             if memory.octets > memory.limit and entries.row[slot]:
                 # Who never settles must not fill the memory: should it come back, it is read again.
-                delivery = delivery.without_message(SPILLED)
+                delivery = structs.replace(delivery, message=SPILLED)
                 memory.octets -= length + RESIDENT_OCTETS
             flying[slot] = delivery
             subscription.held[delivery.id] = delivery
             if policy.ack_timeout is not None:
-                self._watch_settlement(now + policy.ack_timeout, delivery, subscription)
+                self._timeouts.watch(now + policy.ack_timeout, delivery, subscription)
             if subscription.take(length):
                 turn += 1
             else:
@@ -378,13 +365,6 @@ class Queue:
             self.ledger.consumer_failed(self, error)
             subscription.detach(lost=True)
 
-    def _watch_settlement(self, deadline: float, delivery: Delivery, subscription: QueueSubscription) -> None:
-        timeouts = self._timeouts
-        if len(timeouts) > 2 * len(self.flying) + 64:
-            # One slow consumer must not keep all that others have settled since.
-            self._timeouts = timeouts = deque(item for item in timeouts if self.flying.get(item[1].slot) is item[1])
-        timeouts.append((deadline, delivery, subscription))
-
     def deliver_live(self, batch: list[Delivery]) -> None:
         """QoS 0 to whoever is connected."""
         for subscription in list(self.subscriptions):
@@ -396,25 +376,7 @@ class Queue:
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
         self.counters.settled += len(deliveries)
-        slots = [delivery.slot for delivery in deliveries]
-        entries, flying, leave = self.entries, self.flying, self.order.leave
-        self.ledger.removed(self, slots)
-        octets = volatile = 0
-        for delivery in deliveries:
-            slot = delivery.slot
-            if delivery.message is not SPILLED:
-                octets += entries.length[slot] + RESIDENT_OCTETS
-                if not entries.row[slot]:
-                    volatile += entries.length[slot] + RESIDENT_OCTETS
-            del flying[slot]
-            leave(slot, True)
-            entries.remove(slot)
-        self._memory.octets -= octets
-        self._memory.volatile -= volatile
-        for known in (self.attempts, self.errors, self.doomed):
-            if known:
-                for slot in slots:
-                    known.pop(slot, None)
+        self.remove([delivery.slot for delivery in deliveries])
         self.ledger.wake(self)
 
     def reject(self, delivery: Delivery, error: str) -> None:
@@ -464,7 +426,7 @@ class Queue:
         if self.entries.row[slot]:
             self.ledger.spillable(self, slot)
         if self.entries.expires[slot] and int(self.entries.expires[slot]) + 1 <= self.ledger.now():
-            self.watch_expiry(slot)  # its moment came while it was in flight
+            self.expiries.watch(slot)  # its moment came while it was in flight
         self.ledger.wake(self)
 
     # dead letters
@@ -487,7 +449,7 @@ class Queue:
         error = (error or self.errors.get(slot, ""))[:MAX_ERROR_CHARS]
         if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error):
             return False
-        self.remove(slot)
+        self.remove((slot,))
         return True
 
     def bury_waiting(self, slot: int, reason: Reason) -> bool:
@@ -502,7 +464,7 @@ class Queue:
         self.ledger.attempted(self, slot, 0, "")
         self.order.release(self.entries.group[slot])
         if self.entries.expires[slot]:
-            self.watch_expiry(slot)
+            self.expiries.watch(slot)
         self.ledger.wake(self)
 
     def _expire(self, slot: int) -> bool:
@@ -521,15 +483,7 @@ class Queue:
     # time
 
     def next_due(self) -> float:
-        due = min(self.order.next_due(), self._again)
-        while self._timeouts:
-            deadline, delivery, _ = self._timeouts[0]
-            if self.flying.get(delivery.slot) is delivery:
-                due = min(due, deadline)
-                break
-            self._timeouts.popleft()
-        if self._expiry_seconds:
-            due = min(due, self._expiry_seconds[0])
+        due = min(self.order.next_due(), self._again, self._timeouts.due(), self.expiries.due())
         if self.policy.expires is not None and not self.subscriptions:
             due = min(due, self.idle_since + self.policy.expires)
         return due
@@ -541,17 +495,17 @@ class Queue:
 
     def tick(self, now: float) -> None:
         """Timeouts, retries, delays and expiries that are due."""
-        while self._timeouts and self._timeouts[0][0] <= now:
-            _, delivery, subscription = self._timeouts.popleft()
+        for delivery, subscription in self._timeouts.take(now):
             # Its credit stays used until the consumer settles it or leaves (ruling 15).
-            if self.flying.get(delivery.slot) is delivery and subscription.held.pop(delivery.id, None) is not None:
+            if subscription.held.pop(delivery.id, None) is not None:
                 self.fail(delivery, "not settled within ack_timeout", delayed=True)
         self.order.tick(now)
         if self._again <= now:
             self._again = NEVER
             self._bury_doomed()
-        while self._expiry_seconds and self._expiry_seconds[0] <= now:
-            self._expire_all(self._expiries.pop(heappop(self._expiry_seconds)), now)
+        for slot in self.expiries.take(now):
+            if slot not in self.flying and not self.is_parked(slot):
+                self._expire(slot)
         self.ledger.wake(self)
 
     def _bury_doomed(self) -> None:
@@ -564,17 +518,6 @@ class Queue:
                 self.counters.expired += 1
         if self._over:
             self.evict()
-
-    def _expire_all(self, slots: array[int], now: float) -> None:
-        entries = self.entries
-        for slot in slots:
-            # The slot may be another's by now, which then has its own time.
-            if slot >= len(entries.ident) or not entries.ident[slot] or slot in self.flying:
-                continue
-            if not 0 < entries.expires[slot] <= now:
-                continue
-            if not self.is_parked(slot):
-                self._expire(slot)
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
         """(ident, time) of those that are delayed. A retry, which is of what was delivered before, is not."""

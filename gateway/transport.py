@@ -149,20 +149,6 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     deaths: tuple[Death, ...] = ()
     expires: float | None = None
 
-    def without_message(self, stand_in: Message) -> Delivery:
-        """The same delivery with something smaller in the message's place: what its queue keeps of it."""
-        return Delivery(
-            self.id,
-            stand_in,
-            self.queue,
-            self.options,
-            self.slot,
-            self.attempts,
-            self.redelivered,
-            self.deaths,
-            self.expires,
-        )
-
 
 class Consumer(Protocol):
     """Takes deliveries as its credit allows."""

@@ -105,10 +105,10 @@ class Crowd:
 
     async def until_stored(self, more: int) -> None:
         """Until so many more messages are confirmed."""
-        enough = self.history.stored + more
+        enough, reached = self.history.stored + more, asyncio.Event()
+        self.history.on_stored = lambda stored: reached.set() if stored >= enough else None
         async with asyncio.timeout(STORED_SECONDS):
-            while self.history.stored < enough:
-                await asyncio.sleep(0.005)
+            await reached.wait()
 
     async def mischief(self, enough: asyncio.Event) -> None:
         """Clients vanish with deliveries in flight and messages unanswered, and come back. Returns when the daemon

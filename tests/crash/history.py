@@ -19,7 +19,7 @@ What is judged, and what is not:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, NamedTuple
 
 
@@ -151,6 +151,7 @@ class History:
         outstanding: what was answered for and is not settled, counted at each place."""
         self.stored = 0
         """Messages answered with success."""
+        self.on_stored: Callable[[int], object] = lambda stored: None
         self.duplicates = 0
         """Answers with success for what had been answered with success before: the daemon refused a copy."""
         self.file = file
@@ -216,6 +217,7 @@ class History:
             self.stored += 1
             self.outstanding += len(self.routes[key.stream])
             flags.set(key.number, STORED)
+            self.on_stored(self.stored)
 
     # consumers
 

@@ -222,7 +222,7 @@ def test_what_was_acknowledged_before_a_power_cut_is_there(shim: Shim, folder: P
             found.journal.close()
             if count % CHECK_EVERY == 0:
                 faults += salvage.check(folder).problems
-        except Exception as error:
+        except Exception as error:  # whatever it is, the cut that made it must be named
             raise AssertionError(f"seed {SEED}, the cut after event {cut} of {len(events)}: {error!r}") from error
         assert not faults, f"seed {SEED}, the cut after event {cut} of {len(events)}:\n" + "\n".join(faults[:20])
     with capsys.disabled():

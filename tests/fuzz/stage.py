@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 from gateway.access import Access
 from gateway.address import Address
@@ -25,6 +24,7 @@ from gateway.policy import DedupPolicy, Octets, QueuePolicy, Seconds
 from gateway.replay import restore
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Binding, Delivery, Verdict
+from tests.harness.socket import NoSocket
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.listener import AmqpSettings
 from transports.amqp.topology import Topology
@@ -44,48 +44,6 @@ QUEUES = {
     "dead": QueuePolicy(max_deliveries=None, dead_letter="none"),
     "watched": QueuePolicy(),
 }
-
-
-class NoSocket(asyncio.Transport):
-    """Takes all bytes; counts them."""
-
-    def __init__(self, protocol: TcpConnection) -> None:
-        super().__init__()
-        self.protocol = protocol
-        self.taken = 0
-        self.reading = True
-        self.ended = False
-
-    def writelines(self, parts: Any) -> None:
-        self.taken += sum(map(len, parts))
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def is_closing(self) -> bool:
-        return self.ended
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self.protocol.loop.call_soon(self.protocol.connection_lost, None)
-
-    abort = close
 
 
 class Bystander:

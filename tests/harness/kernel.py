@@ -270,6 +270,7 @@ class Kernel:
 
     def operator(self) -> Operator:
         operator = Operator()
+        # An operator needs no more of a gateway than this.
         operator._gateway = SimpleNamespace(committer=_Steps(self), core=self.core)  # type: ignore[assignment]
         return operator
 
@@ -325,8 +326,8 @@ class Kernel:
         found: list[str] = []
         if core.rows.uses:
             found.append(f"rows {core.rows.uses}")
-        if core.resident_octets:
-            found.append(f"resident_octets {core.resident_octets}")
+        if core.memory.octets:
+            found.append(f"octets in memory {core.memory.octets}")
         if core.memory.volatile:
             found.append(f"volatile octets {core.memory.volatile}")
         if extras := core.extras.named(0, core.extras.top):
@@ -371,6 +372,9 @@ class _Steps:
 
     async def put(self) -> bool:
         return True
+
+
+# `fields` are those of a Message; mypy can't check them through **.
 
 
 def to(queue: str, body: str = "x", **fields: object) -> Message:

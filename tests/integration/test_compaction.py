@@ -97,7 +97,7 @@ def test_rows_that_are_mostly_dead_are_written_together(tmp_path: Path, monkeypa
         assert reader.settled == keeper.kept
         await committer.put()
         assert core.rows.uses == {}
-        assert core.resident_octets == 0
+        assert core.memory.octets == 0
         await committer.close()
 
     asyncio.run(scenario())

@@ -451,7 +451,7 @@ async def test_bodies_are_read_by_the_reader_while_commits_go_on(bench: Bench) -
     bench.core.memory.limit = 0
     for number in range(20):
         await bench.committer.accept([to("q", f"{number:02}" + "x" * 50_000)])
-    await bench.until(lambda: not bench.core.resident_octets)
+    await bench.until(lambda: not bench.core.memory.octets)
     worker = bench.worker("q", 3)
     while len(worker.seen) < 20:
         await bench.until(lambda: worker.held)

@@ -31,7 +31,7 @@ def test_who_never_settles_does_not_fill_the_memory_and_loses_nothing() -> None:
     assert [body.partition(":")[0] for body in worker.holding] == [str(n) for n in range(100)]
     kept = sum(len(delivery.message.body) for delivery in kernel.queue("q").flying.values())
     assert kept < 11_000
-    assert kernel.core.resident_octets < 12_000
+    assert kernel.core.memory.octets < 12_000
     worker.detach()
     other = kernel.worker("q")
     kernel.run()

@@ -18,6 +18,7 @@ from gateway.message import Message
 from gateway.policy import QueuePolicy
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
+from tests.harness.socket import NoSocket
 from tests.wire.mqtt_strategies import packets
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.connection import MqttConnection, Shared
@@ -47,70 +48,13 @@ from transports.mqtt.settings import MqttSettings
 from transports.tcp import HIGH_WATER
 
 
-class RecordingTransport(asyncio.Transport):
-    """Takes all bytes at once; with `stuck` it keeps them in its write buffer."""
-
-    def __init__(self, protocol: MqttConnection) -> None:
-        super().__init__()
-        self.protocol = protocol
-        self.data = bytearray()
-        self.writes = 0
-        self.reading = True
-        self.stuck = False
-        self.held = 0
-        self.ended = False
-
-    def writelines(self, parts: Any) -> None:
-        data = b"".join(parts)
-        self.writes += 1
-        self.data += data
-        if self.stuck:
-            self.held += len(data)
-            if self.held > HIGH_WATER and self.protocol.writable:
-                self.protocol.pause_writing()
-
-    def release(self) -> None:
-        """The peer reads again."""
-        self.stuck, self.held = False, 0
-        self.protocol.resume_writing()
-
-    def get_write_buffer_size(self) -> int:
-        return self.held
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def is_closing(self) -> bool:
-        return self.ended
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        """The peer ends its side at once."""
-        self.close()
-
-    def close(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self.protocol.loop.call_soon(self.protocol.connection_lost, None)
-
-    abort = close
-
-
 class Peer:
     """The client's end of one connection."""
 
     def __init__(self, shared: Shared, version: int) -> None:
         self.version = version
         self.connection = MqttConnection(shared)
-        self.transport = RecordingTransport(self.connection)
+        self.transport = NoSocket(self.connection)
         self.connection.connection_made(self.transport)
         self._decoder = Decoder(1 << 28, TopicNames(), version)
 

@@ -208,7 +208,7 @@ def test_going_back_and_forth_does_not_pile_up_expiries() -> None:
         kernel.run()
         worker.give_back()
     kernel.run()
-    assert sum(map(len, kernel.queue("q")._expiries.values())) == 1
+    assert kernel.queue("q").expiries.count == 1
 
 
 def test_many_times_of_one_queue_do_not_pile_up() -> None:
@@ -319,7 +319,7 @@ def test_bodies_beyond_max_memory_are_on_disk_only_and_order_is_kept() -> None:
     kernel = Kernel({"q": QueuePolicy(group=GROUP)}, max_memory=2000)
     kernel.accept(*[grouped("q", f"{number % 7}-{number:03}" + "x" * 100, str(number % 7)) for number in range(300)])
     kernel.run()
-    assert kernel.core.resident_octets <= 2000 + 200
+    assert kernel.core.memory.octets <= 2000 + 200
     worker = kernel.worker("q", 50)
     kernel.run()
     while worker.held:
@@ -340,7 +340,7 @@ def test_what_goes_back_is_spilled_again() -> None:
     kernel.run()
     worker.detach()
     kernel.run()
-    assert kernel.core.resident_octets == 0
+    assert kernel.core.memory.octets == 0
     again = kernel.worker("q", 20)
     kernel.run()
     assert len(again.seen) == 20

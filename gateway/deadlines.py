@@ -1,0 +1,90 @@
+"""Owns what a queue does at a time: the expiry of entries, and the end of what may be in flight.
+
+Its rule: what has left meanwhile, or has another's slot, is not reported.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
+
+from gateway.entries import Entries
+from gateway.order import NEVER
+from gateway.subscription import QueueSubscription
+from gateway.transport import Delivery
+
+
+class Expiries:
+    """By the second, so that many entries of one time cost a few bytes each."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        self._slots: dict[int, array[int]] = {}
+        self._seconds: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def watch(self, slot: int) -> None:
+        """Has the entry reported when it expires."""
+        second = int(self._entries.expires[slot]) + 1
+        slots = self._slots.get(second)
+        if slots is None:
+            slots = self._slots[second] = array("i")
+            heappush(self._seconds, second)
+        slots.append(slot)
+
+    def due(self) -> float:
+        return self._seconds[0] if self._seconds else NEVER
+
+    def take(self, now: float) -> Iterator[int]:
+        """The slots of what has expired."""
+        entries = self._entries
+        while self._seconds and self._seconds[0] <= now:
+            for slot in self._slots.pop(heappop(self._seconds)):
+                # The slot may be another's by now, which then has its own time.
+                if slot < len(entries.ident) and entries.ident[slot] and 0 < entries.expires[slot] <= now:
+                    yield slot
+
+
+class Timeouts:
+    """When each delivery in flight must be settled; `flying` has them by slot."""
+
+    def __init__(self, flying: Mapping[int, Delivery]) -> None:
+        self._flying = flying
+        self._waiting: deque[tuple[float, Delivery, QueueSubscription]] = deque()
+
+    def watch(self, deadline: float, delivery: Delivery, subscription: QueueSubscription) -> None:
+        """Deadlines must not go down from call to call but after `shorten`."""
+        if len(self._waiting) > 2 * len(self._flying) + 64:
+            # One slow consumer must not keep all that others have settled since.
+            self._waiting = deque(item for item in self._waiting if self._is_flying(item[1]))
+        self._waiting.append((deadline, delivery, subscription))
+
+    def shorten(self, latest: float | None) -> None:
+        """Nothing has longer than that; None: nothing in flight has an end."""
+        if latest is None:
+            self._waiting.clear()
+        else:
+            self._waiting = deque((min(due, latest), taken, by) for due, taken, by in self._waiting)
+
+    def due(self) -> float:
+        while self._waiting:
+            deadline, delivery, _ = self._waiting[0]
+            if self._is_flying(delivery):
+                return deadline
+            self._waiting.popleft()
+        return NEVER
+
+    def take(self, now: float) -> Iterator[tuple[Delivery, QueueSubscription]]:
+        """What should have been settled by now."""
+        while self._waiting and self._waiting[0][0] <= now:
+            _, delivery, subscription = self._waiting.popleft()
+            if self._is_flying(delivery):
+                yield delivery, subscription
+
+    def _is_flying(self, delivery: Delivery) -> bool:
+        return self._flying.get(delivery.slot) is delivery
