@@ -6,9 +6,8 @@ Its rule: what has left meanwhile, or has another's slot, is not reported.
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Iterator, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from gateway.entries import Entries
 from gateway.order import NEVER
@@ -18,6 +17,8 @@ from gateway.transport import Delivery
 
 class Expiries:
     """By the second, so that many entries of one time cost a few bytes each."""
+
+    __slots__ = ("_entries", "_seconds", "_slots")
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
@@ -53,36 +54,40 @@ class Expiries:
 class Timeouts:
     """When each delivery in flight must be settled; `flying` has them by slot."""
 
+    __slots__ = ("_flying", "_waiting")
+
     def __init__(self, flying: Mapping[int, Delivery]) -> None:
         self._flying = flying
-        self._waiting: deque[tuple[float, Delivery, QueueSubscription]] = deque()
+        self._waiting: list[tuple[float, int, Delivery, QueueSubscription]] = []
+        """A heap. The deliveries' ids keep equal times apart."""
 
     def watch(self, deadline: float, delivery: Delivery, subscription: QueueSubscription) -> None:
-        """Deadlines must not go down from call to call but after `shorten`."""
         if len(self._waiting) > 2 * len(self._flying) + 64:
             # One slow consumer must not keep all that others have settled since.
-            self._waiting = deque(item for item in self._waiting if self._is_flying(item[1]))
-        self._waiting.append((deadline, delivery, subscription))
+            self._waiting = [item for item in self._waiting if self._is_flying(item[2])]
+            heapify(self._waiting)
+        heappush(self._waiting, (deadline, delivery.id, delivery, subscription))
 
     def shorten(self, latest: float | None) -> None:
         """Nothing has longer than that; None: nothing in flight has an end."""
         if latest is None:
             self._waiting.clear()
         else:
-            self._waiting = deque((min(due, latest), taken, by) for due, taken, by in self._waiting)
+            # A list in order is a heap.
+            self._waiting = sorted((min(due, latest), id, taken, by) for due, id, taken, by in self._waiting)
 
     def due(self) -> float:
         while self._waiting:
-            deadline, delivery, _ = self._waiting[0]
+            deadline, _, delivery, _ = self._waiting[0]
             if self._is_flying(delivery):
                 return deadline
-            self._waiting.popleft()
+            heappop(self._waiting)
         return NEVER
 
     def take(self, now: float) -> Iterator[tuple[Delivery, QueueSubscription]]:
         """What should have been settled by now."""
         while self._waiting and self._waiting[0][0] <= now:
-            _, delivery, subscription = self._waiting.popleft()
+            _, _, delivery, subscription = heappop(self._waiting)
             if self._is_flying(delivery):
                 yield delivery, subscription
 

@@ -24,25 +24,33 @@ _COLUMNS = {
 }
 
 
+_EMPTY: dict[str, array[int] | array[float]] = {name: array(code, [0]) for name, code in _COLUMNS.items()}
+"""Of all queues that never held an entry, as those of most devices: twelve arrays are a kilobyte. Slot 0 is never
+written."""
+
+
 class Entries:
     """ident: place in the daemon's order. row, offset, length: where the body is; row 0: nowhere on disk.
     expires: 0 for never. group, extra: numbers whose meaning the queue knows. next, previous: by arrival."""
 
     __slots__ = (*_COLUMNS, "_free", "_top", "count", "cursor", "first", "last", "octets")
 
+    ident: array[int]
+    row: array[int]
+    offset: array[int]
+    length: array[int]
+    expires: array[float]
+    accepted: array[float]
+    group: array[int]
+    extra: array[int]
+    next: array[int]
+    previous: array[int]
+    group_next: array[int]
+    group_previous: array[int]
+
     def __init__(self) -> None:
-        self.ident = array("q", [0])
-        self.row = array("q", [0])
-        self.offset = array("I", [0])
-        self.length = array("I", [0])
-        self.expires = array("d", [0])
-        self.accepted = array("d", [0])
-        self.group = array("I", [0])
-        self.extra = array("I", [0])
-        self.next = array("i", [0])
-        self.previous = array("i", [0])
-        self.group_next = array("i", [0])
-        self.group_previous = array("i", [0])
+        for name, empty in _EMPTY.items():
+            setattr(self, name, empty)
         self._free = 0
         self._top = 1
         self.first = 0
@@ -70,7 +78,7 @@ class Entries:
         else:
             slot = self._top
             if slot == len(self.ident):
-                self._grow(max(64, slot >> 3))
+                self._grow(max(8, min(slot, 64), slot >> 3))
             self._top = slot + 1
         self.ident[slot] = ident
         self.row[slot] = row
@@ -120,6 +128,9 @@ class Entries:
     def _grow(self, slots: int) -> None:
         for name in _COLUMNS:
             column: array[int] | array[float] = getattr(self, name)
+            if column is _EMPTY[name]:
+                column = column[:]
+                setattr(self, name, column)
             column.frombytes(bytes(column.itemsize * slots))
 
     def _reset(self) -> None:

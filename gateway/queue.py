@@ -49,6 +49,43 @@ def templates_of(policy: QueuePolicy) -> tuple[Template | None, Template | None]
 class Queue:
     """Keeps entries until they are settled. Also a QueueView."""
 
+    __slots__ = (
+        "_again",
+        "_leaving",
+        "_memory",
+        "_over",
+        "_timeouts",
+        "_turn",
+        "attempts",
+        "counters",
+        "dedup_by_group",
+        "dedup_key",
+        "deleted",
+        "doomed",
+        "entries",
+        "errors",
+        "expiries",
+        "flying",
+        "group_template",
+        "groups",
+        "idle_since",
+        "is_limited",
+        "is_timed",
+        "ledger",
+        "live",
+        "name",
+        "number",
+        "order",
+        "owner",
+        "pending_count",
+        "pending_octets",
+        "policy",
+        "reads_fields",
+        "removed",
+        "resident",
+        "subscriptions",
+    )
+
     def __init__(self, name: str, number: int, policy: QueuePolicy, owner: str, ledger: Ledger) -> None:
         self.name = name
         self.number = number

@@ -33,6 +33,28 @@ class TcpConnection(asyncio.Protocol):
     """A connection of a listener. A protocol's class overrides `received`, `lost` and, if it wants,
     `writable_changed` and `flushed`; it never touches the transport itself."""
 
+    __slots__ = (
+        "_buffer",
+        "_ended",
+        "_flushing",
+        "_holding",
+        "_linger",
+        "_out",
+        "_out_octets",
+        "_pauses",
+        "_stall",
+        "_turn",
+        "closing",
+        "counters",
+        "crowd",
+        "gateway",
+        "loop",
+        "more",
+        "peer",
+        "transport",
+        "writable",
+    )
+
     def __init__(self, gateway: Gateway, counters: TransportCounters, crowd: Crowd) -> None:
         self.gateway = gateway
         self.counters = counters

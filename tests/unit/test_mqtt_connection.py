@@ -533,7 +533,7 @@ async def test_a_fault_of_ours_ends_the_connection_that_met_it_and_no_other(monk
             raise RuntimeError("a fault")
 
         with monkeypatch.context() as patch:
-            patch.setattr(one.connection.publishing, "take", fail)
+            patch.setattr(type(one.connection.publishing), "take", fail)
             one.send(Publish("t", b"x", 1, packet_id=1))
         await it.settle_down()
         assert one.transport.ended

@@ -61,6 +61,34 @@ CLOSE_SECONDS = 5.0
 class AmqpConnection(TcpConnection):
     """A client's connection. `connections` is its listener's set, which it stands in as long as it lives."""
 
+    __slots__ = (
+        "_asked",
+        "_beat_timer",
+        "_close_timer",
+        "_heard",
+        "_silent",
+        "_spoke",
+        "channel_max",
+        "channels",
+        "connections",
+        "consuming",
+        "declarations",
+        "draining",
+        "ended",
+        "frame_max",
+        "gone",
+        "handshake",
+        "held",
+        "idle",
+        "name",
+        "publishing",
+        "refused",
+        "settings",
+        "topology",
+        "version",
+        "waiting",
+    )
+
     def __init__(
         self,
         gateway: Gateway,

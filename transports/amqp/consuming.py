@@ -60,6 +60,20 @@ _REASONS = {"exhausted": "delivery_limit", "overflow": "maxlen"}
 class Consuming:
     """All consumers of one connection. Methods raise AmqpError for what the client may not do."""
 
+    __slots__ = (
+        "_addresses",
+        "_gets",
+        "_handed",
+        "_heads",
+        "_starved",
+        "connection",
+        "done",
+        "gateway",
+        "notices",
+        "octets",
+        "topology",
+    )
+
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
         self.gateway = connection.gateway

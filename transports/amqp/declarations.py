@@ -47,6 +47,8 @@ class Answer(NamedTuple):
 class Declarations:
     """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError."""
 
+    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology")
+
     def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
         self.topology = topology

@@ -44,6 +44,8 @@ class Step(enum.Enum):
 class Handshake:
     """That of one connection. Methods raise AmqpError, which ends it."""
 
+    __slots__ = ("_login", "_timer", "capabilities", "connection", "step")
+
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
         self.step = Step.HEADER

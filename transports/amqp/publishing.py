@@ -45,6 +45,20 @@ Entry = tuple[Channel, int, Route | None, Message | None]
 class Publishing:
     """All publishes of one connection."""
 
+    __slots__ = (
+        "_confirmed",
+        "_contents",
+        "_entries",
+        "_routes",
+        "_version",
+        "batch",
+        "connection",
+        "gateway",
+        "topology",
+        "unfinished",
+        "unresolved",
+    )
+
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
         self.gateway = connection.gateway

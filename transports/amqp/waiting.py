@@ -28,6 +28,8 @@ Then = Callable[[bool], "Future[Any] | None"]
 class Waiting:
     """That of one connection."""
 
+    __slots__ = ("_octets", "connection", "gateway")
+
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
         self.gateway = connection.gateway

@@ -70,6 +70,26 @@ class Shared:
 class MqttConnection(TcpConnection):
     """One client from its first byte to its last."""
 
+    __slots__ = (
+        "_authenticating",
+        "_connect",
+        "_draining",
+        "_heard",
+        "_outbound",
+        "_patience",
+        "_quiet",
+        "_session",
+        "_subscriptions",
+        "_terms",
+        "_unanswered",
+        "_will",
+        "client_id",
+        "decoder",
+        "publishing",
+        "shared",
+        "version",
+    )
+
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared.gateway, shared.counters, shared.crowd)
         self.shared = shared

@@ -106,6 +106,24 @@ class Outbound:
     """All that goes to one connected client. `write` queues bytes, `buffered` tells what the client has not taken,
     `session_gone` is called when somebody deleted the session's queue."""
 
+    __slots__ = (
+        "_leaving",
+        "_open",
+        "_stopped",
+        "buffered",
+        "cache",
+        "consumers",
+        "counters",
+        "gateway",
+        "max_buffered",
+        "max_packet_size",
+        "pool",
+        "session",
+        "session_gone",
+        "version",
+        "write",
+    )
+
     def __init__(
         self,
         gateway: Gateway,
@@ -149,7 +167,7 @@ class Outbound:
                 del self.session.in_flight[packet_id]
                 left_over.append(retained)
         if left_over:
-            self.session.retained.appendleft(RetainedRead(left_over))
+            self.session.retained.insert(0, RetainedRead(None, left_over))
         self._attach("", Kind.OWN, self.session.queue, Options())
         self.read_retained()
 
@@ -319,24 +337,32 @@ class Outbound:
 
     def read_retained(self) -> None:
         """Sends retained messages as far as the credit goes; called again when there is more."""
-        reads = self.session.retained
-        while reads and self._open and not self._stopped:
-            read = reads[0]
-            if read.binding is not None:
+        reads, done = self.session.retained, 0
+        for read in reads:
+            if not self._open or self._stopped:
+                break
+            if read.waiting is None:
                 read.waiting = self._find_retained(read.binding)
-                read.binding = None
-            waiting = read.waiting
-            while waiting:
-                retained = waiting[0]
-                qos = min(retained.message.qos, retained.options.qos, 1)
-                if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
-                    self.pool.wakes[self.read_retained] = None
-                    return
-                waiting.popleft()
-                self._send_retained(retained, 0)
-            reads.popleft()
+            if not self._send_all_retained(read.waiting):
+                self.pool.wakes[self.read_retained] = None
+                break
+            done += 1
+        del reads[:done]
 
-    def _find_retained(self, binding: Binding) -> deque[Retained]:
+    def _send_all_retained(self, waiting: deque[Retained]) -> bool:
+        """False if the credit ended before they did."""
+        while waiting:
+            retained = waiting[0]
+            qos = min(retained.message.qos, retained.options.qos, 1)
+            if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
+                return False
+            waiting.popleft()
+            self._send_retained(retained, 0)
+        return True
+
+    def _find_retained(self, binding: Binding | None) -> deque[Retained]:
+        if binding is None:
+            return deque()
         now = self.gateway.now()
         return deque(
             Retained(message, binding.options, None if message.ttl is None else now + message.ttl)

@@ -30,6 +30,8 @@ _PUBACK_REASONS = {
 class Publishing:
     """The publishing half of one connection."""
 
+    __slots__ = ("connection", "counters", "gateway", "limit", "source", "unacked")
+
     def __init__(self, connection: MqttConnection) -> None:
         self.connection = connection
         self.gateway = connection.gateway

@@ -87,14 +87,14 @@ class Retained(NamedTuple):
 
 
 class RetainedRead:
-    """Retained messages that a subscription still has to get: those that match `binding`, which are read from the
-    store when their turn comes, and then those that wait."""
+    """Retained messages that a subscription still has to get. waiting: None until its turn comes, when those that match
+    `binding` are looked up."""
 
     __slots__ = ("binding", "waiting")
 
-    def __init__(self, waiting: deque[Retained], binding: Binding | None = None) -> None:
-        self.waiting = waiting
+    def __init__(self, binding: Binding | None, waiting: deque[Retained] | None = None) -> None:
         self.binding = binding
+        self.waiting = waiting
 
 
 class Session:
@@ -127,7 +127,7 @@ class Session:
         self.recorded = False
         """The store may have a record of it."""
         self.in_flight: dict[int, Held] = {}
-        self.retained: deque[RetainedRead] = deque()
+        self.retained: list[RetainedRead] = []
         self._resend: dict[int, int] = {}
         self._last_packet_id = 0
 

@@ -5,7 +5,6 @@ Its rule: what is granted is bound or joined at once and answered when it is dur
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from gateway.errors import BindingsFullError, UnknownQueueError
@@ -20,6 +19,8 @@ from transports.mqtt.settings import MqttSettings
 
 class Subscriptions:
     """The subscriptions of one session while its client is connected."""
+
+    __slots__ = ("gateway", "outbound", "session", "sessions", "settings", "version")
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Subscriptions:
 
     def _send_retained(self, binding: Binding) -> None:
         if self.session.bindings.get(binding.filter) is binding:
-            self.session.retained.append(RetainedRead(deque(), binding))
+            self.session.retained.append(RetainedRead(binding))
             self.outbound.read_retained()
 
     def _consume_if_member(self, target: Target, membership: Membership) -> None:
