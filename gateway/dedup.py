@@ -13,18 +13,19 @@ from gateway.order import NEVER
 from gateway.records import pack, unpack
 from gateway.template import Fields
 
-KEY_BYTES = 16
+KEY_BYTES = 15
+"""One more, and the bytes object of a key takes 64 bytes of memory instead of 48."""
 SWEEP_KEYS = 2000
 SWEEP_SECONDS = 10.0
 """How long after its end a key may stay in memory and in the store."""
 MAX_KEYS = 5_000_000
-"""Of the whole daemon; a key takes some 160 bytes of memory."""
+"""Of the whole daemon; a key takes some 85 bytes of memory."""
 RESTORED = (-1.0, True)
 """Stands for the window of what came from the journal, which does not say it."""
 
 
 class Dedup:
-    """Keys as keyed hashes, the first 128 bits of a SHA-256; expiry is exact."""
+    """Keys as keyed hashes, the first 120 bits of a SHA-256; expiry is exact."""
 
     __slots__ = ("_begun", "_secret", "_windows", "count", "due")
 
@@ -92,10 +93,12 @@ class Dedup:
     def restore(self, pieces: Iterable[bytes], now: float) -> None:
         """What the journal knows, in any order."""
         keys: dict[bytes, float] = {}
+        ends: dict[float, float] = {}
         for data in pieces:
             for digest, until in unpack_keys(data):
                 if until > now:
-                    keys[digest] = max(until, keys.get(digest, 0.0))
+                    # One float for all that end together.
+                    keys[digest] = max(ends.setdefault(until, until), keys.get(digest, 0.0))
         if keys:
             self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
             self.count = len(keys)

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 class Intake:
     """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "_ends")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._ends: dict[float, float] = {}
+        """When the dedup keys of this call end, by their window: one float for all of them."""
 
     def take(self, messages: Sequence[Message]) -> list[Outcome]:
         """One Outcome for each, in order; they become true with the next commit."""
         now, decide = self._core.now(), self._decide
+        self._ends = {}
         return [decide(message, now) for message in messages]
 
     def _decide(self, message: Message, now: float) -> Outcome:
@@ -136,7 +139,7 @@ class Intake:
             extra = core.extra_number(Extra(options)) if options is not NO_OPTIONS else 0
             if digest is not None and policy.dedup is not None:
                 window = policy.dedup.window
-                until = now + window
+                until = self._ends.setdefault(window, now + window)
                 core.dedup.add(digest, until, window, durable)
                 if durable:
                     gather.add_key(digest, until, window)

@@ -14,8 +14,6 @@ import msgspec
 
 from gateway.transport import NO_OPTIONS, Death, Options
 
-FORMAT = 2
-
 
 class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an entry carries beside its message. group: the group it had in the queue where it died first. sequence:

@@ -78,7 +78,9 @@ class Router(Generic[Q]):
         if identity in bindings:
             self.unbind(binding)
         bindings[identity] = binding
-        exchange = self._exchanges.setdefault(binding.exchange, _Exchange(binding.exchange))
+        exchange = self._exchanges.get(binding.exchange)
+        if exchange is None:
+            exchange = self._exchanges[binding.exchange] = _Exchange(binding.exchange)
         if binding.literal:
             exchange.literal.setdefault(binding.filter, {})[identity] = (binding, queue)
         else:

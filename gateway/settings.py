@@ -105,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: bytes of message bodies that are held in memory; beyond it bodies are on disk only, and queues that
     are not durable refuse or drop their oldest, as they say in `overflow`.
     max_retained: bytes that retained messages take in memory, about; beyond it a message to be retained is refused.
-    max_dedup_keys: keys of all queues whose window is not over, some 160 bytes each; beyond it a message with a new
+    max_dedup_keys: keys of all queues whose window is not over, some 85 bytes each; beyond it a message with a new
     one is refused.
     max_bindings: bytes that bindings and subscriptions take in memory, about; beyond it one more is refused.
     max_backlog: bytes accepted and not yet committed, above which connections stop reading.

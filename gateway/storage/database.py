@@ -16,7 +16,7 @@ from gateway.errors import StoreDamagedError, StoreError
 from gateway.storage.journal import StateChange
 
 APPLICATION_ID = 0x47617465  # "Gate"
-FORMAT = 2
+FORMAT = 3
 PAGE = 8192
 """Bytes: a small commit writes two of them, a body of 256 KB 33."""
 

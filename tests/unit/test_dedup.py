@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.declarations import secret_state
-from gateway.dedup import SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
+from gateway.dedup import KEY_BYTES, SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
 from gateway.order import NEVER
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.transport import Outcome
@@ -212,7 +212,7 @@ def test_many_keys_that_end_at_once_are_freed_in_short_steps() -> None:
 
 
 def test_keys_of_a_journal_are_whole_or_an_error() -> None:
-    keys = [(bytes([number]) * 16, 5.0 + number) for number in range(3)]
+    keys = [(bytes([number]) * KEY_BYTES, 5.0 + number) for number in range(3)]
     until, data = pack_keys(keys)
     assert until == 7.0
     assert list(unpack_keys(data)) == keys

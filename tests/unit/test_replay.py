@@ -10,7 +10,7 @@ import pytest
 from gateway import replay
 from gateway.errors import StoreError
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
-from gateway.records import FORMAT, Record, decode, encode, pack, unpack
+from gateway.records import Record, decode, encode, pack, unpack
 from gateway.replay import Refresh, live_octets, snapshot
 from gateway.storage.journal import Commit, StateChange
 from gateway.storage.memory import MemoryJournal
@@ -217,7 +217,6 @@ def test_a_state_that_makes_no_sense_is_an_error_with_a_reason() -> None:
 
 
 def test_records_are_little_endian_and_mean_what_they_meant() -> None:
-    assert FORMAT == 2
     assert pack("q", [1, -2]) == bytes([1, 0, 0, 0, 0, 0, 0, 0]) + bytes([0xFE] + [0xFF] * 7)
     assert list(unpack("d", pack("d", [1.5, 0.0]))) == [1.5, 0.0]
     record = Record(5.0, settled=pack("q", [7]), attempts=[(1, 2, "x")], refresh=3, dues=[(1, 2.0)])
