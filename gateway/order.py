@@ -21,6 +21,9 @@ class Order(Protocol):
     def add(self, slot: int, due: float) -> None:
         """A new entry, the last of all; not before `due` (0: at once)."""
 
+    def extend(self, slots: Iterable[int]) -> None:
+        """As `add`, for many that may go out at once, while nothing is in flight."""
+
     def peek(self, holder: object, now: float) -> int:
         """The slot that this consumer may have next, 0 for none. Changes nothing that can be seen."""
         ...
@@ -71,6 +74,12 @@ class Competing:
             self._wait(slot, due)
         if not self._cursor:
             self._cursor = slot
+
+    def extend(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            if not self._cursor:
+                self._cursor = slot
+            break
 
     def peek(self, holder: object, now: float) -> int:
         returned = self._returned
@@ -207,6 +216,21 @@ class Grouped:
         if flight is not None and not flight.next and not flight.draining:
             flight.next = slot
             self._offer(number)
+
+    def extend(self, slots: Iterable[int]) -> None:
+        heads, group = self.heads, self._entries.group
+        following, before = self._entries.group_next, self._entries.group_previous
+        for slot in slots:
+            number = group[slot]
+            head = heads.get(number)
+            if head is None:
+                heads[number] = following[slot] = before[slot] = slot
+                self._ready.append(number)
+            else:
+                tail = before[head]
+                following[tail] = before[head] = slot
+                before[slot] = tail
+                following[slot] = head
 
     def peek(self, holder: object, now: float) -> int:
         held = self._held.get(holder) if self._held else None

@@ -6,7 +6,9 @@ registered before its consumer hears of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -189,7 +191,7 @@ class Queue:
         return self.policy.overflow == "refuse" or self.depth + self.pending_count == parked
 
     def store(self, entries: Sequence[Pending], now: float) -> list[int]:
-        """Committed entries, the last by arrival, and their slots. Without a message its body is on disk only."""
+        """Committed entries, the last by arrival, and their slots."""
         add, enqueue, resident = self.entries.add, self.order.add, self.resident
         slots: list[int] = []
         octets = volatile = 0
@@ -210,6 +212,20 @@ class Queue:
             slots.append(slot)
         self._memory.octets += octets
         self._memory.volatile += volatile
+        return slots
+
+    def restore(self, columns: Mapping[str, array[Any]], dues: Mapping[int, float]) -> range:
+        """What an earlier run of the daemon left, the last by arrival; bodies are on disk only. Only before the first
+        dispatch. columns: as in Entries, with growing idents. dues: until when an ident is delayed. Returns slots."""
+        slots = self.entries.extend(columns)
+        for slot, expires in zip(slots, columns["expires"], strict=True):
+            if expires:
+                self.expiries.watch(slot)
+        if dues:
+            for slot, ident in zip(slots, columns["ident"], strict=True):
+                self.order.add(slot, dues.get(ident, 0.0))
+        else:
+            self.order.extend(slots)
         return slots
 
     def evict(self) -> None:

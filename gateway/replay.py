@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ from gateway.core import Core
 from gateway.declarations import OWNER, decode_binding, decode_definition
 from gateway.dedup import pack_keys
 from gateway.errors import StoreError
-from gateway.gather import Pending, fill
+from gateway.gather import fill
 from gateway.order import Grouped
 from gateway.queue import Queue
 from gateway.records import COLUMNS, Record, decode, encode, pack, unpack
@@ -48,6 +49,10 @@ def restore(core: Core, journal: Source) -> Restored:
         return _Restore(core, journal).run()
     except (msgspec.DecodeError, KeyError, IndexError, ValueError) as error:
         raise StoreError(f"the store holds a record that makes no sense: {error!r}") from error
+
+
+_ENTRY_COLUMNS = ("ident", "queue", "group", "row", "offset", "length", "expires", "accepted", "extra")
+"""What the columns of a record are to an entry."""
 
 
 class _Restore:
@@ -142,31 +147,49 @@ class _Restore:
                 self._add_entries(record)
 
     def _add_entries(self, record: Record) -> None:
-        by_number = self.core.by_number
-        columns: list[array[Any]] = [unpack(code, getattr(record, name)) for name, code in COLUMNS]
-        settled, dues, attempts, moved = self.settled, self.dues, self.attempts, self.moved
-        rows: array[int] = array("q")
-        row_octets = self.row_octets
-        for ident, number, group, row, offset, length, expires, accepted, extra in zip(*columns, strict=True):
-            if ident in settled:
-                continue
-            queue = by_number.get(number)
+        columns: dict[str, array[Any]] = {
+            column: unpack(code, getattr(record, name))
+            for (name, code), column in zip(COLUMNS, _ENTRY_COLUMNS, strict=True)
+        }
+        numbers, idents, settled = columns.pop("queue"), columns["ident"], self.settled
+        places: dict[int, list[int]] = {}
+        for place, (number, ident) in enumerate(zip(numbers, idents, strict=True)):
+            if ident not in settled:
+                places.setdefault(number, []).append(place)
+        for number, chosen in places.items():
+            queue = self.core.by_number.get(number)
             if queue is None:
-                continue  # its queue was deleted
-            if ident <= queue.entries.ident[queue.entries.last]:
-                continue  # a new file had it already, and the commit that was under way then wrote it again
-            if moved and ident in moved:
-                row, offset = moved[ident]
-            due = dues.get(ident, 0.0)
-            entry = Pending(queue, ident, None, row, offset, length, expires, accepted, group, extra, due)
-            (slot,) = queue.store((entry,), expires)
-            rows.append(row)
-            row_octets[row] += length
-            if extra:
-                self.extra_uses[extra] += 1
-            if attempts and ident in attempts:
-                self._restore_attempts(queue, slot, *attempts[ident])
-        self.rows.update(rows)
+                continue  # it was deleted
+            last = queue.entries.ident[queue.entries.last]
+            if idents[chosen[0]] <= last:
+                # A new file had them already, and the commit that was under way then wrote them again.
+                chosen = [place for place in chosen if idents[place] > last]
+            if len(chosen) == len(idents):
+                self._add_to(queue, columns)
+            elif chosen:
+                self._add_to(
+                    queue,
+                    {name: array(all.typecode, [all[place] for place in chosen]) for name, all in columns.items()},
+                )
+
+    def _add_to(self, queue: Queue, columns: Mapping[str, array[Any]]) -> None:
+        idents, rows, lengths = columns["ident"], columns["row"], columns["length"]
+        if self.moved:
+            for place, ident in enumerate(idents):
+                if ident in self.moved:
+                    rows[place], columns["offset"][place] = self.moved[ident]
+        slots = queue.restore(columns, self.dues)
+        done = 0
+        for row, same in groupby(rows):
+            count = len(list(same))
+            self.rows[row] += count
+            self.row_octets[row] += sum(lengths[done : done + count])
+            done += count
+        self.extra_uses.update(filter(None, columns["extra"]))
+        if self.attempts:
+            for slot, ident in zip(slots, idents, strict=True):
+                if ident in self.attempts:
+                    self._restore_attempts(queue, slot, *self.attempts[ident])
 
     def _restore_attempts(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
         queue.attempts[slot] = attempts
