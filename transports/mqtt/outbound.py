@@ -26,6 +26,9 @@ _INVALID = {
 }
 """Why a delivery can't go to this client, by the counter's label (ruling 9)."""
 
+_ENCODED_OCTETS = 700
+"""What a cached PUBLISH and its message take beside their bytes, about."""
+
 
 class PublishCache:
     """PUBLISHes that were encoded lately, so that a fan-out encodes once. Shared by all connections; bounded."""
@@ -62,7 +65,7 @@ class PublishCache:
             encoded = EncodedPublish(version, topic.encode(), message.body, qos, retain, properties)
         except (ProtocolError, UnicodeEncodeError):  # more than 256 MB, or a text that UTF-8 can't say
             return None
-        cost = encoded.size + 256
+        cost = 2 * encoded.size + _ENCODED_OCTETS
         if self._octets + cost > self.max_octets:
             self._encoded.clear()
             self._octets = 0
