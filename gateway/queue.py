@@ -262,6 +262,7 @@ class Queue:
         """These entries leave for good, waiting or in flight."""
         entries, flying, resident, leave = self.entries, self.flying, self.resident, self.order.leave
         self.ledger.removed(self, slots)
+        expires, forget = entries.expires, self.expiries.forget
         octets = volatile = 0
         for slot in slots:
             delivery = flying.pop(slot, None)
@@ -272,6 +273,8 @@ class Queue:
                 if not entries.row[slot]:
                     volatile += length
             leave(slot, delivery is not None)
+            if expires[slot]:
+                forget(slot)
             entries.remove(slot)
         self._memory.octets -= octets
         self._memory.volatile -= volatile
