@@ -1,4 +1,5 @@
-"""AMQP consumers on the real channel layer: whatever they do, credit and its use add up, and nothing is lost or doubled."""
+"""AMQP consumers on the real channel layer: whatever they do, credit and its use add up, and nothing is lost or
+doubled."""
 
 from __future__ import annotations
 
@@ -411,7 +412,9 @@ class Amqp(House):
 
 
 TestAmqpCredit = Amqp.TestCase
-TestAmqpCredit.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+TestAmqpCredit.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -421,4 +424,3 @@ def short_gets() -> Any:
     consuming.GET_SECONDS = 0.01
     yield
     consuming.GET_SECONDS = before
-

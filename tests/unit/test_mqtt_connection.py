@@ -490,6 +490,44 @@ async def test_a_client_that_waits_for_pressure_is_read_again_when_it_gets_a_del
         it.pressure.set(False)
 
 
+async def acknowledge_all(it: House, one: Peer) -> list[bytes]:
+    """The payloads of all that comes, until nothing does any more."""
+    came: list[bytes] = []
+    while publishes := [packet for packet in one.received() if isinstance(packet, Publish)]:
+        came += [packet.payload for packet in publishes]
+        one.send(*[Ack(Type.PUBACK, packet.packet_id) for packet in publishes])
+        await it.settle_down()
+    return came
+
+
+@run
+async def test_retained_messages_are_owed_once_for_each_subscription_however_often_it_is_made() -> None:
+    async with house() as it:
+        for name in "abc":
+            it.gateway.accept([Message(f"r/{name}", name.encode(), qos=1, retain=True)])
+        one = await it.connect(V5, "one", properties={Property.RECEIVE_MAXIMUM: 1})
+        for _ in range(20):
+            one.send(*[Subscribe(number + 1, (Request("r/+", 1),)) for number in range(50)])
+            await it.settle_down()
+        # Those that it was getting already, and all of them once more.
+        assert await acknowledge_all(it, one) == [b"a", b"b", b"c", b"a", b"b", b"c"]
+
+
+@run
+async def test_no_retained_messages_are_owed_to_a_subscription_that_ended() -> None:
+    async with house() as it:
+        it.gateway.accept([Message("r/a", b"a", qos=1, retain=True), Message("s", b"s", qos=1, retain=True)])
+        one = await it.connect(V5, "one", properties={Property.RECEIVE_MAXIMUM: 1})
+        one.send(Subscribe(1, (Request("s", 1), Request("s/#", 1))))
+        await it.settle_down()
+        for number in range(100):
+            filter = ("r/+", "r/a", "r/#")[number % 3]
+            for packet in (Subscribe(1, (Request(filter, 1),)), Unsubscribe(2, (filter,))):
+                one.send(packet)
+                await it.settle_down()
+        assert b"a" not in await acknowledge_all(it, one)
+
+
 @run
 async def test_a_client_that_is_stopped_gets_nothing_from_what_it_has_just_subscribed_to() -> None:
     async with house() as it:
