@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.address import Address
 from gateway.flow import Pressure
 from gateway.message import Message
-from gateway.policy import QueuePolicy
+from gateway.policy import QueuePolicy, Seconds
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
 from tests.harness.socket import NoSocket
@@ -460,6 +460,30 @@ async def test_unsubscribing_from_a_queue_keeps_what_is_in_flight() -> None:
         one.send(Ack(Type.PUBACK, second.packet_id, Reason.UNSPECIFIED_ERROR))
         await it.settle_down()
         assert (queue.depth, queue.in_flight) == (2, 0)
+
+
+@run
+async def test_a_consumer_that_left_and_let_its_time_run_out_is_forgotten() -> None:
+    async with house() as it:
+        core = it.gateway.core
+        queue = core.declare("jobs", QueuePolicy(ack_timeout=Seconds(0.001)), "config")
+        one = await it.connect()
+        for number in range(20):
+            it.gateway.accept([Message("jobs", b"%d" % number, "")])
+            one.send(Subscribe(1, (Request("$queue/jobs", 1),)))
+            await it.settle_down()
+            one.send(Unsubscribe(2, ("$queue/jobs",)))
+            while queue.in_flight:
+                core.tick()
+                await it.settle_down()
+        assert len(queue._leaving) <= 1
+        # Its identifiers stay in use until they are acknowledged or the connection ends (ruling 15).
+        late = [packet.packet_id for packet in one.received() if isinstance(packet, Publish)]
+        assert len(late) == len(set(late)) >= 20
+        one.send(*[Ack(Type.PUBACK, packet_id) for packet_id in late])
+        await it.settle_down()
+        assert not one.connection.has_unsettled
+        assert not queue._leaving
 
 
 @run

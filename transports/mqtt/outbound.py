@@ -191,6 +191,8 @@ class Outbound:
         consumer = self.consumers.pop(filter, None)
         if consumer is not None:
             consumer.leave()
+            for one in self._leaving:
+                one.settled()  # also those whose time has run out
             self._leaving = [one for one in self._leaving if one.subscription.unsettled]
             self._leaving.append(consumer)
 
