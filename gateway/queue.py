@@ -122,13 +122,14 @@ class Queue:
         self._timeouts = Timeouts(self.flying)
         self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
+        self.policy = policy
         self.apply(policy)
 
     # policy
 
     def apply(self, policy: QueuePolicy) -> None:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
-        self.policy = policy
+        before, self.policy = self.policy, policy
         self.group_template, template = templates_of(policy)
         self.dedup_key: Callable[[Fields], str] | None = None
         """Where its messages' dedup keys come from."""
@@ -139,7 +140,12 @@ class Queue:
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
-        self._timeouts.shorten(None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout)
+        latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
+        self._timeouts.shorten(latest)
+        if latest is not None and before.ack_timeout is None:
+            for subscription in (*self.subscriptions, *self._leaving):
+                for delivery in subscription.held.values():
+                    self._timeouts.watch(latest, delivery, subscription)
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
