@@ -67,14 +67,22 @@ class Expiries:
     def due(self) -> float:
         return self._seconds[0] if self._seconds else NEVER
 
-    def take(self, now: float) -> Iterator[int]:
-        """The slots of what has expired."""
+    def take(self, now: float, most: int) -> Iterator[int]:
+        """The slots of what has expired, the earliest second first, of at most so many; with more, `due` stays in the
+        past."""
         entries = self._entries
         self._taken = max(self._taken, now)
-        while self._seconds and self._seconds[0] <= now:
-            second = heappop(self._seconds)
-            self._gone.pop(second, None)
-            for slot in self._slots.pop(second, ()):
+        while most > 0 and self._seconds and self._seconds[0] <= now:
+            second = self._seconds[0]
+            slots = self._slots.get(second, array("i"))
+            some = slots[:most]
+            most -= len(some)
+            del slots[: len(some)]
+            if not slots:
+                heappop(self._seconds)
+                self._slots.pop(second, None)
+                self._gone.pop(second, None)
+            for slot in some:
                 # The slot may be another's by now, which then has its own time.
                 if slot < len(entries.ident) and entries.ident[slot] and 0 < entries.expires[slot] <= now:
                     yield slot
