@@ -29,7 +29,7 @@ from transports.amqp.listener import AmqpSettings
 from transports.amqp.topology import Topology
 
 MAX_UNACKED = 6
-EXAMPLES = int(os.environ.get("EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40"))
 LOGIN = PROTOCOL_HEADER + encode_method(
     0,
     amqp.Connection.StartOk,
@@ -175,7 +175,9 @@ class Amqp(House):
         self.crowd = Crowd(100, 1 << 26, self.counters)
 
     def is_busy(self) -> bool:
-        return any(channel.waiting is not None for peer in self.peers for channel in peer.connection.channels.values())
+        connections = [peer.connection for peer in self.peers]
+        waiting = any(channel.waiting for connection in connections for channel in connection.channels.values())
+        return waiting or any(connection._flushing for connection in connections)
 
     def check_credit(self) -> None:
         for peer in self.peers:

@@ -38,7 +38,7 @@ from transports.mqtt.packets import (
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40"))
 SHARE, SHARED = "$share/s/s/#", "mqtt.$share/s/s/#"
 RETAINED = "r/+"
 SMALL = 20_000
@@ -152,7 +152,8 @@ class Mqtt(House):
         self.clients = {name: Client(self, name) for name in VERSIONS}
 
     def is_busy(self) -> bool:
-        return False
+        connections = [client.connection for client in self.clients.values()]
+        return any(connection is not None and connection._flushing for connection in connections)
 
     def check_credit(self) -> None:
         for client in self.clients.values():
