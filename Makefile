@@ -6,6 +6,7 @@
 #
 # The long proofs; `make test` has a short form of each.
 # make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
+# make credit  lead EXAMPLES (5000) random lives of each protocol's clients on the real connections
 # make kills   kill the daemon under load KILLS (500) times and print what came of it (about 2 s a kill)
 # make power   cut the power CUTS times (2000); GATEWAY_SEED=N repeats a run
 # make space   let MESSAGES pass (10000000) with one of each commit never settled, and watch the store's size
@@ -31,7 +32,7 @@ BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit abuse fuzz model kills soak power space wheel format bench image lock clean servers
+.PHONY: run test gates unit abuse fuzz model credit kills soak power space wheel format bench image lock clean servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -107,6 +108,9 @@ soak: $(VENV)/installed-tests
 
 model: $(VENV)/installed-tests
 	GATEWAY_MODEL_EXAMPLES=$(EXAMPLES) GATEWAY_MODEL_STEPS=80 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/model
+
+credit: $(VENV)/installed-tests
+	GATEWAY_CREDIT_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --timeout 0 $(PYTEST_ARGS) tests/credit
 
 image:
 	# Without the format a HEALTHCHECK is dropped by buildah and podman; docker knows no other.

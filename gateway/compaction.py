@@ -21,7 +21,11 @@ FEW_ROWS = 16
 
 
 def is_due(core: Core) -> bool:
-    """More than a quarter of the rows are less than half alive."""
+    """More than a quarter of the rows are less than half alive, and what was copied before is where it belongs: the log
+    takes the last place that it is told for the true one, so no entry may be on its way to two."""
+    for gather in (core.gather, core.committing):
+        if gather is not None and gather.relocations:
+            return False
     return len(core.rows.sparse) >= max(FEW_ROWS, len(core.rows.uses) // 4)
 
 
@@ -90,6 +94,11 @@ class Compaction:
                     body = data[offset : offset + entries.length[slot]]
                     place = places[offset] = gather.copied_bodies.append(body, core.rows.new)
                 gather.relocations.append(Relocation(queue, slot, ident, row, *place))
+
+    def give_up(self) -> None:
+        """Ends the pass; the next one takes up what this one has not copied."""
+        rows = self._core.rows
+        rows.sparse |= rows.living(self._living if self.scanned else self._victims)
 
     def _find(self) -> Iterator[bool]:
         victims, living = self._victims, self._living

@@ -16,14 +16,19 @@ from gateway.transport import Delivery
 
 
 class Expiries:
-    """By the second, so that many entries of one time cost a few bytes each."""
+    """By the second, so that many entries of one time cost a few bytes each; what leaves before its time costs none for
+    long."""
 
-    __slots__ = ("_entries", "_seconds", "_slots")
+    __slots__ = ("_entries", "_gone", "_seconds", "_slots", "_taken")
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
         self._slots: dict[int, array[int]] = {}
+        self._gone: dict[int, int] = {}
+        """How many of a second's slots have left."""
         self._seconds: list[int] = []
+        self._taken = 0.0
+        """All up to this time has been reported; what of it is still there was watched again."""
 
     @property
     def count(self) -> int:
@@ -36,16 +41,48 @@ class Expiries:
         if slots is None:
             slots = self._slots[second] = array("i")
             heappush(self._seconds, second)
+            if len(self._seconds) > 2 * len(self._slots) + 64:
+                self._seconds = sorted(self._slots)
         slots.append(slot)
+
+    def forget(self, slot: int) -> None:
+        """An entry that expires is about to leave."""
+        expires = self._entries.expires
+        second = int(expires[slot]) + 1
+        slots = self._slots.get(second)
+        if slots is None or second <= self._taken:
+            return
+        gone = self._gone.get(second, 0) + 1
+        if gone >= len(slots):
+            del self._slots[second]
+            self._gone.pop(second, None)
+        elif gone > 64 and 2 * gone > len(slots):
+            ident = self._entries.ident
+            here = [one for one in slots if one != slot and one < len(ident) and ident[one]]
+            self._slots[second] = array("i", [one for one in here if int(expires[one]) + 1 == second])
+            self._gone.pop(second, None)
+        else:
+            self._gone[second] = gone
 
     def due(self) -> float:
         return self._seconds[0] if self._seconds else NEVER
 
-    def take(self, now: float) -> Iterator[int]:
-        """The slots of what has expired."""
+    def take(self, now: float, most: int) -> Iterator[int]:
+        """The slots of what has expired, the earliest second first, of at most so many; with more, `due` stays in the
+        past."""
         entries = self._entries
-        while self._seconds and self._seconds[0] <= now:
-            for slot in self._slots.pop(heappop(self._seconds)):
+        self._taken = max(self._taken, now)
+        while most > 0 and self._seconds and self._seconds[0] <= now:
+            second = self._seconds[0]
+            slots = self._slots.get(second, array("i"))
+            some = slots[:most]
+            most -= len(some)
+            del slots[: len(some)]
+            if not slots:
+                heappop(self._seconds)
+                self._slots.pop(second, None)
+                self._gone.pop(second, None)
+            for slot in some:
                 # The slot may be another's by now, which then has its own time.
                 if slot < len(entries.ident) and entries.ident[slot] and 0 < entries.expires[slot] <= now:
                     yield slot

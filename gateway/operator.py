@@ -249,16 +249,21 @@ class Operator:
             return f"there is no queue {name!r} any more; name another with --to"
         if target is source:
             return f"{name} is the queue of these dead letters itself; name another with --to"
-        if core.refusing and target.policy.durable:
-            return core.refusing
-        if target.is_full(source.entries.length[slot]) and target.may_refuse():
-            return f"queue {name} is full; the rest is where it was"
         entries = source.entries
         group = extra.group
+        message: Message | None = None
         if target.group_template is not None and (group is None or name != died_in):
             message = await self._committer.reader.message(source, slot)
             if message is None:
                 return f"message {ident} can't be read" if entries.holds(slot, ident) else ""
+        # Only now, as the target may have gone or filled while the body was read.
+        if target.deleted:
+            return f"queue {name} was deleted; name another with --to"
+        if core.refusing and target.policy.durable:
+            return core.refusing
+        if target.is_full(entries.length[slot]) and target.may_refuse():
+            return f"queue {name} is full; the rest is where it was"
+        if message is not None and target.group_template is not None:
             try:
                 group = target.group_template.render(Fields(message))
             except MissingValueError as error:

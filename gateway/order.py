@@ -126,6 +126,9 @@ class Competing:
     def _wait(self, slot: int, due: float) -> None:
         self._waiting[slot] = due
         heappush(self._timers, (due, slot))
+        if len(self._timers) > 2 * len(self._waiting) + 64:
+            # Many have left before their time.
+            self._timers = sorted((due, slot) for slot, due in self._waiting.items())
 
     def tick(self, now: float) -> bool:
         woken = False
@@ -206,6 +209,9 @@ class Grouped:
             self.heads[number] = slot
             entries.group_next[slot] = entries.group_previous[slot] = slot
             self._ready.append(number)
+            if len(self._ready) > 2 * len(self.heads) + 64:
+                # Groups come and go, and nobody consumes.
+                self._ready = deque(dict.fromkeys(number for number in self._ready if number in self.heads))
             return
         tail = entries.group_previous[head]
         entries.group_next[tail] = slot
@@ -363,6 +369,9 @@ class Grouped:
         if self.blocked.get(number, 0.0) < due:
             self.blocked[number] = due
             heappush(self._timers, (due, number))
+            if len(self._timers) > 2 * len(self.blocked) + 64:
+                # Many have left before their time.
+                self._timers = sorted((due, number) for number, due in self.blocked.items())
 
     def _may_follow(self, number: int, flight: _Flight) -> bool:
         return bool(flight.next) and not flight.draining and flight.count < self.limit and number not in self.parked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ from gateway.transport import Consumer, Delivery, Verdict
 
 RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""
+EXPIRED_AT_ONCE = 200
+"""So many that have expired are removed, or refused dead letters tried again, before others have their turn."""
 MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
 SPARED_OCTETS = 64 << 10
@@ -122,13 +125,14 @@ class Queue:
         self._timeouts = Timeouts(self.flying)
         self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
+        self.policy = policy
         self.apply(policy)
 
     # policy
 
     def apply(self, policy: QueuePolicy) -> None:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
-        self.policy = policy
+        before, self.policy = self.policy, policy
         self.group_template, template = templates_of(policy)
         self.dedup_key: Callable[[Fields], str] | None = None
         """Where its messages' dedup keys come from."""
@@ -139,7 +143,12 @@ class Queue:
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
-        self._timeouts.shorten(None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout)
+        latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
+        self._timeouts.shorten(latest)
+        if latest is not None and before.ack_timeout is None:
+            for subscription in (*self.subscriptions, *self._leaving):
+                for delivery in subscription.held.values():
+                    self._timeouts.watch(latest, delivery, subscription)
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
@@ -262,6 +271,7 @@ class Queue:
         """These entries leave for good, waiting or in flight."""
         entries, flying, resident, leave = self.entries, self.flying, self.resident, self.order.leave
         self.ledger.removed(self, slots)
+        expires, forget = entries.expires, self.expiries.forget
         octets = volatile = 0
         for slot in slots:
             delivery = flying.pop(slot, None)
@@ -272,6 +282,8 @@ class Queue:
                 if not entries.row[slot]:
                     volatile += length
             leave(slot, delivery is not None)
+            if expires[slot]:
+                forget(slot)
             entries.remove(slot)
         self._memory.octets -= octets
         self._memory.volatile -= volatile
@@ -343,6 +355,7 @@ class Queue:
         grouped = self.group_template is not None
         batches: dict[QueueSubscription, list[Delivery]] = {}
         turn = self._turn
+        left = EXPIRED_AT_ONCE
         while active:
             if turn >= len(active):
                 turn = 0
@@ -356,10 +369,15 @@ class Queue:
                     break
                 del active[turn]  # another consumer may hold a group that has more
                 continue
+            expires = entries.expires[slot]
+            if (expires and expires < now) or (self.doomed and slot in self.doomed):
+                if not left:
+                    self.ledger.wake(self)
+                    break
+                left -= 1
             if self.doomed and slot in self.doomed:
                 self._put_off(slot, subscription, now)
                 continue
-            expires = entries.expires[slot]
             if expires and expires < now:
                 if not self._expire(slot):
                     self._put_off(slot, subscription, now)
@@ -556,19 +574,27 @@ class Queue:
         if self._again <= now:
             self._again = NEVER
             self._bury_doomed()
-        for slot in self.expiries.take(now):
+        for slot in self.expiries.take(now, EXPIRED_AT_ONCE):
             if slot not in self.flying and not self.is_parked(slot):
                 self._expire(slot)
         self.ledger.wake(self)
 
     def _bury_doomed(self) -> None:
-        for slot, (reason, error) in list(self.doomed.items()):
+        buried = False
+        for slot in list(islice(self.doomed, EXPIRED_AT_ONCE)):
+            reason, error = self.doomed[slot] = self.doomed.pop(slot)  # behind those that were not tried now
             if slot in self.flying:
                 continue
             if not self._bury(slot, reason, error):
                 self._try_again()
-            elif reason is Reason.EXPIRED:
+                continue
+            buried = True
+            if reason is Reason.EXPIRED:
                 self.counters.expired += 1
+        if self.doomed and buried:
+            self._again = self.ledger.now()  # there is room, and there are more
+        elif self.doomed:
+            self._try_again()
         if self._over:
             self.evict()
 

@@ -104,8 +104,10 @@ class BodyReader:
     def _step(self) -> None:
         """One short step of the compaction, then the next one after a pause."""
         compaction = self._compaction
-        if compaction is None or self._closed or self._core.refusing:
-            self._compaction = None
+        if compaction is None or self._closed:
+            return
+        if self._core.refusing:
+            self._give_up(compaction)
             return
         if not compaction.scanned:
             compaction.step()
@@ -119,8 +121,15 @@ class BodyReader:
         def done(found: dict[int, bytes] | None, error: BaseException | None) -> None:
             if error is not None:
                 log.error("bodies could not be read for compaction", error=str(error))
+            if self._core.refusing:  # a new file may be on its way, and what it lacks is moved, too
+                self._give_up(compaction)
+                return
             compaction.copy(found or {})
             self._core.poke()
             self._loop.call_later(COMPACTION_PAUSE_SECONDS, self._step)
 
         self._reader.call(lambda: self._journal.read(rows), done)
+
+    def _give_up(self, compaction: Compaction) -> None:
+        self._compaction = None
+        compaction.give_up()

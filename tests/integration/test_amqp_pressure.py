@@ -119,6 +119,25 @@ async def test_a_connection_with_unsettled_deliveries_is_refused_instead(monkeyp
         peer.raw.close()
 
 
+async def test_a_publish_that_brings_the_pressure_does_not_keep_acks_from_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with listening() as (gateway, address):
+        peer = await Peer.connect(address)
+        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+        await peer.publish(b"1", "q")
+        await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
+        for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
+            await peer.expect(kind)
+        # This one fills the backlog, which is not relieved as long as the disk takes nothing.
+        monkeypatch.setattr(gateway.committer, "_relieve", lambda: gateway.pressure.set(True))
+        await peer.publish(b"2", "elsewhere")
+        await peer.send(Basic.Ack(delivery_tag=1))
+        await peer.call(Basic.Qos(prefetch_count=1), Basic.QosOk)
+        assert gateway.core.queues["q"].in_flight == 0
+        peer.raw.close()
+
+
 async def test_a_delivery_wakes_a_paused_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening() as (gateway, address):
         peer, other = await Peer.connect(address), await Peer.connect(address)

@@ -135,6 +135,28 @@ def test_a_shorter_ack_timeout_holds_for_what_is_in_flight_and_none_ends_it() ->
     assert kernel.queue("q").in_flight == 1
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_ack_timeout_where_there_was_none_holds_for_what_is_in_flight(cancelled: bool) -> None:
+    kernel = Kernel({"q": QueuePolicy()})
+    kernel.send("q", "1", "2")
+    stuck = kernel.worker("q", 1)
+    kernel.run()
+    if cancelled:
+        stuck.cancel()
+    kernel.advance(1000)
+    kernel.policies["q"] = QueuePolicy(ack_timeout=Seconds(30))
+    kernel.configure()
+    kernel.advance(29)
+    assert kernel.queue("q").in_flight == 1
+    kernel.advance(1)
+    assert kernel.queue("q").in_flight == 0
+    assert stuck.done() == 0
+    other = kernel.worker("q")
+    kernel.run()
+    assert other.bodies == ["1", "2"]
+    assert other.seen[0].attempts == 1
+
+
 def test_a_lower_limit_evicts_nothing_by_itself() -> None:
     kernel = Kernel({"q": QueuePolicy()})
     kernel.send("q", *"123456")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.address import Address
 from gateway.flow import Pressure
 from gateway.message import Message
-from gateway.policy import QueuePolicy
+from gateway.policy import QueuePolicy, Seconds
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
 from tests.harness.socket import NoSocket
@@ -463,6 +463,30 @@ async def test_unsubscribing_from_a_queue_keeps_what_is_in_flight() -> None:
 
 
 @run
+async def test_a_consumer_that_left_and_let_its_time_run_out_is_forgotten() -> None:
+    async with house() as it:
+        core = it.gateway.core
+        queue = core.declare("jobs", QueuePolicy(ack_timeout=Seconds(0.001)), "config")
+        one = await it.connect()
+        for number in range(20):
+            it.gateway.accept([Message("jobs", b"%d" % number, "")])
+            one.send(Subscribe(1, (Request("$queue/jobs", 1),)))
+            await it.settle_down()
+            one.send(Unsubscribe(2, ("$queue/jobs",)))
+            while queue.in_flight:
+                core.tick()
+                await it.settle_down()
+        assert len(queue._leaving) <= 1
+        # Its identifiers stay in use until they are acknowledged or the connection ends (ruling 15).
+        late = [packet.packet_id for packet in one.received() if isinstance(packet, Publish)]
+        assert len(late) == len(set(late)) >= 20
+        one.send(*[Ack(Type.PUBACK, packet_id) for packet_id in late])
+        await it.settle_down()
+        assert not one.connection.has_unsettled
+        assert not queue._leaving
+
+
+@run
 async def test_retain_on_a_queue_is_cleared_and_counted() -> None:
     async with house() as it:
         it.gateway.declare("q", QueuePolicy(), "config")
@@ -488,6 +512,44 @@ async def test_a_client_that_waits_for_pressure_is_read_again_when_it_gets_a_del
         one.send(Ack(Type.PUBACK, delivery.packet_id))
         assert not one.connection.has_unsettled
         it.pressure.set(False)
+
+
+async def acknowledge_all(it: House, one: Peer) -> list[bytes]:
+    """The payloads of all that comes, until nothing does any more."""
+    came: list[bytes] = []
+    while publishes := [packet for packet in one.received() if isinstance(packet, Publish)]:
+        came += [packet.payload for packet in publishes]
+        one.send(*[Ack(Type.PUBACK, packet.packet_id) for packet in publishes])
+        await it.settle_down()
+    return came
+
+
+@run
+async def test_retained_messages_are_owed_once_for_each_subscription_however_often_it_is_made() -> None:
+    async with house() as it:
+        for name in "abc":
+            it.gateway.accept([Message(f"r/{name}", name.encode(), qos=1, retain=True)])
+        one = await it.connect(V5, "one", properties={Property.RECEIVE_MAXIMUM: 1})
+        for _ in range(20):
+            one.send(*[Subscribe(number + 1, (Request("r/+", 1),)) for number in range(50)])
+            await it.settle_down()
+        # Those that it was getting already, and all of them once more.
+        assert await acknowledge_all(it, one) == [b"a", b"b", b"c", b"a", b"b", b"c"]
+
+
+@run
+async def test_no_retained_messages_are_owed_to_a_subscription_that_ended() -> None:
+    async with house() as it:
+        it.gateway.accept([Message("r/a", b"a", qos=1, retain=True), Message("s", b"s", qos=1, retain=True)])
+        one = await it.connect(V5, "one", properties={Property.RECEIVE_MAXIMUM: 1})
+        one.send(Subscribe(1, (Request("s", 1), Request("s/#", 1))))
+        await it.settle_down()
+        for number in range(100):
+            filter = ("r/+", "r/a", "r/#")[number % 3]
+            for packet in (Subscribe(1, (Request(filter, 1),)), Unsubscribe(2, (filter,))):
+                one.send(packet)
+                await it.settle_down()
+        assert b"a" not in await acknowledge_all(it, one)
 
 
 @run

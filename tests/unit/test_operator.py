@@ -11,7 +11,9 @@ from gateway.message import Message
 from gateway.operations import GroupView, QueueStats, RedriveProgress, Selection, StoredMessage
 from gateway.operator import Operator, _stats
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
+from gateway.queue import Queue
 from gateway.transport import Binding, HeadersMatch
+from tests.harness import kernel as kernel_module
 from tests.harness.kernel import GROUP, KEY, Kernel, Worker, grouped, on, to
 from tests.harness.local import local_gateway
 
@@ -122,6 +124,29 @@ def test_what_is_in_flight_is_left_out() -> None:
     kernel.run()
     assert (kernel.content("q"), kernel.content("bin")) == (["a2"], ["a1"])
     assert taker.done() == 1
+
+
+@pytest.mark.parametrize("how", ["deleted", "full"])
+def test_a_target_that_goes_or_fills_while_a_body_is_read_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    kernel = made(other=QueuePolicy(group="{topic[0]|none}", max_messages=1))
+    put(kernel, "a1")
+    dead(kernel, "a1")
+    read = kernel_module._Steps.message
+
+    async def slowly(steps: kernel_module._Steps, queue: Queue, slot: int) -> Message | None:
+        if how == "deleted":
+            kernel.core.delete("other")
+        else:
+            kernel.send("other", "first")
+        return await read(steps, queue, slot)
+
+    monkeypatch.setattr(kernel_module._Steps, "message", slowly)
+    end = kernel.redrive("bin", to="other")
+    assert end.moved == 0 and end.error
+    kernel.run()
+    assert kernel.content("bin") == ["a1"]
 
 
 def test_redrive_stops_with_a_message_when_the_target_is_full() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
+from gateway.queue import EXPIRED_AT_ONCE
 from gateway.transport import Binding, Outcome
 from tests.harness.kernel import GROUP, Kernel, grouped, to
 
@@ -344,3 +345,35 @@ def test_what_goes_back_is_spilled_again() -> None:
     again = kernel.worker("q", 20)
     kernel.run()
     assert len(again.seen) == 20
+
+
+def test_very_many_that_expire_at_once_leave_in_short_steps() -> None:
+    kernel = Kernel({"q": QueuePolicy(dead_letter=DISCARD)})
+    kernel.accept(*[to("q", str(number), ttl=5.0) for number in range(1000)], to("q", "stays"))
+    kernel.run()
+    kernel.clock.now += 10
+    kernel.core.tick()
+    kernel.core.dispatch()
+    assert 0 < kernel.queue("q").counters.expired <= EXPIRED_AT_ONCE
+    assert kernel.core.next_due() <= kernel.clock.now
+    worker = kernel.worker("q", 1)
+    kernel.advance(0)
+    assert worker.bodies == ["stays"]
+    assert kernel.queue("q").counters.expired == 1000
+
+
+def test_what_a_full_queue_of_dead_letters_refuses_keeps_nothing_behind_it_waiting() -> None:
+    kernel = Kernel({"q": QueuePolicy(dead_letter="bin"), "bin": QueuePolicy(max_messages=1, max_deliveries=None)})
+    kernel.accept(*[to("q", str(number), ttl=5.0) for number in range(1000)], to("q", "stays"))
+    kernel.run()
+    worker = kernel.worker("q", 1)
+    kernel.clock.now += 10
+    kernel.advance(3)
+    assert worker.bodies == ["stays"]
+    assert kernel.queue("bin").entries.count + kernel.queue("bin").pending_count == 1
+    kernel.policies["bin"] = QueuePolicy(max_deliveries=None)
+    kernel.configure()
+    kernel.advance(2)
+    kernel.run()
+    assert kernel.queue("bin").entries.count == 1000
+    assert kernel.content("q") == ["stays"]

@@ -185,7 +185,7 @@ class Publishing:
             self.gateway.accept(()).add_done_callback(partial(self._resolved, entries, True))
         else:
             self.gateway.accept(batch).add_done_callback(partial(self._resolved, entries, False))
-            if pressure.high:
+            if pressure.high and not connection.consuming.unsettled():
                 connection.hold()
         if self.unresolved >= connection.settings.max_unconfirmed:
             connection.pause("unconfirmed")

@@ -6,7 +6,6 @@ Its rule: a delivery is in flight before its bytes are written, and leaves by PU
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from gateway.flow import Credit
@@ -15,7 +14,7 @@ from gateway.transport import Binding, Delivery, Gateway, Options, Subscription,
 from transports.mqtt.encoding import EncodedPublish
 from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason
 from transports.mqtt.properties import is_topic_name, to_wire
-from transports.mqtt.session import Held, Kind, Retained, RetainedRead, Session
+from transports.mqtt.session import Held, Kind, Retained, Session
 
 OCTETS_AHEAD = 256 << 10
 """How much may be delivered before it was written: credit in octets."""
@@ -162,15 +161,14 @@ class Outbound:
 
     def resume(self) -> None:
         """Takes up the session: resends what needs it, attaches to its queues, goes on with retained messages."""
-        left_over: deque[Retained] = deque()
+        left_over: list[Retained] = []
         for packet_id, retained in self.session.retained_in_flight():
             if self.pool.messages > 0:
                 self._send_retained(retained, packet_id)
             else:  # this time the client takes fewer at once
                 del self.session.in_flight[packet_id]
                 left_over.append(retained)
-        if left_over:
-            self.session.retained.insert(0, RetainedRead(None, left_over))
+        self.session.retained += reversed(left_over)
         self._attach("", Kind.OWN, self.session.queue, Options())
         self.read_retained()
 
@@ -193,6 +191,8 @@ class Outbound:
         consumer = self.consumers.pop(filter, None)
         if consumer is not None:
             consumer.leave()
+            for one in self._leaving:
+                one.settled()  # also those whose time has run out
             self._leaving = [one for one in self._leaving if one.subscription.unsettled]
             self._leaving.append(consumer)
 
@@ -208,6 +208,7 @@ class Outbound:
         """No more deliveries; acknowledgements still count."""
         self._stopped = True
         self.session.retained.clear()
+        self.session.owed.clear()
         for consumer in self.consumers.values():
             consumer.subscription.cancel()
 
@@ -338,40 +339,36 @@ class Outbound:
 
     # retained messages
 
+    def owe_retained(self, binding: Binding) -> None:
+        """What matches a new subscription, behind what others get."""
+        owed = self.session.owed
+        owed.pop(binding.filter, None)
+        owed[binding.filter] = binding
+        self.read_retained()
+
     def read_retained(self) -> None:
         """Sends retained messages as far as the credit goes; called again when there is more."""
-        reads, done = self.session.retained, 0
-        for read in reads:
-            if not self._open or self._stopped:
-                break
-            if read.waiting is None:
-                read.waiting = self._find_retained(read.binding)
-            if not self._send_all_retained(read.waiting):
-                self.pool.wakes[self.read_retained] = None
-                break
-            done += 1
-        del reads[:done]
+        waiting, owed = self.session.retained, self.session.owed
+        while self._open and not self._stopped:
+            while waiting:
+                retained = waiting[-1]
+                qos = min(retained.message.qos, retained.options.qos, 1)
+                if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
+                    self.pool.wakes[self.read_retained] = None
+                    return
+                waiting.pop()
+                self._send_retained(retained, 0)
+            if not owed:
+                return
+            waiting += reversed(self._find_retained(owed.pop(next(iter(owed)))))
 
-    def _send_all_retained(self, waiting: deque[Retained]) -> bool:
-        """False if the credit ended before they did."""
-        while waiting:
-            retained = waiting[0]
-            qos = min(retained.message.qos, retained.options.qos, 1)
-            if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
-                return False
-            waiting.popleft()
-            self._send_retained(retained, 0)
-        return True
-
-    def _find_retained(self, binding: Binding | None) -> deque[Retained]:
-        if binding is None:
-            return deque()
+    def _find_retained(self, binding: Binding) -> list[Retained]:
         now = self.gateway.now()
-        return deque(
+        return [
             Retained(message, binding.options, None if message.ttl is None else now + message.ttl)
             for message in self.gateway.retained(binding.filter)
             if binding.not_from is None or message.client_id != binding.not_from
-        )
+        ]
 
     def _send_retained(self, retained: Retained, packet_id: int) -> None:
         """packet_id: of a resend, otherwise 0."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -86,17 +85,6 @@ class Retained(NamedTuple):
     expires: float | None
 
 
-class RetainedRead:
-    """Retained messages that a subscription still has to get. waiting: None until its turn comes, when those that match
-    `binding` are looked up."""
-
-    __slots__ = ("binding", "waiting")
-
-    def __init__(self, binding: Binding | None, waiting: deque[Retained] | None = None) -> None:
-        self.binding = binding
-        self.waiting = waiting
-
-
 class Session:
     """One client's session. `expiry` is in seconds, 0 ends it with its connection."""
 
@@ -109,6 +97,7 @@ class Session:
         "expiry",
         "in_flight",
         "memberships",
+        "owed",
         "queue",
         "recorded",
         "retained",
@@ -127,7 +116,11 @@ class Session:
         self.recorded = False
         """The store may have a record of it."""
         self.in_flight: dict[int, Held] = {}
-        self.retained: list[RetainedRead] = []
+        self.retained: list[Retained] = []
+        """Retained messages that wait for their turn, the next one last."""
+        self.owed: dict[str, Binding] = {}
+        """Subscriptions that get theirs after these, by filter: each has them read from the store when its turn comes,
+        once, however often it was made meanwhile."""
         self._resend: dict[int, int] = {}
         self._last_packet_id = 0
 

@@ -12,7 +12,7 @@ from gateway.logs import log
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
-from transports.mqtt.session import Kind, Membership, RetainedRead, Session, Target, target_of
+from transports.mqtt.session import Kind, Membership, Session, Target, target_of
 from transports.mqtt.sessions import OWNER, Sessions
 from transports.mqtt.settings import MqttSettings
 
@@ -116,8 +116,7 @@ class Subscriptions:
 
     def _send_retained(self, binding: Binding) -> None:
         if self.session.bindings.get(binding.filter) is binding:
-            self.session.retained.append(RetainedRead(binding))
-            self.outbound.read_retained()
+            self.outbound.owe_retained(binding)
 
     def _consume_if_member(self, target: Target, membership: Membership) -> None:
         if self.session.memberships.get(membership.filter) is membership:
@@ -142,6 +141,7 @@ class Subscriptions:
         binding = session.bindings.pop(filter, None)
         if binding is not None:
             self.gateway.unbind(binding)
+            session.owed.pop(filter, None)
             return True
         membership = session.memberships.pop(filter, None)
         if membership is None:
