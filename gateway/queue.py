@@ -432,10 +432,6 @@ class Queue:
         self.remove([delivery.slot for delivery in deliveries])
         self.ledger.wake(self)
 
-    def reject(self, delivery: Delivery, error: str) -> None:
-        """DEAD: a dead letter, `rejected`."""
-        self.bury_flying(delivery.slot, Reason.REJECTED, error)
-
     def give_back(self, delivery: Delivery) -> None:
         """RETURNED: to its old place, no attempt counted."""
         slot = delivery.slot

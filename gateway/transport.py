@@ -55,11 +55,14 @@ class Outcome(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What a consumer decided. RETURNED gives back unused and counts no attempt."""
+    """What became of a delivery. RETRY counts an attempt; RETURNED, given back unused, does not. DEAD is the consumer's
+    own word: a dead letter, `rejected`. INVALID is its transport's: it can't be handed the message as it is; a dead
+    letter, `invalid`."""
 
     DONE = "done"
     RETRY = "retry"
     DEAD = "dead"
+    INVALID = "invalid"
     RETURNED = "returned"
 
 
