@@ -72,12 +72,16 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = NEVER
         self._retry: asyncio.TimerHandle | None = None
+        self._stuck = False
+        """The last attempt at a commit failed."""
         self._broken = False
         """The file has failed, and only a new one may be written."""
         self._rebuilds = 0
         """Attempts at it, so far."""
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
+        self._closing = False
+        """`close` makes its last attempt."""
         self._ended = False
         self._last_id = 0
         self._log_octets = 0
@@ -124,6 +128,10 @@ class Committer:
         self.core.accept(Accept((), changes, resolve))
         self.poke()
         return future
+
+    def keep(self, changes: Sequence[StateChange]) -> None:
+        self.core.accept(Accept((), changes, _nobody_waits, insists=True))
+        self.poke()
 
     def _refuse_all(self) -> None:
         waiting, self.core.gather.accepts = self.core.gather.accepts, []
@@ -182,7 +190,9 @@ class Committer:
 
     def _begin(self) -> None:
         core = self.core
-        if core.refusing and not self._running:
+        if self._stuck:
+            self._answer_from_memory()
+        elif core.refusing and not self._running:
             self._answer(core.take_refused())
         if self._running or self._retry is not None:
             return
@@ -203,6 +213,7 @@ class Committer:
 
     def _start(self) -> None:
         core = self.core
+        self._answer_from_memory()
         commit = core.begin_commit()
         if commit is None and self._refresh is None:
             return
@@ -228,6 +239,7 @@ class Committer:
             if error is not None or result is None:
                 self._failed(error)
                 return
+            self._stuck = False
             self.stats.observe(messages, octets, time.perf_counter() - began)
             self._last_id = max(self._last_id, result.last_id)
             if commit is not None:
@@ -258,9 +270,18 @@ class Committer:
 
     def _answer(self, accepts: Sequence[Accept], ok: bool = True) -> None:
         for accept in accepts:
-            if ok and accept.changes and not accept.is_refused():
+            if accept.insists or (ok and accept.changes and not accept.is_refused()):
                 self._remember(accept.changes)
             accept.resolve(accept.outcomes, ok)
+
+    def _answer_from_memory(self) -> None:
+        """Nobody waits for a store that did not take the last commit: it may take minutes until it does. The last call
+        of all waits, at the end."""
+        if self._stuck and not self._closing:
+            self._answer(self.core.take_volatile(), ok=False)
+            self._relieve()
+            if self.core.is_dirty:
+                self.poke()
 
     def _relieve(self) -> None:
         """Reading pauses while more is accepted than the disk takes (ruling 22)."""
@@ -275,6 +296,7 @@ class Committer:
 
     def _failed(self, error: BaseException | None) -> None:
         self.stats.failures += 1
+        self._stuck = True
         core = self.core
         self._refresh = None
         if error is not None and not isinstance(error, StoreError):
@@ -283,8 +305,7 @@ class Committer:
             log.error("commit failed", error=str(error))
         what = "is full" if isinstance(error, StoreFullError) else "has failed"
         core.refusing = f"the store {what}: {error}"
-        if core.committing is not None:
-            self._answer(core.failed(), ok=False)
+        self._answer(core.failed(), ok=False)
         self._relieve()
         if isinstance(error, StoreFailedError):
             self._broken = True
@@ -303,6 +324,7 @@ class Committer:
             self._retry = self._retry or self._loop.call_later(RETRY_SECONDS, self._try_again)
         elif core.refusing:
             core.refusing = ""
+            self._stuck = False
             log.info("the store takes messages again", room=room)
 
     def _try_again(self) -> None:
@@ -310,6 +332,7 @@ class Committer:
         self._retry = None
         if self._closed:
             return
+        self._answer_from_memory()
         if self._broken:
             self._rebuild()
         elif self.core.gather.is_empty():
@@ -321,7 +344,8 @@ class Committer:
     def _rebuild(self) -> None:
         """After a failed fsync only a new, complete file may be appended to (ruling 2)."""
         core = self.core
-        # What waits is committed with the new file; it is not in the old one.
+        self._answer_from_memory()
+        # What is left is committed with the new file; it is not in the old one.
         waiting = core.begin_commit() or Commit()
         # It asks also for bodies that could not be read a moment ago: this is the last time that anyone can.
         content = snapshot(core, self.states, waiting)
@@ -335,10 +359,13 @@ class Committer:
             if error is not None or rebuilt is None:
                 log.error("the store could not be written anew", error=str(error))
                 self._broken = True
+                if self._closing and core.gather.accepts:
+                    self._rebuild()  # the last call came meanwhile
+                    return
                 delay = RETRY_SECONDS * min(2**self._rebuilds, 20)
                 self._retry = self._loop.call_later(delay, self._try_again)
                 return
-            self._broken = False
+            self._broken = self._stuck = False
             self._rebuilds = 0
             self._last_id = rebuilt.last_id or self._last_id
             self._rescue(rebuilt)
@@ -410,6 +437,7 @@ class Committer:
     async def close(self) -> None:
         """Commits what came before this call, then closes the journal; what comes later is refused."""
         if not self._closed:
+            self._closing = True
             last = self.put()
             if self._retry is not None:
                 # Settlements may wait that the disk takes now; there is no other attempt.
@@ -435,6 +463,10 @@ class Committer:
         await closed
         self.reader.stop()
         self._writer.stop()
+
+
+def _nobody_waits(outcomes: Sequence[Outcome], ok: bool) -> None:
+    pass
 
 
 def is_durable(commit: Commit) -> bool:

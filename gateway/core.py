@@ -137,6 +137,19 @@ class Core:
         """The commit is durable: its entries are deliverable, its calls may be answered, in order."""
         gather, self.committing = self.committing, None
         assert gather is not None
+        self._make_true(gather)
+        idents = [entries[-1].ident for entries in (gather.pending, gather.moved) if entries]
+        self.committed_ident = max(self.committed_ident, *idents, 0)
+        return gather.accepts
+
+    def take_volatile(self) -> list[Accept]:
+        """While the store takes nothing: nothing durable is accepted, and everything else is true at once. The calls
+        may be answered now, in order, and no change of theirs is durable."""
+        gather = self.gather.take_volatile()
+        self._make_true(gather)
+        return gather.accepts
+
+    def _make_true(self, gather: Gather) -> None:
         now = self.now()
         limited: dict[Queue, None] = {}
         crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.memory.limit
@@ -144,7 +157,6 @@ class Core:
             stored = list(same)
             queue.pending_count -= len(stored)
             queue.pending_octets -= sum([entry.length for entry in stored])
-            self.committed_ident = max(self.committed_ident, stored[-1].ident)
             if queue.deleted:
                 self._give_up(queue, stored)
                 continue
@@ -176,7 +188,6 @@ class Core:
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
             accept.count()
-        return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
         batches: dict[Queue, list[Delivery]] = {}
@@ -186,15 +197,18 @@ class Core:
             queue.deliver_live(batch)
 
     def failed(self) -> list[Accept]:
-        """The commit was rolled back: its calls are REFUSED; what came after it is decided again, in order."""
-        gather, self.committing = self.committing, None
-        assert gather is not None
+        """The commit, if there is one, was rolled back: its calls are REFUSED; what came after it is decided again, in
+        order."""
+        gather, self.committing = self.committing or Gather(), None
         later, self.gather = self.gather, Gather()
         for row in {entry.row for entry in gather.pending if entry.row}:
             self.rows.undo(row)
         for undone in (gather, later):
             self._undo(undone)
             self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations)
+        for accept in gather.accepts:
+            if accept.insists:
+                gather.insist(accept.changes)
         self.gather.carry(later)
         self.gather.carry(gather)
         for accept in gather.accepts:

@@ -234,7 +234,8 @@ class Gateway(Protocol):
 
     @property
     def refusing(self) -> str:
-        """Why everything durable is REFUSED at present, or ""; with "" a REFUSED message met a full queue."""
+        """Why everything durable is REFUSED at present, or ""; with "" a REFUSED message met a full queue. Refuse
+        what a client wants to be durable before it is made, and let it have what is there."""
         ...
 
     def now(self) -> float:
@@ -249,8 +250,14 @@ class Gateway(Protocol):
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
         """Makes state durable. Resolves after everything that was accepted, declared, bound or settled before it,
-        with False if the store refused; an empty `put` is a barrier and works for volatile things too."""
+        with False if the store refused: then the changes are not made, and nothing of all that is sure to be durable.
+        An empty `put` is a barrier and works for volatile things too. While the store does not take
+        what it is given, it is False at once."""
         ...
+
+    def keep(self, changes: Sequence[StateChange]) -> None:
+        """Makes state durable that is true already and that nobody waits for: with the next commit or, if the store
+        refuses, as soon as it no longer does; of several changes of a key the last counts."""
 
     def state(self, owner: str) -> dict[str, bytes]:
         """What that owner has put, as committed before the start plus all that was put since."""

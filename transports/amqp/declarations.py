@@ -37,7 +37,7 @@ VHOST = "/"
 
 class Answer(NamedTuple):
     """frame: what to send, b"" for nothing. changes: to be made durable before, None if there is nothing to wait
-    for. undo: takes back what was done if the store refuses the changes."""
+    for. undo: takes back what was made if the store refuses the changes; None for what was taken away."""
 
     frame: bytes = b""
     changes: list[StateChange] | None = None
@@ -45,7 +45,10 @@ class Answer(NamedTuple):
 
 
 class Declarations:
-    """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError."""
+    """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError.
+
+    What is there already may be declared and bound again at any time, since nothing is made then; but only behind a
+    barrier (`Gateway.put`), so that whatever made it is durable or undone."""
 
     __slots__ = ("gateway", "holder", "last_queue", "settings", "topology")
 
@@ -86,6 +89,11 @@ class Declarations:
                 RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue {view.name!r} in vhost {VHOST!r}"
             )
 
+    def _check_store(self) -> None:
+        """What must last and can't be stored now is refused before it is made."""
+        if self.gateway.refusing:
+            raise AmqpError(RESOURCE_ERROR, f"nothing durable can be made at present: {self.gateway.refusing}")
+
     # exchanges
 
     def exchange_declare(self, channel: int, method: amqp.Exchange.Declare) -> Answer:
@@ -107,11 +115,13 @@ class Declarations:
         if have is not None:
             if have != wanted:
                 raise AmqpError(PRECONDITION_FAILED, _exchange_difference(wanted, have))
-            return Answer(frame, [] if have.durable else None)
+            return Answer(frame)
         if name.startswith("amq."):
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
         if len(self.topology.exchanges) - len(PREDECLARED) >= self.settings.max_exchanges:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
+        if wanted.durable:
+            self._check_store()
         changes = self.topology.add_exchange(wanted)
         return Answer(frame, changes or None, lambda: self.topology.exchanges.pop(name, None))
 
@@ -169,7 +179,6 @@ class Declarations:
             self._check_holder(view)
             if not method.passive:
                 self._check_equal(method, view)
-                changes = [] if view.policy.durable else None
         self.last_queue[channel] = view.name
         if method.nowait:
             return Answer(b"", changes, undo)
@@ -185,6 +194,8 @@ class Declarations:
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
         policy = policy_of(arguments, durable)
+        if durable:
+            self._check_store()
         gone: list[StateChange] = []
         if self.topology.queues >= self.settings.max_queues:
             gone = self.topology.stale(self.gateway.queues())
@@ -195,7 +206,10 @@ class Declarations:
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
-        changes = gone + self.topology.add_queue(declared, self.holder) + self.topology.forget(self.gateway.queues)
+        changes = self.topology.add_queue(declared, self.holder)
+        gone += self.topology.forget(self.gateway.queues)
+        if gone:
+            self.gateway.keep(gone)
         return view, changes or None
 
     def _undo_declare(self, name: str) -> Callable[[], object]:
@@ -292,22 +306,32 @@ class Declarations:
 
     # bindings
 
-    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+    def is_bound(self, channel: int, method: amqp.Queue.Bind) -> bool:
+        """Whether there is such a binding already, which must last."""
+        view, binding = self._binding(channel, method)
+        return view.policy.durable and binding in self.gateway.bindings(view.name)
+
+    def _binding(self, channel: int, method: amqp.Queue.Bind) -> tuple[QueueView, Binding]:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        return view, self.topology.binding(exchange, view.name, key, method.arguments or {})
+
+    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+        view, binding = self._binding(channel, method)
         bindings = self.gateway.bindings(view.name)
-        is_new = binding not in bindings
-        if is_new and len(bindings) >= self.settings.max_bindings:
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
+        if binding in bindings:
+            return Answer(frame)
+        if view.policy.durable:
+            self._check_store()
+        if len(bindings) >= self.settings.max_bindings:
             raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
         try:
             self.gateway.bind(binding)
         except ValueError as error:
-            raise AmqpError(PRECONDITION_FAILED, f"binding key {key[:64]!r}: {error}") from error
+            raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
         except BindingsFullError as error:
             raise AmqpError(RESOURCE_ERROR, str(error)) from error
-        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
-        undo = (lambda: self.gateway.unbind(binding)) if is_new else None
-        return Answer(frame, [] if view.policy.durable else None, undo)
+        return Answer(frame, [] if view.policy.durable else None, lambda: self.gateway.unbind(binding))
 
     def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)

@@ -136,7 +136,7 @@ def _topology(gateway: Gateway) -> Topology:
                 if binding.owner == OWNER and binding.exchange not in topology.exchanges:
                     gateway.unbind(binding)
         if stale:
-            gateway.put(stale)
+            gateway.keep(stale)
         _topologies[gateway] = topology
     return topology
 
