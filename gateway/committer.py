@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.compaction import rescue
@@ -78,6 +78,8 @@ class Committer:
         """The file has failed, and only a new one may be written."""
         self._rebuilds = 0
         """Attempts at it, so far."""
+        self._rescuing = False
+        """Bodies that the file lacks are on their way to it, unless a commit fails."""
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
         self._closing = False
@@ -306,9 +308,11 @@ class Committer:
         what = "is full" if isinstance(error, StoreFullError) else "has failed"
         core.refusing = f"the store {what}: {error}"
         self._answer(core.failed(), ok=False)
+        self._rescuing = False
         self._relieve()
         if isinstance(error, StoreFailedError):
             self._broken = True
+            core.rows.doubt()
             self._rebuild()
         else:
             self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
@@ -326,6 +330,8 @@ class Committer:
             core.refusing = ""
             self._stuck = False
             log.info("the store takes messages again", room=room)
+            if not self._rescuing:
+                self._rescue()
 
     def _try_again(self) -> None:
         """Whatever waits is committed again; with nothing waiting, only the room is asked for."""
@@ -368,7 +374,14 @@ class Committer:
             self._broken = self._stuck = False
             self._rebuilds = 0
             self._last_id = rebuilt.last_id or self._last_id
-            self._rescue(rebuilt)
+            missing = core.trust_file(rebuilt.left_out)
+            for queue, messages in (self._rescue() if missing else {}).items():
+                log.error(
+                    "the store has lost bodies, their messages can't be delivered",
+                    queue=queue,
+                    messages=messages,
+                    aside=rebuilt.aside,
+                )
             self._log_octets = sum(map(len, content.records))
             core.refusing = ""
             log.info("the store was written anew")
@@ -378,19 +391,12 @@ class Committer:
         salvage = self._rebuilds > SALVAGE_ATTEMPTS
         self._writer.call(lambda: self.journal.rebuild(content, salvage), done)
 
-    def _rescue(self, rebuilt: Rebuilt) -> None:
-        """What of the old file could not be read is stored again if it is in memory, and reported if it is not."""
-        missing = self.core.rows.living(rebuilt.left_out)
-        if not missing:
-            return
-        self.core.rows.unreadable |= missing
-        for queue, messages in rescue(self.core, missing).items():
-            log.error(
-                "the store has lost bodies, their messages can't be delivered",
-                queue=queue,
-                messages=messages,
-                aside=rebuilt.aside,
-            )
+    def _rescue(self) -> Mapping[str, int]:
+        """What the file lacks is stored again with the next commit, if it is in memory; returns how many messages are
+        not, by queue."""
+        self._rescuing = True
+        missing = self.core.rows.left_out
+        return rescue(self.core, missing) if missing else {}
 
     # the log's length
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
@@ -94,6 +94,8 @@ class Core:
         self.deliveries: Iterator[int] = itertools.count(1)
         self._dirty: dict[Queue, None] = {}
         self._fresh: list[tuple[Queue, int, int]] = []
+        self._unsafe: dict[tuple[Queue, int], int] = {}
+        """Idents of what stays in memory until its body is safe on the disk."""
         self._timers: list[tuple[float, int, Queue]] = []
         self._scheduled: dict[Queue, float] = {}
 
@@ -176,6 +178,9 @@ class Core:
                 entries.row[move.slot], entries.offset[move.slot] = move.row, move.offset
                 self.rows.refer(move.row)
                 self._release_row(move.old_row)
+                ident = self._unsafe.pop((move.queue, move.slot), 0)
+                if ident == move.ident:
+                    self._fresh.append((move.queue, move.slot, ident))
         for row, _ in gather.copied_bodies.full:
             if row not in self.rows:
                 self.gather.dropped.append(row)
@@ -205,7 +210,7 @@ class Core:
             self.rows.undo(row)
         for undone in (gather, later):
             self._undo(undone)
-            self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations)
+            self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations) - self.rows.left_out
         for accept in gather.accepts:
             if accept.insists:
                 gather.insist(accept.changes)
@@ -283,6 +288,13 @@ class Core:
     def is_unreadable(self, row: int) -> bool:
         return row in self.rows.unreadable
 
+    def may_spill(self, queue: Queue, slot: int) -> bool:
+        row = queue.entries.row[slot]
+        if not row or self.rows.is_safe(row):
+            return bool(row)
+        self._unsafe[queue, slot] = queue.entries.ident[slot]
+        return False
+
     def spillable(self, queue: Queue, slot: int) -> None:
         self._fresh.append((queue, slot, queue.entries.ident[slot]))
 
@@ -308,6 +320,18 @@ class Core:
         return taken
 
     # bodies from the disk
+
+    def trust_file(self, left_out: Iterable[int]) -> set[int]:
+        """A new file stands in the place of one that failed, and lacks these rows. Returns those of them that entries
+        refer to."""
+        missing = self.rows.trust(left_out)
+        for (queue, slot), ident in list(self._unsafe.items()):
+            if not queue.entries.holds(slot, ident):
+                del self._unsafe[queue, slot]
+            elif self.rows.is_safe(queue.entries.row[slot]):
+                del self._unsafe[queue, slot]
+                self._fresh.append((queue, slot, ident))
+        return missing
 
     def loaded(self, rows: Mapping[int, bytes]) -> None:
         """What was read; queues that waited may go on."""

@@ -599,3 +599,61 @@ async def test_what_insists_takes_no_more_room_than_its_keys(bench: Bench, monke
     assert await outcomes(bench.committer.put()) is False
     assert list(bench.core.gather.insisted.values()) == [StateChange("mqtt", "a", b"999")]
     assert not bench.core.gather.accepts and not bench.core.gather.states
+
+
+# bodies that the new file lacks
+
+
+@pytest.mark.parametrize("second", [StoreFailedError("fsync"), StoreFullError("full"), ValueError("what?")], ids=repr)
+async def test_what_was_in_memory_when_the_file_failed_outlives_a_second_failure(
+    bench: Bench, second: StoreError
+) -> None:
+    """The rows can't be read, so the new file lacks them; the commit that stores them again fails as well; and all the
+    while the memory is full, and consumers give back what they hold."""
+    worker = bench.worker("q", 3)
+    # In a row each: given back amid the first failure, given back before the second, held; never delivered.
+    for name in ("amid", "before", "held", "waiting"):
+        await bench.committer.accept([to("q", name)])
+    await bench.until(lambda: len(worker.held) == 3)
+    await bench.committer.put()
+    bench.journal.commit(Commit(dropped=list(bench.core.rows.uses)))
+    bench.core.memory.limit = 0
+
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    bench.journal.rebuild_errors.append(StoreError("no room"))
+    assert await outcomes(bench.committer.accept([to("q", "refused")])) == [REFUSED]
+    worker.give_back("amid")
+    assert await outcomes(bench.committer.put()) is False
+    bench.journal.gate.clear()
+    bench.journal.reached.clear()
+    await bench.until(bench.journal.reached.is_set)  # by what stores them again
+    assert bench.journal.rebuilds == 1
+    bench.journal.errors.append(second)
+    worker.give_back("before")
+    await asyncio.sleep(0.05)  # dispatched, and spilled if that were allowed
+    bench.journal.gate.set()
+    await bench.until(lambda: bench.committer.stats.failures == 2 and not bench.core.refusing)
+    assert await outcomes(bench.committer.accept([to("q", "last")])) == [STORED]
+    found = bench.restart()
+    assert found.content("q") == ["amid", "before", "held", "waiting", "last"]
+    assert not found.core.rows.unreadable
+    # What there was no memory for has left it, now that it is on the disk.
+    resident = bench.core.get("q").resident
+    await bench.until(lambda: [message.body for message in resident.values()] == [b"waiting"])
+
+
+async def test_what_is_read_from_a_failed_file_may_leave_the_memory(bench: Bench) -> None:
+    """Otherwise who takes messages and gives them back would bring the whole store into it."""
+    await bench.committer.accept([to("q", "1")])
+    queue = bench.core.get("q")
+    queue.spill(queue.entries.first, queue.entries.ident[queue.entries.first])
+    await bench.committer.put()
+    bench.core.memory.limit = 0
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    bench.journal.rebuild_errors += [StoreError("no room")] * 3
+    assert await outcomes(bench.committer.accept([to("q", "refused")])) == [REFUSED]
+    worker = bench.worker("q", 1)
+    await bench.until(lambda: worker.held)
+    worker.give_back()
+    await bench.until(lambda: not bench.core.is_dirty)
+    assert bench.core.refusing and not queue.resident
