@@ -107,6 +107,10 @@ class Consuming:
         most = self.connection.settings.max_consumers
         if sum(len(other.consumers) for other in self.connection.channels.values()) >= most:
             raise AmqpError(RESOURCE_ERROR, f"a connection may have {most} consumers")
+        if self.topology.consuming >= self.connection.settings.max_all_consumers:
+            raise AmqpError(
+                RESOURCE_ERROR, f"there are {self.topology.consuming} consumers already, of all connections"
+            )
         if self.topology.taken(view.name) or (method.exclusive and view.consumers):
             raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError, GatewayError
@@ -57,6 +58,8 @@ class Declarations:
         self.topology = topology
         self.holder = holder
         self.settings = settings
+        self.user = ""
+        """Who has logged in."""
         self.last_queue: dict[int, str] = {}
         """By channel: the queue declared last, which an empty name stands for [AMQP 1.7.2.1.queue]."""
 
@@ -89,6 +92,11 @@ class Declarations:
                 RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue {view.name!r} in vhost {VHOST!r}"
             )
 
+    def _check_share(self, what: str, has: int, most: int) -> None:
+        """One user must leave room for the others; without users nobody can be told from another."""
+        if has >= most and not self.gateway.anonymous:
+            raise AmqpError(RESOURCE_ERROR, f"user {self.user!r} has {has} {what}, and may have {most}")
+
     def _check_store(self) -> None:
         """What must last and can't be stored now is refused before it is made."""
         if self.gateway.refusing:
@@ -110,16 +118,17 @@ class Declarations:
         if method.arguments:
             argument = next(iter(method.arguments))
             raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
-        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal)
+        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal, self.user)
         have = self.topology.exchanges.get(name)
         if have is not None:
-            if have != wanted:
+            if have != msgspec.structs.replace(wanted, user=have.user):
                 raise AmqpError(PRECONDITION_FAILED, _exchange_difference(wanted, have))
             return Answer(frame)
         if name.startswith("amq."):
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
         if len(self.topology.exchanges) - len(PREDECLARED) >= self.settings.max_exchanges:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
+        self._check_share("exchanges", self.topology.exchanges_of(self.user), self.settings.max_exchanges_per_user)
         if wanted.durable:
             self._check_store()
         changes = self.topology.add_exchange(wanted)
@@ -196,16 +205,19 @@ class Declarations:
         policy = policy_of(arguments, durable)
         if durable:
             self._check_store()
+        settings, topology = self.settings, self.topology
         gone: list[StateChange] = []
-        if self.topology.queues >= self.settings.max_queues:
-            gone = self.topology.stale(self.gateway.queues())
-            if self.topology.queues >= self.settings.max_queues:
-                raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_queues} queues of clients already")
+        if topology.queues >= settings.max_queues or topology.queues_of(self.user) >= settings.max_queues_per_user:
+            gone = topology.stale(self.gateway.queues())
+        if topology.queues >= settings.max_queues:
+            raise AmqpError(RESOURCE_ERROR, f"there are {settings.max_queues} queues of clients already")
+        self._check_share("queues", topology.queues_of(self.user), settings.max_queues_per_user)
         try:
             view = self.gateway.declare(name, policy, OWNER)
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
-        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
+        arguments = dict(arguments)
+        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, arguments, self.user)
         changes = self.topology.add_queue(declared, self.holder)
         gone += self.topology.forget(self.gateway.queues)
         if gone:

@@ -28,7 +28,7 @@ def _channel_close(connection: AmqpConnection, channel: Channel, method: Any) ->
     connection.leave(channel)
     channel.closing = True  # what is confirmed from now on is nobody's any more, also if its number is used again
     connection.send(encode_method(channel.id, amqp.Channel.CloseOk))
-    del connection.channels[channel.id]
+    connection.forget(channel)
 
 
 def _channel_flow(connection: AmqpConnection, channel: Channel, method: amqp.Channel.Flow) -> None:
