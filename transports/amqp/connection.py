@@ -81,6 +81,7 @@ class AmqpConnection(TcpConnection):
         "held",
         "idle",
         "name",
+        "places",
         "publishing",
         "refused",
         "settings",

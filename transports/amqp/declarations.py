@@ -51,7 +51,7 @@ class Declarations:
     What is there already may be declared and bound again at any time, since nothing is made then; but only behind a
     barrier (`Gateway.put`), so that whatever made it is durable or undone."""
 
-    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology")
+    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology", "user")
 
     def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
