@@ -112,15 +112,22 @@ class Case:
         self.shim.close()
 
 
-@pytest.fixture(params=["full", "failed"])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
-    made = Case(tmp_path, request.param)
+@pytest.fixture
+def sound(tmp_path: Path) -> Iterator[Case]:
+    """Whose store has not failed yet."""
+    made = Case(tmp_path, "failed")
     try:
         made.prepare()
-        made.fail()
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(params=["full", "failed"])
+def case(request: pytest.FixtureRequest, sound: Case) -> Case:
+    sound.kind = request.param
+    sound.fail()
+    return sound
 
 
 def bodies(client: RawClient, count: int) -> list[bytes]:
@@ -273,3 +280,62 @@ def test_http_clients_are_told_at_once(case: Case) -> None:
                 assert answer.status_code == 503 and "settled" in answer.text
             with quick("the next delivery"):
                 assert json.loads(next(lines))["delivery"]["id"] > id
+
+
+def test_whoever_meets_the_failure_is_refused_and_leaves_nothing(sound: Case) -> None:
+    """What was made in memory, and was to be in the commit that fails, is taken back; what is there stays."""
+    written = 0
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        """One fsync fails; the new file that follows stands when this is over."""
+        nonlocal written
+        sound.shim.fail(("sync",), errno.EIO, "*-wal", times=1)
+        yield
+        sound.daemon.wait_for("the store was written anew", after=written)
+        written = len(sound.daemon.log)
+        assert sound.shim.hits() == 1
+
+    with RawClient(sound.mqtt) as fresh, failing():
+        assert fresh.connect("fresh", False, EXPIRY).reason == Reason.SERVER_UNAVAILABLE
+    with RawClient(sound.mqtt) as fresh:
+        answer = fresh.connect("fresh", False, EXPIRY)
+        assert (answer.reason, answer.session_present) == (Reason.SUCCESS, False)
+    with RawClient(sound.mqtt) as kept:
+        with failing():
+            answer = kept.connect("kept", False, EXPIRY)
+            assert (answer.reason, answer.session_present) == (Reason.SUCCESS, True)
+        with failing():
+            assert kept.subscribe("news/#", "other", "$share/team/more") == (1, *[Reason.QUOTA_EXCEEDED] * 2)
+        with RawClient(sound.mqtt) as publisher:
+            publisher.connect()
+            assert publisher.publish("other").reason == Reason.NO_MATCHING_SUBSCRIBERS
+            assert publisher.publish("more").reason == Reason.NO_MATCHING_SUBSCRIBERS
+        assert kept.subscribe("other", "$share/team/more") == (1, 1)
+    for new in (
+        amqp.Queue.Declare(queue="new", durable=True),
+        amqp.Exchange.Declare(exchange="new", exchange_type="topic", durable=True),
+        amqp.Queue.Bind(queue="work", exchange="ex", routing_key="new"),
+    ):
+        raw = sound.amqp()
+        with failing():
+            raw.send(new)
+            assert raw.expect(amqp.Connection.Close).reply_code == 506
+        raw.close()
+    raw = sound.amqp()
+    with failing():
+        raw.call(amqp.Queue.Delete(queue="old"), amqp.Queue.DeleteOk)
+    raw.close()
+    sound.daemon.kill()
+    sound.daemon.start()
+    for gone in ("old", "new"):
+        raw = sound.amqp()
+        raw.send(amqp.Queue.Declare(queue=gone, passive=True))
+        assert raw.expect(amqp.Channel.Close).reply_code == 404
+        raw.close()
+    raw = sound.amqp()
+    raw.publish(b"", "new", "ex", mandatory=True)
+    assert raw.expect(amqp.Basic.Return).reply_code == 312
+    raw.close()
+    with RawClient(sound.mqtt) as kept:
+        assert kept.connect("kept", False, EXPIRY).session_present
