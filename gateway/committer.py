@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.compaction import rescue
@@ -72,12 +72,18 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = NEVER
         self._retry: asyncio.TimerHandle | None = None
+        self._stuck = False
+        """The last attempt at a commit failed."""
         self._broken = False
         """The file has failed, and only a new one may be written."""
         self._rebuilds = 0
         """Attempts at it, so far."""
+        self._rescuing = False
+        """Bodies that the file lacks are on their way to it, unless a commit fails."""
         self._closed = True
         """Before `start`, while the store is read, and after `close`."""
+        self._closing = False
+        """`close` makes its last attempt."""
         self._ended = False
         self._last_id = 0
         self._log_octets = 0
@@ -124,6 +130,10 @@ class Committer:
         self.core.accept(Accept((), changes, resolve))
         self.poke()
         return future
+
+    def keep(self, changes: Sequence[StateChange]) -> None:
+        self.core.accept(Accept((), changes, _nobody_waits, insists=True))
+        self.poke()
 
     def _refuse_all(self) -> None:
         waiting, self.core.gather.accepts = self.core.gather.accepts, []
@@ -182,7 +192,9 @@ class Committer:
 
     def _begin(self) -> None:
         core = self.core
-        if core.refusing and not self._running:
+        if self._stuck:
+            self._answer_from_memory()
+        elif core.refusing and not self._running:
             self._answer(core.take_refused())
         if self._running or self._retry is not None:
             return
@@ -203,6 +215,7 @@ class Committer:
 
     def _start(self) -> None:
         core = self.core
+        self._answer_from_memory()
         commit = core.begin_commit()
         if commit is None and self._refresh is None:
             return
@@ -228,6 +241,7 @@ class Committer:
             if error is not None or result is None:
                 self._failed(error)
                 return
+            self._stuck = False
             self.stats.observe(messages, octets, time.perf_counter() - began)
             self._last_id = max(self._last_id, result.last_id)
             if commit is not None:
@@ -258,9 +272,18 @@ class Committer:
 
     def _answer(self, accepts: Sequence[Accept], ok: bool = True) -> None:
         for accept in accepts:
-            if ok and accept.changes and not accept.is_refused():
+            if accept.insists or (ok and accept.changes and not accept.is_refused()):
                 self._remember(accept.changes)
             accept.resolve(accept.outcomes, ok)
+
+    def _answer_from_memory(self) -> None:
+        """Nobody waits for a store that did not take the last commit: it may take minutes until it does. The last call
+        of all waits, at the end."""
+        if self._stuck and not self._closing:
+            self._answer(self.core.take_volatile(), ok=False)
+            self._relieve()
+            if self.core.is_dirty:
+                self.poke()
 
     def _relieve(self) -> None:
         """Reading pauses while more is accepted than the disk takes (ruling 22)."""
@@ -275,6 +298,7 @@ class Committer:
 
     def _failed(self, error: BaseException | None) -> None:
         self.stats.failures += 1
+        self._stuck = True
         core = self.core
         self._refresh = None
         if error is not None and not isinstance(error, StoreError):
@@ -283,11 +307,12 @@ class Committer:
             log.error("commit failed", error=str(error))
         what = "is full" if isinstance(error, StoreFullError) else "has failed"
         core.refusing = f"the store {what}: {error}"
-        if core.committing is not None:
-            self._answer(core.failed(), ok=False)
+        self._answer(core.failed(), ok=False)
+        self._rescuing = False
         self._relieve()
         if isinstance(error, StoreFailedError):
             self._broken = True
+            core.rows.doubt()
             self._rebuild()
         else:
             self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
@@ -303,13 +328,17 @@ class Committer:
             self._retry = self._retry or self._loop.call_later(RETRY_SECONDS, self._try_again)
         elif core.refusing:
             core.refusing = ""
+            self._stuck = False
             log.info("the store takes messages again", room=room)
+            if not self._rescuing:
+                self._rescue()
 
     def _try_again(self) -> None:
         """Whatever waits is committed again; with nothing waiting, only the room is asked for."""
         self._retry = None
         if self._closed:
             return
+        self._answer_from_memory()
         if self._broken:
             self._rebuild()
         elif self.core.gather.is_empty():
@@ -321,7 +350,8 @@ class Committer:
     def _rebuild(self) -> None:
         """After a failed fsync only a new, complete file may be appended to (ruling 2)."""
         core = self.core
-        # What waits is committed with the new file; it is not in the old one.
+        self._answer_from_memory()
+        # What is left is committed with the new file; it is not in the old one.
         waiting = core.begin_commit() or Commit()
         # It asks also for bodies that could not be read a moment ago: this is the last time that anyone can.
         content = snapshot(core, self.states, waiting)
@@ -335,13 +365,23 @@ class Committer:
             if error is not None or rebuilt is None:
                 log.error("the store could not be written anew", error=str(error))
                 self._broken = True
+                if self._closing and core.gather.accepts:
+                    self._rebuild()  # the last call came meanwhile
+                    return
                 delay = RETRY_SECONDS * min(2**self._rebuilds, 20)
                 self._retry = self._loop.call_later(delay, self._try_again)
                 return
-            self._broken = False
+            self._broken = self._stuck = False
             self._rebuilds = 0
             self._last_id = rebuilt.last_id or self._last_id
-            self._rescue(rebuilt)
+            missing = core.trust_file(rebuilt.left_out)
+            for queue, messages in (self._rescue() if missing else {}).items():
+                log.error(
+                    "the store has lost bodies, their messages can't be delivered",
+                    queue=queue,
+                    messages=messages,
+                    aside=rebuilt.aside,
+                )
             self._log_octets = sum(map(len, content.records))
             core.refusing = ""
             log.info("the store was written anew")
@@ -351,19 +391,12 @@ class Committer:
         salvage = self._rebuilds > SALVAGE_ATTEMPTS
         self._writer.call(lambda: self.journal.rebuild(content, salvage), done)
 
-    def _rescue(self, rebuilt: Rebuilt) -> None:
-        """What of the old file could not be read is stored again if it is in memory, and reported if it is not."""
-        missing = self.core.rows.living(rebuilt.left_out)
-        if not missing:
-            return
-        self.core.rows.unreadable |= missing
-        for queue, messages in rescue(self.core, missing).items():
-            log.error(
-                "the store has lost bodies, their messages can't be delivered",
-                queue=queue,
-                messages=messages,
-                aside=rebuilt.aside,
-            )
+    def _rescue(self) -> Mapping[str, int]:
+        """What the file lacks is stored again with the next commit, if it is in memory; returns how many messages are
+        not, by queue."""
+        self._rescuing = True
+        missing = self.core.rows.left_out
+        return rescue(self.core, missing) if missing else {}
 
     # the log's length
 
@@ -410,6 +443,7 @@ class Committer:
     async def close(self) -> None:
         """Commits what came before this call, then closes the journal; what comes later is refused."""
         if not self._closed:
+            self._closing = True
             last = self.put()
             if self._retry is not None:
                 # Settlements may wait that the disk takes now; there is no other attempt.
@@ -435,6 +469,10 @@ class Committer:
         await closed
         self.reader.stop()
         self._writer.stop()
+
+
+def _nobody_waits(outcomes: Sequence[Outcome], ok: bool) -> None:
+    pass
 
 
 def is_durable(commit: Commit) -> bool:

@@ -33,18 +33,27 @@ def rescue(core: Core, rows: Set[int]) -> Counter[str]:
     """Puts the messages of these rows, which the store has lost, into the next commit, if they are in memory. Returns
     how many are not, by queue: they keep their place and can't be delivered."""
     lost: Counter[str] = Counter()
+    bodies = core.gather.copied_bodies
+    # Entries that share a body go on sharing it.
+    places: dict[tuple[int, int], tuple[int, int]] = {}
     for queue in core.queues.values():
         entries = queue.entries
         for slot in entries.slots():
-            if entries.row[slot] not in rows:
+            row, offset = entries.row[slot], entries.offset[slot]
+            if row not in rows:
                 continue
-            message = queue.in_memory(slot)
-            if message is None:
-                lost[queue.name] += 1
-                continue
-            row, offset, _ = core.gather.copied_bodies.add(message, core.rows.new)
-            move = Relocation(queue, slot, entries.ident[slot], entries.row[slot], row, offset)
-            core.gather.relocations.append(move)
+            place = places.get((row, offset))
+            if place is None:
+                message, data = queue.in_memory(slot), core.rows.in_memory(row)
+                if message is not None:
+                    place = bodies.add(message, core.rows.new)[:2]
+                elif data is not None:
+                    place = bodies.append(data[offset : offset + entries.length[slot]], core.rows.new)
+                else:
+                    lost[queue.name] += 1
+                    continue
+                places[row, offset] = place
+            core.gather.relocations.append(Relocation(queue, slot, entries.ident[slot], row, *place))
     return lost
 
 
@@ -82,6 +91,8 @@ class Compaction:
         core = self._core
         gather = core.gather
         for row, data in rows.items():
+            if row in core.rows.left_out:
+                continue  # it was read from a file that is no more, and is stored again already
             # Entries that share a body go on sharing it.
             places: dict[int, tuple[int, int]] = {}
             for queue, slot, ident in self._living.pop(row, ()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 
@@ -94,6 +94,8 @@ class Core:
         self.deliveries: Iterator[int] = itertools.count(1)
         self._dirty: dict[Queue, None] = {}
         self._fresh: list[tuple[Queue, int, int]] = []
+        self._unsafe: dict[tuple[Queue, int], int] = {}
+        """Idents of what stays in memory until its body is safe on the disk."""
         self._timers: list[tuple[float, int, Queue]] = []
         self._scheduled: dict[Queue, float] = {}
 
@@ -137,6 +139,19 @@ class Core:
         """The commit is durable: its entries are deliverable, its calls may be answered, in order."""
         gather, self.committing = self.committing, None
         assert gather is not None
+        self._make_true(gather)
+        idents = [entries[-1].ident for entries in (gather.pending, gather.moved) if entries]
+        self.committed_ident = max(self.committed_ident, *idents, 0)
+        return gather.accepts
+
+    def take_volatile(self) -> list[Accept]:
+        """While the store takes nothing: nothing durable is accepted, and everything else is true at once. The calls
+        may be answered now, in order, and no change of theirs is durable."""
+        gather = self.gather.take_volatile()
+        self._make_true(gather)
+        return gather.accepts
+
+    def _make_true(self, gather: Gather) -> None:
         now = self.now()
         limited: dict[Queue, None] = {}
         crowded = self.memory.octets + 2 * gather.octets + RESIDENT_OCTETS * len(gather.pending) > self.memory.limit
@@ -144,7 +159,6 @@ class Core:
             stored = list(same)
             queue.pending_count -= len(stored)
             queue.pending_octets -= sum([entry.length for entry in stored])
-            self.committed_ident = max(self.committed_ident, stored[-1].ident)
             if queue.deleted:
                 self._give_up(queue, stored)
                 continue
@@ -164,6 +178,9 @@ class Core:
                 entries.row[move.slot], entries.offset[move.slot] = move.row, move.offset
                 self.rows.refer(move.row)
                 self._release_row(move.old_row)
+                ident = self._unsafe.pop((move.queue, move.slot), 0)
+                if ident == move.ident:
+                    self._fresh.append((move.queue, move.slot, ident))
         for row, _ in gather.copied_bodies.full:
             if row not in self.rows:
                 self.gather.dropped.append(row)
@@ -176,7 +193,6 @@ class Core:
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
             accept.count()
-        return gather.accepts
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
         batches: dict[Queue, list[Delivery]] = {}
@@ -186,15 +202,18 @@ class Core:
             queue.deliver_live(batch)
 
     def failed(self) -> list[Accept]:
-        """The commit was rolled back: its calls are REFUSED; what came after it is decided again, in order."""
-        gather, self.committing = self.committing, None
-        assert gather is not None
+        """The commit, if there is one, was rolled back: its calls are REFUSED; what came after it is decided again, in
+        order."""
+        gather, self.committing = self.committing or Gather(), None
         later, self.gather = self.gather, Gather()
         for row in {entry.row for entry in gather.pending if entry.row}:
             self.rows.undo(row)
         for undone in (gather, later):
             self._undo(undone)
-            self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations)
+            self.rows.sparse |= self.rows.living(move.old_row for move in undone.relocations) - self.rows.left_out
+        for accept in gather.accepts:
+            if accept.insists:
+                gather.insist(accept.changes)
         self.gather.carry(later)
         self.gather.carry(gather)
         for accept in gather.accepts:
@@ -269,6 +288,13 @@ class Core:
     def is_unreadable(self, row: int) -> bool:
         return row in self.rows.unreadable
 
+    def may_spill(self, queue: Queue, slot: int) -> bool:
+        row = queue.entries.row[slot]
+        if not row or self.rows.is_safe(row):
+            return bool(row)
+        self._unsafe[queue, slot] = queue.entries.ident[slot]
+        return False
+
     def spillable(self, queue: Queue, slot: int) -> None:
         self._fresh.append((queue, slot, queue.entries.ident[slot]))
 
@@ -294,6 +320,18 @@ class Core:
         return taken
 
     # bodies from the disk
+
+    def trust_file(self, left_out: Iterable[int]) -> set[int]:
+        """A new file stands in the place of one that failed, and lacks these rows. Returns those of them that entries
+        refer to."""
+        missing = self.rows.trust(left_out)
+        for (queue, slot), ident in list(self._unsafe.items()):
+            if not queue.entries.holds(slot, ident):
+                del self._unsafe[queue, slot]
+            elif self.rows.is_safe(queue.entries.row[slot]):
+                del self._unsafe[queue, slot]
+                self._fresh.append((queue, slot, ident))
+        return missing
 
     def loaded(self, rows: Mapping[int, bytes]) -> None:
         """What was read; queues that waited may go on."""

@@ -6,7 +6,7 @@ undoes the one and carries the other over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -53,20 +53,23 @@ class Relocation(NamedTuple):
 
 
 class Accept:
-    """One call of `accept` or `put`. outcomes are what will be true once the commit is done, and counts, (counters of a
-    queue, which), what is counted then: a call that is decided again counts once."""
+    """One call of `accept`, `put` or `keep`. outcomes are what will be true once the commit is done, and counts,
+    (counters of a queue, which), what is counted then: a call that is decided again counts once. insists: its changes
+    are true already, so they are never refused."""
 
-    __slots__ = ("changes", "counts", "messages", "outcomes", "resolve")
+    __slots__ = ("changes", "counts", "insists", "messages", "outcomes", "resolve")
 
     def __init__(
         self,
         messages: Sequence[Message],
         changes: Sequence[StateChange],
         resolve: Callable[[Sequence[Outcome], bool], None],
+        insists: bool = False,
     ) -> None:
         self.messages = messages
         self.changes = changes
         self.resolve = resolve
+        self.insists = insists
         self.outcomes: Sequence[Outcome] = ()
         self.counts: Sequence[tuple[Counters, str]] = ()
 
@@ -135,6 +138,7 @@ class Gather:
         "extras",
         "forced_states",
         "groups",
+        "insisted",
         "keys",
         "live",
         "moved",
@@ -175,6 +179,12 @@ class Gather:
         self.groups: list[tuple[int, int, str]] = []
         self.extras: list[tuple[int, Extra]] = []
         self.forced_states: list[StateChange] = []
+        self.insisted: dict[tuple[str, str], StateChange] = {}
+        """Of calls that insist, since their commit failed or could not be tried: the last of each key."""
+
+    def insist(self, changes: Iterable[StateChange]) -> None:
+        for change in changes:
+            self.insisted[change.owner, change.key] = change
 
     def add_key(self, digest: bytes, until: float, window: float) -> None:
         keys = self.keys.get(window)
@@ -195,6 +205,7 @@ class Gather:
             or self.groups
             or self.extras
             or self.forced_states
+            or self.insisted
             or self.relocations
             or self.expired is not None
         )
@@ -211,6 +222,27 @@ class Gather:
         self.groups[:0] = other.groups
         self.extras[:0] = other.extras
         self.forced_states[:0] = other.forced_states
+        self.insisted = other.insisted | self.insisted
+
+    def take_volatile(self) -> Gather:
+        """Takes out all that needs no disk, and every call: what insists or can't be undone stays. To be called when
+        nothing durable was accepted."""
+        volatile = Gather()
+        volatile.octets, self.octets = self.octets, 0
+        volatile.accepts, self.accepts = self.accepts, []
+        volatile.pending, self.pending = self.pending, []
+        volatile.volatile_keys, self.volatile_keys = self.volatile_keys, []
+        volatile.live, self.live = self.live, []
+        if self.moved:
+            volatile.moved = [entry for entry in self.moved if not entry.queue.policy.durable]
+            self.moved = [entry for entry in self.moved if entry.queue.policy.durable]
+        self.states = []
+        for accept in volatile.accepts:
+            if accept.messages and not accept.is_refused():
+                accept.insists = True  # its messages are there
+            if accept.insists:
+                self.insist(accept.changes)
+        return volatile
 
     def entries(self) -> list[Pending]:
         """All that becomes deliverable, by ident."""
@@ -242,6 +274,7 @@ class Gather:
             self.extras,
             self.relocations,
             self.forced_states,
+            self.insisted,
             self.states,
         )
         useful = durable or any(said)
@@ -251,7 +284,7 @@ class Gather:
             dropped=self.dropped,
             expiring=[pack_keys(keys) for keys in self.keys.values()],
             expired=self.expired,
-            state=[*self.forced_states, *self.states],
+            state=[*self.forced_states, *self.insisted.values(), *self.states],
         )
 
 

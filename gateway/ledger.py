@@ -59,6 +59,11 @@ class Ledger(Protocol):
         """That row could not be read; it is tried again later."""
         ...
 
+    def may_spill(self, queue: Queue, slot: int) -> bool:
+        """Whether the body is on disk and need not be in memory; if only not now, the queue is asked to `spill` it
+        later."""
+        ...
+
     def spillable(self, queue: Queue, slot: int) -> None:
         """A body that is on disk is in memory again."""
 

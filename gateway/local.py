@@ -48,6 +48,9 @@ class LocalGateway:
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
         return self.committer.put(changes)
 
+    def keep(self, changes: Sequence[StateChange]) -> None:
+        self.committer.keep(changes)
+
     def state(self, owner: str) -> dict[str, bytes]:
         return self.committer.state(owner)
 

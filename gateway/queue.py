@@ -262,7 +262,10 @@ class Queue:
     def spill(self, slot: int, ident: int) -> None:
         """Forgets the body in memory if the entry still waits and its body is on disk."""
         entries = self.entries
-        if entries.holds(slot, ident) and entries.row[slot] and self.resident.pop(slot, None) is not None:
+        if not entries.holds(slot, ident) or slot not in self.resident:
+            return
+        if self.ledger.may_spill(self, slot):
+            del self.resident[slot]
             self._memory.octets -= self.entries.length[slot] + RESIDENT_OCTETS
 
     # entries out
@@ -412,7 +415,7 @@ class Queue:
                 batches[subscription] = [delivery]
             else:
                 batch.append(delivery)
-            if memory.octets > memory.limit and entries.row[slot]:
+            if memory.octets > memory.limit and ledger.may_spill(self, slot):
                 # Who never settles must not fill the memory: should it come back, it is read again.
                 delivery = structs.replace(delivery, message=SPILLED)
                 memory.octets -= length + RESIDENT_OCTETS
@@ -449,10 +452,6 @@ class Queue:
         self.counters.settled += len(deliveries)
         self.remove([delivery.slot for delivery in deliveries])
         self.ledger.wake(self)
-
-    def reject(self, delivery: Delivery, error: str) -> None:
-        """DEAD: a dead letter, `rejected`."""
-        self.bury_flying(delivery.slot, Reason.REJECTED, error)
 
     def give_back(self, delivery: Delivery) -> None:
         """RETURNED: to its old place, no attempt counted."""

@@ -76,7 +76,7 @@ class BodyReader:
         self._reader.call(read, done)
 
     def _read_again(self, rows: set[int]) -> None:
-        self._core.rows.unreadable -= rows
+        self._core.rows.read_again(rows)
         self._core.wake_all()
 
     async def message(self, source: Queue, slot: int) -> Message | None:

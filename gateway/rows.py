@@ -6,7 +6,7 @@ Its rule: a row is let go when the last entry that refers to it has left, and ne
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import groupby, islice
 
 CACHE_OCTETS = 32 << 20
@@ -17,9 +17,21 @@ ROWS_AT_ONCE = 64
 class Rows:
     """uses: how many entries refer to each row. peaks: how many did at most, where that is more than one.
     sparse: rows that less than half of their entries still refer to. wanted: to be read, in the order in which they
-    were asked for. unreadable: could not be."""
+    were asked for. unreadable: could not be. left_out: of these, the ones that the file lacks."""
 
-    __slots__ = ("_cache", "_cache_octets", "_reading", "next", "peaks", "sparse", "unreadable", "uses", "wanted")
+    __slots__ = (
+        "_cache",
+        "_cache_octets",
+        "_proven",
+        "_reading",
+        "left_out",
+        "next",
+        "peaks",
+        "sparse",
+        "unreadable",
+        "uses",
+        "wanted",
+    )
 
     def __init__(self) -> None:
         self.next = 1
@@ -29,6 +41,9 @@ class Rows:
         self.wanted: dict[int, None] = {}
         self._reading: set[int] = set()
         self.unreadable: set[int] = set()
+        self.left_out: set[int] = set()
+        self._proven: set[int] | None = None
+        """While the file is in doubt: what was read from it since."""
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cache_octets = 0
 
@@ -73,9 +88,34 @@ class Rows:
         self.peaks.pop(row, None)
         self.sparse.discard(row)
         self.unreadable.discard(row)
+        self.left_out.discard(row)
         data = self._cache.pop(row, None)
         if data is not None:
             self._cache_octets -= len(data)
+
+    def doubt(self) -> None:
+        """The file has failed: what of it can still be read is not known."""
+        if self._proven is None:
+            self._proven = set()
+
+    def trust(self, left_out: Iterable[int]) -> set[int]:
+        """There is a new file, which lacks these. Returns those that entries refer to."""
+        self._proven = None
+        missing = self.living(left_out)
+        self.left_out |= missing
+        self.unreadable |= missing
+        return missing
+
+    def is_safe(self, row: int) -> bool:
+        """Whether the row can be read again, as far as is known: then it need not be in memory."""
+        return row not in self.unreadable and (self._proven is None or row in self._proven)
+
+    def read_again(self, rows: Set[int]) -> None:
+        """Those that could not be read may be asked for again."""
+        self.unreadable -= rows - self.left_out
+
+    def in_memory(self, row: int) -> bytes | None:
+        return self._cache.get(row)
 
     def data(self, row: int) -> bytes | None:
         """The row if it is in memory; otherwise it is wanted from now on."""
@@ -100,17 +140,24 @@ class Rows:
     def keep(self, rows: Mapping[int, bytes]) -> None:
         """Of those that were to be read now, these were."""
         self._reading.clear()
+        if self._proven is not None:
+            self._proven.update(rows)
         for row, data in rows.items():
-            self.unreadable.discard(row)
+            if row not in self.left_out:
+                self.unreadable.discard(row)
             if row in self.uses and row not in self._cache:
                 self._cache[row] = data
                 self._cache_octets += len(data)
 
     def trim(self) -> None:
-        """Lets go of what was used longest ago, but for one row."""
-        while self._cache_octets > CACHE_OCTETS and len(self._cache) > 1:
-            _, data = self._cache.popitem(last=False)
-            self._cache_octets -= len(data)
+        """Lets go of what was used longest ago, but for one row and what can't be read again."""
+        if self._cache_octets <= CACHE_OCTETS:
+            return
+        for row in list(self._cache)[:-1]:
+            if self.is_safe(row):
+                self._cache_octets -= len(self._cache.pop(row))
+                if self._cache_octets <= CACHE_OCTETS:
+                    return
 
     def __contains__(self, row: int) -> bool:
         return row in self.uses

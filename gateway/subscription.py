@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gateway.dead_letter import Reason
 from gateway.flow import UNLIMITED, Credit
 from gateway.transport import Consumer, Delivery, Verdict
 
@@ -80,9 +81,10 @@ class QueueSubscription:
                 found.append(delivery)
         if verdict is Verdict.DONE:
             queue.done(found)
-        elif verdict is Verdict.DEAD:
+        elif verdict is Verdict.DEAD or verdict is Verdict.INVALID:
+            reason = Reason.REJECTED if verdict is Verdict.DEAD else Reason.INVALID
             for delivery in found:
-                queue.reject(delivery, error)
+                queue.bury_flying(delivery.slot, reason, error)
         else:
             # The newest first, so that the oldest is again the first of all.
             for delivery in reversed(found):

@@ -55,11 +55,14 @@ class Outcome(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What a consumer decided. RETURNED gives back unused and counts no attempt."""
+    """What became of a delivery. RETRY counts an attempt; RETURNED, given back unused, does not. DEAD is the consumer's
+    own word: a dead letter, `rejected`. INVALID is its transport's: it can't be handed the message as it is; a dead
+    letter, `invalid`."""
 
     DONE = "done"
     RETRY = "retry"
     DEAD = "dead"
+    INVALID = "invalid"
     RETURNED = "returned"
 
 
@@ -231,7 +234,8 @@ class Gateway(Protocol):
 
     @property
     def refusing(self) -> str:
-        """Why everything durable is REFUSED at present, or ""; with "" a REFUSED message met a full queue."""
+        """Why everything durable is REFUSED at present, or ""; with "" a REFUSED message met a full queue. Refuse
+        what a client wants to be durable before it is made, and let it have what is there."""
         ...
 
     def now(self) -> float:
@@ -246,8 +250,14 @@ class Gateway(Protocol):
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
         """Makes state durable. Resolves after everything that was accepted, declared, bound or settled before it,
-        with False if the store refused; an empty `put` is a barrier and works for volatile things too."""
+        with False if the store refused: then the changes are not made, and nothing of all that is sure to be durable.
+        An empty `put` is a barrier and works for volatile things too. While the store does not take
+        what it is given, it is False at once."""
         ...
+
+    def keep(self, changes: Sequence[StateChange]) -> None:
+        """Makes state durable that is true already and that nobody waits for: with the next commit or, if the store
+        refuses, as soon as it no longer does; of several changes of a key the last counts."""
 
     def state(self, owner: str) -> dict[str, bytes]:
         """What that owner has put, as committed before the start plus all that was put since."""

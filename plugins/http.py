@@ -30,6 +30,8 @@ BUSY = frozenset((429, 502, 503, 504))
 """The other side wants less: the whole queue waits, with backoff."""
 AGAIN = frozenset((408, 425))
 """This request may be tried again; so may any other 5xx, and 3xx, which says that the URL is wrong."""
+TOO_LARGE = frozenset((413, 431))
+"""The message does not fit what the other side takes. Any other 4xx is its own word on it."""
 
 PREFIX = "x-message-"
 HEADER_PREFIX = "x-message-header-"
@@ -172,7 +174,7 @@ def _number(value: str, most: int) -> int:
 
 class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Delivers a queue to a URL by POST: 2xx is done; 408, 425, 429, 5xx and a lost connection are tried again by
-    the queue's policy; any other 4xx is dead.
+    the queue's policy; 413 and 431, which the message is too large for, are invalid, any other 4xx is dead.
 
     timeout: for one request. in_flight: requests at one time. headers: added to each request.
     """
@@ -228,7 +230,7 @@ class Webhook:
             raise httpx.HTTPStatusError(reason, request=response.request, response=response)
         if status in AGAIN or not 400 <= status < 500:
             return Verdict.RETRY, reason
-        return Verdict.DEAD, reason
+        return Verdict.INVALID if status in TOO_LARGE else Verdict.DEAD, reason
 
 
 def _headers(delivery: Delivery) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from gateway.replay import restore
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Binding, Delivery, Verdict
 from tests.harness.socket import NoSocket
+from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.listener import AmqpSettings
 from transports.amqp.topology import Topology
@@ -131,7 +132,7 @@ def _amqp(gateway: LocalGateway) -> TcpConnection:
     topology.listeners.add("it")
     counters = gateway.counters("it")
     crowd = Crowd(settings.max_connections, settings.max_unfinished, counters)
-    return AmqpConnection(gateway, counters, crowd, topology, settings, "it", "0", set())
+    return AmqpConnection(gateway, counters, crowd, topology, settings, "it", "0", set(), Places(1000))
 
 
 PROTOCOLS: dict[str, Callable[[LocalGateway], TcpConnection]] = {"mqtt": _mqtt, "amqp": _amqp}

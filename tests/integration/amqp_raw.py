@@ -27,10 +27,11 @@ class Raw:
         self.published = 0
         self.prefetch = 0
 
-    def login(self, **tune: int) -> None:
+    def login(self, user: str = "guest", **tune: int) -> None:
+        """The password is the user's name."""
         self.socket.sendall(HELLO)
         self.expect(commands.Connection.Start)
-        self.send(commands.Connection.StartOk({"capabilities": CAPABILITIES}, "PLAIN", "\0guest\0guest"), 0)
+        self.send(commands.Connection.StartOk({"capabilities": CAPABILITIES}, "PLAIN", f"\0{user}\0{user}"), 0)
         offered = self.expect(commands.Connection.Tune)
         limits = {"channel_max": offered.channel_max, "frame_max": offered.frame_max, "heartbeat": 0, **tune}
         self.send(commands.Connection.TuneOk(**limits), 0)

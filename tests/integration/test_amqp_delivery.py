@@ -377,6 +377,30 @@ def test_x_death_tells_of_the_queue_and_why(raw: Raw) -> None:
     assert death["time"].timestamp() == pytest.approx(time.time(), abs=60)
 
 
+@pytest.mark.parametrize("way", ["consume", "get"])
+def test_properties_too_large_for_the_frames_of_the_consumer_are_invalid(server: Address, raw: Raw, way: str) -> None:
+    dead = declare(raw)
+    narrow = Raw(server)
+    narrow.login(frame_max=4096)
+    own = declare(narrow, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    put(raw, own, b"large", headers={"x": "y" * 5000})
+    put(raw, own, b"small")
+    if way == "get":
+        assert get(narrow, own) is None
+        found = get(narrow, own)
+        assert found is not None and found[2] == b"small"
+    else:
+        consume(narrow, own)
+        assert bodies(narrow, 1) == [b"small"]
+    narrow.close()
+    found = get(raw, dead)
+    assert found is not None
+    _, headers, content = found
+    assert content == b"large"
+    [death] = headers["x-death"]
+    assert (death["queue"], death["reason"]) == (own, "invalid")
+
+
 def test_expired_messages_are_dead_letters(raw: Raw) -> None:
     dead = declare(raw)
     arguments = {"x-dead-letter-exchange": "amq.direct", "x-dead-letter-routing-key": "dead", "x-message-ttl": 1}

@@ -109,11 +109,11 @@ def test_what_is_too_large_for_its_consumer_goes_to_the_dead_letters_with_the_re
         assert narrow.take() == ("$queue/work", b"y")
     worker.call(Basic.Consume(queue="dead"), Basic.ConsumeOk)
     headers, content = delivered(worker)
-    assert (content, death(headers)) == (b"x" * 500, ("work", "rejected"))
+    assert (content, death(headers)) == (b"x" * 500, ("work", "invalid"))
     url = f"{gateway.url('admin')}/api/v1/messages?queue=dead"
     with urllib.request.urlopen(url, timeout=10) as page:
         [dead] = json.load(page)["messages"]
-    assert dead["deaths"][0]["error"] == "invalid: larger than the client's Maximum Packet Size"
+    assert dead["deaths"][0]["error"] == "larger than the client's Maximum Packet Size"
 
 
 def test_a_refused_publish_without_confirms_is_dropped_and_counted(gateway: Daemon, worker: Raw) -> None:

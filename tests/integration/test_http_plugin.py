@@ -194,15 +194,17 @@ def test_try_again_is_in_order_and_blocks_its_group(daemon, receiver, status):
     assert [(body, headers["x-message-attempts"]) for headers, body in got] == [(b"1", "0"), (b"1", "1"), (b"2", "0")]
 
 
-@pytest.mark.parametrize("status", [400, 404, 410, 422])
-def test_another_4xx_is_dead_with_its_reason(daemon, receiver, status):
+@pytest.mark.parametrize(
+    ("status", "reason"), [(400, "rejected"), (410, "rejected"), (413, "invalid"), (422, "rejected"), (431, "invalid")]
+)
+def test_another_4xx_is_dead_with_its_reason(daemon, receiver, status, reason):
     target = receiver(status)
     running = daemon(hook(target.url))
     post(running, "all/1", b"1")
     post(running, "all/1", b"2")
     assert [target.next()[1] for _ in range(2)] == [b"1", b"2"]
     (dead,) = messages(running, "dead")
-    assert dead["deaths"][0]["reason"] == "rejected"
+    assert dead["deaths"][0]["reason"] == reason
     assert dead["deaths"][0]["error"].startswith(f"HTTP {status} ")
 
 

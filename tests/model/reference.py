@@ -338,6 +338,8 @@ class Reference:
             self._leave(entry, "settled")
         elif verdict is Verdict.DEAD:
             self._bury_or_doom(entry, "rejected")
+        elif verdict is Verdict.INVALID:
+            self._bury_or_doom(entry, "invalid")
         elif verdict is Verdict.RETRY:
             self._fail(entry, delayed=True)
         else:

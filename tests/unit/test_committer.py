@@ -545,3 +545,115 @@ async def test_time_is_kept_by_one_timer(bench: Bench) -> None:
     await bench.until(lambda: worker.bodies == ["now"])
     bench.clock.now += 0.06
     await bench.until(lambda: worker.bodies == ["now", "late"])
+
+
+# clients while the store takes nothing
+
+
+async def test_a_failed_store_answers_everything_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committing, "RETRY_SECONDS", 60.0)
+    worker = bench.worker("live")
+    await bench.committer.put()
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    bench.journal.rebuild_errors.append(StoreError("no room"))
+    assert await outcomes(bench.committer.accept([to("q", "1")])) == [REFUSED]
+    order: list[int] = []
+    futures: list[asyncio.Future[object]] = []
+    for number, call in enumerate(
+        (
+            lambda: bench.committer.accept([to("live", "2")]),
+            lambda: bench.committer.put([StateChange("mqtt", "new", b"")]),
+            lambda: bench.committer.accept([to("q", "3")]),
+            lambda: bench.committer.accept([to("live", "4")], [StateChange("mqtt", "with", b"4")]),
+            bench.committer.put,
+        )
+    ):
+        futures.append(call())  # type: ignore[arg-type]
+        futures[-1].add_done_callback(lambda _, number=number: order.append(number))
+    assert await outcomes(asyncio.gather(*futures)) == [[STORED], False, [REFUSED], [STORED], False]
+    assert order == [0, 1, 2, 3, 4]
+    await bench.until(lambda: worker.bodies == ["2", "4"])
+    assert bench.committer.state("mqtt") == {"with": b"4"}  # made with its message, which is refused no more
+
+
+async def test_what_insists_is_stored_as_soon_as_it_can_be_and_the_last_counts(bench: Bench) -> None:
+    bench.journal.errors += [StoreFullError("full"), StoreFailedError("fsync")]
+    bench.journal.rebuild_errors.append(StoreError("no room"))
+    put = bench.committer.put([StateChange("mqtt", "a", b"put")])
+    bench.committer.keep([StateChange("mqtt", "a", b"kept"), StateChange("mqtt", "b", b"1")])
+    assert await outcomes(put) is False
+    bench.committer.keep([StateChange("mqtt", "b", b"2")])
+    await bench.until(lambda: bench.journal.rebuilds and not bench.core.refusing)
+    bench.committer.keep([StateChange("mqtt", "b", b"3")])
+    assert await outcomes(bench.committer.put([StateChange("mqtt", "c", b"4")])) is True
+    assert bench.restart().restored.states == {"mqtt": {"a": b"kept", "b": b"3", "c": b"4"}}
+    assert bench.committer.state("mqtt") == {"a": b"kept", "b": b"3", "c": b"4"}
+
+
+async def test_what_insists_takes_no_more_room_than_its_keys(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committing, "RETRY_SECONDS", 60.0)
+    bench.journal.errors.append(StoreFullError("full"))
+    assert await outcomes(bench.committer.accept([to("q")])) == [REFUSED]
+    for number in range(1000):
+        bench.committer.keep([StateChange("mqtt", "a", b"%d" % number)])
+    assert await outcomes(bench.committer.put()) is False
+    assert list(bench.core.gather.insisted.values()) == [StateChange("mqtt", "a", b"999")]
+    assert not bench.core.gather.accepts and not bench.core.gather.states
+
+
+# bodies that the new file lacks
+
+
+@pytest.mark.parametrize("second", [StoreFailedError("fsync"), StoreFullError("full"), ValueError("what?")], ids=repr)
+async def test_what_was_in_memory_when_the_file_failed_outlives_a_second_failure(
+    bench: Bench, second: StoreError
+) -> None:
+    """The rows can't be read, so the new file lacks them; the commit that stores them again fails as well; and all the
+    while the memory is full, and consumers give back what they hold."""
+    worker = bench.worker("q", 3)
+    # In a row each: given back amid the first failure, given back before the second, held; never delivered.
+    for name in ("amid", "before", "held", "waiting"):
+        await bench.committer.accept([to("q", name)])
+    await bench.until(lambda: len(worker.held) == 3)
+    await bench.committer.put()
+    bench.journal.commit(Commit(dropped=list(bench.core.rows.uses)))
+    bench.core.memory.limit = 0
+
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    bench.journal.rebuild_errors.append(StoreError("no room"))
+    assert await outcomes(bench.committer.accept([to("q", "refused")])) == [REFUSED]
+    worker.give_back("amid")
+    assert await outcomes(bench.committer.put()) is False
+    bench.journal.gate.clear()
+    bench.journal.reached.clear()
+    await bench.until(bench.journal.reached.is_set)  # by what stores them again
+    assert bench.journal.rebuilds == 1
+    bench.journal.errors.append(second)
+    worker.give_back("before")
+    await asyncio.sleep(0.05)  # dispatched, and spilled if that were allowed
+    bench.journal.gate.set()
+    await bench.until(lambda: bench.committer.stats.failures == 2 and not bench.core.refusing)
+    assert await outcomes(bench.committer.accept([to("q", "last")])) == [STORED]
+    found = bench.restart()
+    assert found.content("q") == ["amid", "before", "held", "waiting", "last"]
+    assert not found.core.rows.unreadable
+    # What there was no memory for has left it, now that it is on the disk.
+    resident = bench.core.get("q").resident
+    await bench.until(lambda: [message.body for message in resident.values()] == [b"waiting"])
+
+
+async def test_what_is_read_from_a_failed_file_may_leave_the_memory(bench: Bench) -> None:
+    """Otherwise who takes messages and gives them back would bring the whole store into it."""
+    await bench.committer.accept([to("q", "1")])
+    queue = bench.core.get("q")
+    queue.spill(queue.entries.first, queue.entries.ident[queue.entries.first])
+    await bench.committer.put()
+    bench.core.memory.limit = 0
+    bench.journal.errors.append(StoreFailedError("fsync"))
+    bench.journal.rebuild_errors += [StoreError("no room")] * 3
+    assert await outcomes(bench.committer.accept([to("q", "refused")])) == [REFUSED]
+    worker = bench.worker("q", 1)
+    await bench.until(lambda: worker.held)
+    worker.give_back()
+    await bench.until(lambda: not bench.core.is_dirty)
+    assert bench.core.refusing and not queue.resident

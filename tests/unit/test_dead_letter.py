@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.dead_letter import MAX_DEATHS, Reason, died
 from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
 from gateway.records import NO_EXTRA
-from gateway.transport import Binding
+from gateway.transport import Binding, Verdict
 from tests.harness.kernel import GROUP, Kernel, grouped, on, to
 
 
@@ -97,6 +97,21 @@ def test_dead_letters_carry_no_ttl_and_no_delay() -> None:
     taker.cancel()
     kernel.advance(100)
     assert kernel.content("dead-letters") == ["1"]
+
+
+def test_what_no_consumer_can_take_does_not_go_round_in_a_circle() -> None:
+    """A consumer's own word may lead through an exchange back to its queue; nobody has said one here."""
+    kernel = Kernel({"q": QueuePolicy(dead_letter=ExchangeTarget("", "q"))})
+    kernel.send("q", "1")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.dead(error="no")
+    kernel.run()
+    assert deaths(kernel, "q") == [[("q", "rejected")]]
+    assert worker.settle(Verdict.INVALID, error="too large") == 1
+    kernel.run()
+    assert deaths(kernel, "q") == []
+    assert kernel.queue("q").counters.dropped == 1
 
 
 def test_a_refused_dead_letter_stays_at_its_place_its_group_waits_and_it_is_tried_again() -> None:

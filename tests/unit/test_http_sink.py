@@ -113,15 +113,16 @@ async def test_with_several_of_a_group_in_flight_sends_do_not_overlap():
     assert seen == [b"%d" % n for n in range(50)]
 
 
-async def test_dead_comes_with_its_reason():
-    recorder = Recorder(lambda body: (Verdict.DEAD, "no such customer"))
+@pytest.mark.parametrize(("verdict", "died"), [(Verdict.DEAD, "rejected"), (Verdict.INVALID, "invalid")])
+async def test_dead_comes_with_its_reason(verdict, died):
+    recorder = Recorder(lambda body: (verdict, "no such customer"))
     async with local_gateway(GROUPED) as (gateway, operator):
         await publish(gateway, Message("g", b"x"))
         task = asyncio.create_task(drive(gateway, "q", recorder))
         await settled(operator, "q", 1)
         await gateway.put()
         (dead,) = await operator.browse("dead-letters")
-        assert (dead.deaths[0].reason, dead.deaths[0].error) == ("rejected", "no such customer")
+        assert (dead.deaths[0].reason, dead.deaths[0].error) == (died, "no such customer")
         await stop(task)
 
 

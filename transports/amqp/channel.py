@@ -25,6 +25,15 @@ class Route(NamedTuple):
     topic: str
 
 
+class Places:
+    """How many channels more the connections of a listener may open, all together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
 class Channel:
     """One open channel.
 

@@ -15,7 +15,7 @@ from pamqp import commands as amqp
 from gateway.crowd import Crowd
 from gateway.logs import log
 from gateway.transport import Gateway, TransportCounters
-from transports.amqp.channel import Channel
+from transports.amqp.channel import Channel, Places
 from transports.amqp.codec import (
     ACK,
     BODY,
@@ -81,6 +81,7 @@ class AmqpConnection(TcpConnection):
         "held",
         "idle",
         "name",
+        "places",
         "publishing",
         "refused",
         "settings",
@@ -99,6 +100,7 @@ class AmqpConnection(TcpConnection):
         name: str,
         version: str,
         connections: set[AmqpConnection],
+        places: Places,
     ) -> None:
         super().__init__(gateway, counters, crowd)
         self.topology = topology
@@ -106,6 +108,7 @@ class AmqpConnection(TcpConnection):
         self.name = name
         self.version = version
         self.connections = connections
+        self.places = places
         self.refused = False
         """connection.close was sent; all but its answer is passed over [AMQP 1.4.2.9]."""
         self.ended = False
@@ -277,7 +280,7 @@ class AmqpConnection(TcpConnection):
         if index == amqp.Channel.Close.index:
             self.send(encode_method(channel.id, amqp.Channel.CloseOk))
         if index in (amqp.Channel.Close.index, amqp.Channel.CloseOk.index):
-            del self.channels[channel.id]
+            self.forget(channel)
 
     def _without_channel(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
         """A frame of the connection itself, or of a channel that is not open."""
@@ -313,8 +316,17 @@ class AmqpConnection(TcpConnection):
             raise AmqpError(CHANNEL_ERROR, f"channel {number} is above the negotiated {self.channel_max}", index)
         if index != amqp.Channel.Open.index:
             raise AmqpError(CHANNEL_ERROR, f"channel {number} is not open", index)
+        if not self.places.left:
+            most = self.settings.max_all_channels
+            raise AmqpError(RESOURCE_ERROR, f"there are {most} channels already, of all connections", index)
+        self.places.left -= 1
         self.channels[number] = Channel(number, self.settings.max_unacked)
         self.send(encode_method(number, amqp.Channel.OpenOk))
+
+    def forget(self, channel: Channel) -> None:
+        """It is closed on both sides; its number is free."""
+        del self.channels[channel.id]
+        self.places.left += 1
 
     def client_can(self, capability: str) -> bool:
         """What the client said of itself in start-ok."""
@@ -446,6 +458,7 @@ class AmqpConnection(TcpConnection):
         for channel in self.channels.values():
             self.consuming.leave(channel, lost)
         self.ended = True
+        self.places.left += len(self.channels)
         self.channels.clear()
         self.publishing.unfinished = 0
         self.waiting.keep(self.declarations.end())

@@ -107,6 +107,10 @@ class Consuming:
         most = self.connection.settings.max_consumers
         if sum(len(other.consumers) for other in self.connection.channels.values()) >= most:
             raise AmqpError(RESOURCE_ERROR, f"a connection may have {most} consumers")
+        if self.topology.consuming >= self.connection.settings.max_all_consumers:
+            raise AmqpError(
+                RESOURCE_ERROR, f"there are {self.topology.consuming} consumers already, of all connections"
+            )
         if self.topology.taken(view.name) or (method.exclusive and view.consumers):
             raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
@@ -201,7 +205,7 @@ class Consuming:
             self._starved[consumer] = None
         self.connection.unsettled_now()
         for id, error in invalid.items():
-            consumer.settle([id], Verdict.DEAD, error)
+            consumer.settle([id], Verdict.INVALID, error)
 
     def _address(self, message: Message) -> bytes:
         if len(self._addresses) >= CACHED:
@@ -245,7 +249,7 @@ class Consuming:
         except ValueError as error:
             return str(error)
         if not content_fits(encoded, self.connection.frame_max):
-            return f"invalid: its properties need {len(encoded)} bytes, above the consumer's frame-max"
+            return f"its properties need {len(encoded)} bytes, above the consumer's frame-max"
         return encoded
 
     def written(self) -> None:
@@ -332,7 +336,7 @@ class Consuming:
         channel.leaving.add(get)
         properties = self._encode(delivery)
         if isinstance(properties, str):
-            get.settle([delivery.id], Verdict.DEAD, properties)
+            get.settle([delivery.id], Verdict.INVALID, properties)
             self._answer_empty(get)
             return
         message = delivery.message

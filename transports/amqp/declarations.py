@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError, GatewayError
@@ -37,7 +38,7 @@ VHOST = "/"
 
 class Answer(NamedTuple):
     """frame: what to send, b"" for nothing. changes: to be made durable before, None if there is nothing to wait
-    for. undo: takes back what was done if the store refuses the changes."""
+    for. undo: takes back what was made if the store refuses the changes; None for what was taken away."""
 
     frame: bytes = b""
     changes: list[StateChange] | None = None
@@ -45,15 +46,20 @@ class Answer(NamedTuple):
 
 
 class Declarations:
-    """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError."""
+    """Those of one connection, which is the holder of its exclusive queues. Methods raise AmqpError.
 
-    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology")
+    What is there already may be declared and bound again at any time, since nothing is made then; but only behind a
+    barrier (`Gateway.put`), so that whatever made it is durable or undone."""
+
+    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology", "user")
 
     def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
         self.topology = topology
         self.holder = holder
         self.settings = settings
+        self.user = ""
+        """Who has logged in."""
         self.last_queue: dict[int, str] = {}
         """By channel: the queue declared last, which an empty name stands for [AMQP 1.7.2.1.queue]."""
 
@@ -86,6 +92,16 @@ class Declarations:
                 RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue {view.name!r} in vhost {VHOST!r}"
             )
 
+    def _check_share(self, what: str, has: int, most: int) -> None:
+        """One user must leave room for the others; without users nobody can be told from another."""
+        if has >= most and not self.gateway.anonymous:
+            raise AmqpError(RESOURCE_ERROR, f"user {self.user!r} has {has} {what}, and may have {most}")
+
+    def _check_store(self) -> None:
+        """What must last and can't be stored now is refused before it is made."""
+        if self.gateway.refusing:
+            raise AmqpError(RESOURCE_ERROR, f"nothing durable can be made at present: {self.gateway.refusing}")
+
     # exchanges
 
     def exchange_declare(self, channel: int, method: amqp.Exchange.Declare) -> Answer:
@@ -102,16 +118,19 @@ class Declarations:
         if method.arguments:
             argument = next(iter(method.arguments))
             raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
-        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal)
+        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal, self.user)
         have = self.topology.exchanges.get(name)
         if have is not None:
-            if have != wanted:
+            if have != msgspec.structs.replace(wanted, user=have.user):
                 raise AmqpError(PRECONDITION_FAILED, _exchange_difference(wanted, have))
-            return Answer(frame, [] if have.durable else None)
+            return Answer(frame)
         if name.startswith("amq."):
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
         if len(self.topology.exchanges) - len(PREDECLARED) >= self.settings.max_exchanges:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
+        self._check_share("exchanges", self.topology.exchanges_of(self.user), self.settings.max_exchanges_per_user)
+        if wanted.durable:
+            self._check_store()
         changes = self.topology.add_exchange(wanted)
         return Answer(frame, changes or None, lambda: self.topology.exchanges.pop(name, None))
 
@@ -169,7 +188,6 @@ class Declarations:
             self._check_holder(view)
             if not method.passive:
                 self._check_equal(method, view)
-                changes = [] if view.policy.durable else None
         self.last_queue[channel] = view.name
         if method.nowait:
             return Answer(b"", changes, undo)
@@ -185,17 +203,25 @@ class Declarations:
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
         policy = policy_of(arguments, durable)
+        if durable:
+            self._check_store()
+        settings, topology = self.settings, self.topology
         gone: list[StateChange] = []
-        if self.topology.queues >= self.settings.max_queues:
-            gone = self.topology.stale(self.gateway.queues())
-            if self.topology.queues >= self.settings.max_queues:
-                raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_queues} queues of clients already")
+        if topology.queues >= settings.max_queues or topology.queues_of(self.user) >= settings.max_queues_per_user:
+            gone = topology.stale(self.gateway.queues())
+        if topology.queues >= settings.max_queues:
+            raise AmqpError(RESOURCE_ERROR, f"there are {settings.max_queues} queues of clients already")
+        self._check_share("queues", topology.queues_of(self.user), settings.max_queues_per_user)
         try:
             view = self.gateway.declare(name, policy, OWNER)
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
-        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, dict(arguments))
-        changes = gone + self.topology.add_queue(declared, self.holder) + self.topology.forget(self.gateway.queues)
+        arguments = dict(arguments)
+        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, arguments, self.user)
+        changes = self.topology.add_queue(declared, self.holder)
+        gone += self.topology.forget(self.gateway.queues)
+        if gone:
+            self.gateway.keep(gone)
         return view, changes or None
 
     def _undo_declare(self, name: str) -> Callable[[], object]:
@@ -292,22 +318,32 @@ class Declarations:
 
     # bindings
 
-    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+    def is_bound(self, channel: int, method: amqp.Queue.Bind) -> bool:
+        """Whether there is such a binding already, which must last."""
+        view, binding = self._binding(channel, method)
+        return view.policy.durable and binding in self.gateway.bindings(view.name)
+
+    def _binding(self, channel: int, method: amqp.Queue.Bind) -> tuple[QueueView, Binding]:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        return view, self.topology.binding(exchange, view.name, key, method.arguments or {})
+
+    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+        view, binding = self._binding(channel, method)
         bindings = self.gateway.bindings(view.name)
-        is_new = binding not in bindings
-        if is_new and len(bindings) >= self.settings.max_bindings:
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
+        if binding in bindings:
+            return Answer(frame)
+        if view.policy.durable:
+            self._check_store()
+        if len(bindings) >= self.settings.max_bindings:
             raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
         try:
             self.gateway.bind(binding)
         except ValueError as error:
-            raise AmqpError(PRECONDITION_FAILED, f"binding key {key[:64]!r}: {error}") from error
+            raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
         except BindingsFullError as error:
             raise AmqpError(RESOURCE_ERROR, str(error)) from error
-        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
-        undo = (lambda: self.gateway.unbind(binding)) if is_new else None
-        return Answer(frame, [] if view.policy.durable else None, undo)
+        return Answer(frame, [] if view.policy.durable else None, lambda: self.gateway.unbind(binding))
 
     def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)

@@ -145,6 +145,7 @@ class Handshake:
         if user is None:
             self._refuse(f"login was refused for user {name[:64]!r} using mechanism PLAIN")
             return
+        connection.declarations.user = user.name
         self.step = Step.TUNE_OK
         tune = encode_method(
             0,

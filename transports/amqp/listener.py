@@ -18,6 +18,7 @@ from gateway.crowd import Crowd
 from gateway.errors import ListenError, StoreError
 from gateway.policy import Octets, Seconds
 from gateway.transport import Gateway
+from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.topology import OWNER, Topology
 from transports.tcp import keep_alive
@@ -39,10 +40,12 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_connections: of this listener; beyond it connection.open is refused with 530, and of those that never come so
     far the earliest is cut off. max_unfinished: bytes of frames and bodies that have begun and are not whole, of all
     connections together; beyond it the connection is closed with 506 that has taken longest.
-    max_queues, max_exchanges: that AMQP clients may declare, all together. max_bindings: of one queue.
+    max_all_channels: open at one time, of all connections of this listener together.
+    max_queues, max_exchanges: that AMQP clients may declare, all together. max_queues_per_user, max_exchanges_per_user:
+    of these one user, so that others have room; without `users` it does not count. max_bindings: of one queue.
     max_unconfirmed: messages of a connection that wait for their commit before reading pauses.
     max_unacked: deliveries of a channel that wait for their settlement, whatever its prefetch.
-    max_consumers: of one connection."""
+    max_consumers: of one connection. max_all_consumers: of all AMQP clients together."""
 
     type: str = "amqp"
     listen: Address = Address.parse("127.0.0.1:5672")
@@ -57,9 +60,13 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_unfinished: Octets = Octets(64 << 20)
     max_unconfirmed: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     max_unacked: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    max_all_channels: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     max_consumers: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_all_consumers: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     max_queues: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    max_queues_per_user: Annotated[int, msgspec.Meta(ge=1)] = 5000
     max_exchanges: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    max_exchanges_per_user: Annotated[int, msgspec.Meta(ge=1)] = 500
     max_bindings: Annotated[int, msgspec.Meta(ge=1)] = 10_000
 
     def __post_init__(self) -> None:
@@ -88,12 +95,13 @@ class AmqpListener:
         counters = gateway.counters(self.name)
         version = _version()
         crowd = Crowd(self.settings.max_connections, self.settings.max_unfinished, counters)
+        places = Places(self.settings.max_all_channels)
         loop = asyncio.get_running_loop()
         listen = self.settings.listen
 
         def connect() -> AmqpConnection:
             return AmqpConnection(
-                gateway, counters, crowd, topology, self.settings, self.name, version, self.connections
+                gateway, counters, crowd, topology, self.settings, self.name, version, self.connections, places
             )
 
         try:
@@ -136,7 +144,7 @@ def _topology(gateway: Gateway) -> Topology:
                 if binding.owner == OWNER and binding.exchange not in topology.exchanges:
                     gateway.unbind(binding)
         if stale:
-            gateway.put(stale)
+            gateway.keep(stale)
         _topologies[gateway] = topology
     return topology
 

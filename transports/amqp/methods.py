@@ -28,7 +28,7 @@ def _channel_close(connection: AmqpConnection, channel: Channel, method: Any) ->
     connection.leave(channel)
     channel.closing = True  # what is confirmed from now on is nobody's any more, also if its number is used again
     connection.send(encode_method(channel.id, amqp.Channel.CloseOk))
-    del connection.channels[channel.id]
+    connection.forget(channel)
 
 
 def _channel_flow(connection: AmqpConnection, channel: Channel, method: amqp.Channel.Flow) -> None:
@@ -41,17 +41,23 @@ def _channel_flow_ok(connection: AmqpConnection, channel: Channel, method: Any) 
 
 
 def _exchange_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.waiting.answer(channel, connection.declarations.exchange_declare(channel.id, method))
+    declare = connection.declarations.exchange_declare
+    there = connection.topology.exchanges.get(method.exchange)
+    if there is not None and there.durable:
+        _behind_others(connection, channel, method, declare)
+    else:
+        connection.waiting.answer(channel, declare(channel.id, method))
 
 
 def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     connection.waiting.answer(channel, connection.declarations.exchange_delete(channel.id, method))
 
 
-def _behind_publishes(
+def _behind_others(
     connection: AmqpConnection, channel: Channel, method: Any, act: Callable[[int, Any], Answer]
 ) -> None:
-    """Acts when what was published before on this channel is in its queues: it counts, and is purged or deleted."""
+    """Acts when all that came before is decided: what was published on this channel is in its queues, where it counts,
+    and is purged or deleted; what anybody declared is in the store, or undone."""
 
     def then(_: bool) -> None:
         try:
@@ -68,7 +74,7 @@ def _queue_declare(connection: AmqpConnection, channel: Channel, method: Any) ->
     if method.queue and connection.gateway.queue(method.queue) is None:
         connection.waiting.answer(channel, declarations.queue_declare(channel.id, method))
     else:
-        _behind_publishes(connection, channel, method, declarations.queue_declare)
+        _behind_others(connection, channel, method, declarations.queue_declare)
 
 
 def _queue_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
@@ -81,15 +87,19 @@ def _queue_delete(connection: AmqpConnection, channel: Channel, method: Any) -> 
             connection.consuming.notices = None
         return answer._replace(frame=answer.frame + b"".join(notices))
 
-    _behind_publishes(connection, channel, method, delete)
+    _behind_others(connection, channel, method, delete)
 
 
 def _queue_purge(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    _behind_publishes(connection, channel, method, connection.declarations.queue_purge)
+    _behind_others(connection, channel, method, connection.declarations.queue_purge)
 
 
 def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.waiting.answer(channel, connection.declarations.queue_bind(channel.id, method))
+    declarations = connection.declarations
+    if declarations.is_bound(channel.id, method):
+        _behind_others(connection, channel, method, declarations.queue_bind)
+    else:
+        connection.waiting.answer(channel, declarations.queue_bind(channel.id, method))
 
 
 def _queue_unbind(connection: AmqpConnection, channel: Channel, method: Any) -> None:

@@ -9,6 +9,7 @@ under `exchange/NAME` and `queue/NAME`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
@@ -32,23 +33,25 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
     """One exchange as it was declared. auto_delete: it goes with its last binding. internal: no client may publish
-    to it."""
+    to it. user: who declared it."""
 
     name: str
     kind: Kind
     durable: bool = True
     auto_delete: bool = False
     internal: bool = False
+    user: str = ""
 
 
 class Declared(msgspec.Struct, frozen=True, array_like=True):
-    """With which flags and arguments a client declared a queue."""
+    """With which flags and arguments a client declared a queue, and as which user."""
 
     name: str
     durable: bool
     exclusive: bool
     auto_delete: bool
     arguments: dict[str, Any]
+    user: str = ""
 
 
 PREDECLARED = (
@@ -71,7 +74,11 @@ class Topology:
         self.listeners: set[str] = set()
         """Names of the transports whose messages have AMQP tables for headers."""
         self.exchanges: dict[str, Exchange] = {exchange.name: exchange for exchange in PREDECLARED}
+        self.consuming = 0
+        """Consumers of all connections."""
         self._declared: dict[str, Declared] = {}
+        self._queues_of: Counter[str] = Counter()
+        """How many of these each user has declared."""
         self._holders: dict[str, object] = {}
         self._consumers: dict[str, set[object]] = {}
         self._sole: dict[str, object] = {}
@@ -85,6 +92,7 @@ class Topology:
             elif section == "queue":
                 declared = msgspec.msgpack.decode(value, type=Declared)
                 self._declared[declared.name] = declared
+                self._queues_of[declared.user] += 1
 
     # exchanges
 
@@ -105,7 +113,9 @@ class Topology:
 
     def add_queue(self, declared: Declared, holder: object | None) -> list[StateChange]:
         """`holder` is the connection that alone may use an exclusive queue. Returns what must be kept."""
+        self.remove_queue(declared.name)
         self._declared[declared.name] = declared
+        self._queues_of[declared.user] += 1
         self._holders.pop(declared.name, None)
         if declared.exclusive:
             self._holders[declared.name] = holder
@@ -117,9 +127,20 @@ class Topology:
         """Forgets it, whether or not it was declared by a client."""
         declared = self._declared.pop(name, None)
         self._holders.pop(name, None)
+        if declared is not None:
+            self._queues_of[declared.user] -= 1
+            if not self._queues_of[declared.user]:
+                del self._queues_of[declared.user]
         if declared is None or not declared.durable or declared.exclusive:
             return []
         return [StateChange(OWNER, f"queue/{name}", None)]
+
+    def queues_of(self, user: str) -> int:
+        """How many he has declared; some may be gone by themselves (see `stale`)."""
+        return self._queues_of[user]
+
+    def exchanges_of(self, user: str) -> int:
+        return sum(exchange.user == user for exchange in self.exchanges.values()) - (not user) * len(PREDECLARED)
 
     @property
     def queues(self) -> int:
@@ -155,6 +176,7 @@ class Topology:
     # consumers
 
     def add_consumer(self, queue: str, consumer: object, exclusive: bool) -> None:
+        self.consuming += 1
         self._consumers.setdefault(queue, set()).add(consumer)
         if exclusive:
             self._sole[queue] = consumer
@@ -164,6 +186,7 @@ class Topology:
         consumers = self._consumers.get(queue)
         if consumers is None or consumer not in consumers:
             return False
+        self.consuming -= 1
         consumers.discard(consumer)
         if self._sole.get(queue) is consumer:
             del self._sole[queue]

@@ -49,7 +49,8 @@ class Waiting:
             self.connection.pause("backlog")
 
     def answer(self, channel: Channel, answer: Answer) -> None:
-        """Sends it, after its changes are durable if it has any."""
+        """Sends it, after its changes are durable if it has any. What can't be undone, since it took something away, is
+        not refused: the store hears of it as soon as it can."""
         connection = self.connection
         if answer.changes is None:
             if answer.frame:
@@ -57,20 +58,22 @@ class Waiting:
             return
 
         def durable(made: bool) -> None:
-            if not made:
-                if answer.undo is not None:
-                    answer.undo()
+            if not made and answer.undo is not None:
+                answer.undo()
                 raise AmqpError(RESOURCE_ERROR, "the store takes no changes at present")
             if answer.frame:
                 connection.send(answer.frame)
 
-        self.wait(channel, self.gateway.put(answer.changes), durable)
+        changes = answer.changes
+        if answer.undo is None:
+            self.keep(changes)
+            changes = []
+        self.wait(channel, self.gateway.put(changes), durable)
 
     def keep(self, changes: Sequence[StateChange]) -> None:
-        """Makes durable what no client waits for. If the store refuses, the next start finds a declaration without
-        its queue and forgets it."""
+        """Makes durable what is so already and no client waits for."""
         if changes:
-            self.gateway.put(changes)
+            self.gateway.keep(changes)
 
     def _made(self, channel: Channel, then: Then, future: Future[bool]) -> None:
         connection = self.connection

@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.crowd import Crowd
 from gateway.logs import log
-from gateway.transport import Gateway, Message, TransportCounters, User
+from gateway.transport import Gateway, Message, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
 from transports.mqtt.inbound import Terms, capabilities, negotiate
@@ -41,9 +41,9 @@ from transports.mqtt.packets import (
 )
 from transports.mqtt.publishing import Publishing
 from transports.mqtt.session import NEVER, Session
-from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError
+from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError, StoreRefusesError
 from transports.mqtt.settings import MqttSettings
-from transports.mqtt.subscriptions import Subscriptions
+from transports.mqtt.subscriptions import Granted, Subscriptions
 from transports.tcp import TURN_PACKETS, TcpConnection
 
 MAX_UNANSWERED = 64
@@ -239,6 +239,10 @@ class MqttConnection(TcpConnection):
             session, present = shared.sessions.open(
                 terms.client_id, self._connect.clean_start, terms.expiry, self, shared.settings
             )
+        except StoreRefusesError as error:
+            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
+            self._turn_away(Reason.SERVER_UNAVAILABLE)
+            return
         except SessionsFullError as error:
             log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
             self._turn_away(Reason.QUOTA_EXCEEDED)
@@ -251,14 +255,25 @@ class MqttConnection(TcpConnection):
         if session.expiry <= 0 and not present:
             self._opened(terms, present)
             return
+        if self.gateway.refusing:  # it is in the store; a consumer that comes to settle must not wait
+            shared.sessions.keep(session)
+            self._opened(terms, present)
+            return
         barrier = self.gateway.put([shared.sessions.change(session)])
-        barrier.add_done_callback(lambda done: self._kept(terms, present, done))
+        barrier.add_done_callback(lambda done: self._kept(session, terms, present, done))
 
-    def _kept(self, terms: Terms, present: bool, barrier: Future[bool]) -> None:
-        if self.closing or barrier.cancelled():
+    def _kept(self, session: Session, terms: Terms, present: bool, barrier: Future[bool]) -> None:
+        if barrier.cancelled():
             return
         try:
-            if barrier.result():
+            made = barrier.result()
+            if not made and present:
+                self.shared.sessions.keep(session)
+            elif not made:
+                self.shared.sessions.withdraw(session, self)
+            if self.closing:
+                return
+            if made or present:
                 self._opened(terms, present)
             else:
                 self._turn_away(Reason.SERVER_UNAVAILABLE)
@@ -307,22 +322,24 @@ class MqttConnection(TcpConnection):
 
     def _on_subscribe(self, packet: Subscribe) -> None:
         assert self._subscriptions is not None
-        reasons, done = self._subscriptions.subscribe(packet)
-        self._expect(partial(self._subscribed, packet.packet_id, reasons, done))
+        granted = self._subscriptions.subscribe(packet)
+        assert self._session is not None
+        changes = [self.shared.sessions.change(self._session)] if self._session.expiry > 0 else []
+        self._expect(partial(self._subscribed, packet.packet_id, granted), changes)
 
-    def _subscribed(self, packet_id: int, reasons: tuple[int, ...], done: Callable[[bool], Any], kept: bool) -> None:
-        if not kept:
-            reasons = (Reason.UNSPECIFIED_ERROR,) * len(reasons)
-        self.send(encode(SubAck(packet_id, reasons), self.version))
-        done(kept)
+    def _subscribed(self, packet_id: int, granted: Granted, kept: bool) -> None:
+        self.send(encode(SubAck(packet_id, granted.reasons(kept)), self.version))
+        granted.begin()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
-        assert self._subscriptions is not None
+        assert self._subscriptions is not None and self._session is not None
         reasons = self._subscriptions.unsubscribe(packet)
+        if self._session.expiry > 0:
+            self.shared.sessions.keep(self._session)
         self._expect(lambda kept: self.send(encode(UnsubAck(packet.packet_id, reasons), self.version)))
 
-    def _expect(self, answer: Callable[[bool], None]) -> None:
-        """Answers once all that the packet changed is durable."""
+    def _expect(self, answer: Callable[[bool], None], changes: Sequence[StateChange] = ()) -> None:
+        """Answers once all that the packet changed is durable, or can't be."""
         self._unanswered += 1
         if self._unanswered >= MAX_UNANSWERED:
             self.pause("unanswered")
@@ -341,8 +358,6 @@ class MqttConnection(TcpConnection):
             if self._draining:
                 self._end_if_drained()
 
-        assert self._session is not None
-        changes = [self.shared.sessions.change(self._session)] if self._session.expiry > 0 else []
         self.gateway.put(changes).add_done_callback(durable)
 
     def _on_ping(self, packet: PingReq) -> None:

@@ -20,8 +20,8 @@ OCTETS_AHEAD = 256 << 10
 """How much may be delivered before it was written: credit in octets."""
 UNLIMITED_MESSAGES = 1 << 62
 _INVALID = {
-    "packet-too-large": "invalid: larger than the client's Maximum Packet Size",
-    "no-mqtt-message": "invalid: its topic is no MQTT topic name, or it is larger than any MQTT packet",
+    "packet-too-large": "larger than the client's Maximum Packet Size",
+    "no-mqtt-message": "its topic is no MQTT topic name, or it is larger than any MQTT packet",
 }
 """Why a delivery can't go to this client, by the counter's label (ruling 9)."""
 
@@ -277,7 +277,7 @@ class Outbound:
         if written:
             consumer.subscription.settle(written, Verdict.DONE)
         for why, ids in invalid.items():
-            consumer.subscription.settle(ids, Verdict.DEAD, _INVALID[why])
+            consumer.subscription.settle(ids, Verdict.INVALID, _INVALID[why])
         if invalid:
             self.refill()
         if written or invalid:

@@ -43,6 +43,10 @@ class SessionsFullError(Exception):
     """There are as many sessions as there may be."""
 
 
+class StoreRefusesError(Exception):
+    """A session that outlives its connection can't be made now."""
+
+
 class NameTakenError(Exception):
     """The session's queue name belongs to somebody else's queue."""
 
@@ -105,7 +109,7 @@ class Sessions:
             if view.owner == OWNER and not kept:
                 self.gateway.delete(view.name)  # of sessions that ended with the last run
         if changes:
-            self.put(changes)
+            self.gateway.keep(changes)
 
     # a client comes and goes
 
@@ -113,16 +117,18 @@ class Sessions:
         self, client_id: str, clean_start: bool, expiry: float, client: Client, settings: MqttSettings
     ) -> tuple[Session, bool]:
         """The client's session and whether it was there before. An earlier connection is closed first
-        [MQTT-3.1.4-3]. Raises SessionsFullError and NameTakenError."""
+        [MQTT-3.1.4-3]. Raises SessionsFullError, NameTakenError, and StoreRefusesError, which changes nothing."""
+        session = self._sessions.get(client_id)
+        goes_on = session is not None and not clean_start and self._goes_on(session)
+        if expiry > 0 and not goes_on and self.gateway.refusing:
+            raise StoreRefusesError(self.gateway.refusing)
         earlier = self._clients.get(client_id)
         if earlier is not None:
             earlier.taken_over()
         session = self._sessions.get(client_id)
-        if session is not None:
-            deleted = self.gateway.queue(session.queue) is None  # by an operator
-            if clean_start or deleted or session.ends <= self.gateway.now():  # [MQTT-3.1.2-4]
-                self._end(session)
-                session = None
+        if session is not None and not goes_on:  # [MQTT-3.1.2-4]
+            self._end(session)
+            session = None
         present = session is not None
         if session is None:
             if len(self._sessions) >= settings.max_sessions:
@@ -137,6 +143,21 @@ class Sessions:
         session.ended = None
         self._clients[client_id] = client
         return session, present
+
+    def _goes_on(self, session: Session) -> bool:
+        """Whether its client finds it when it comes now: it outlives its connection, and no operator deleted it."""
+        lasts = session.expiry > 0 and session.ends > self.gateway.now()
+        return lasts and self.gateway.queue(session.queue) is not None
+
+    def withdraw(self, session: Session, client: Client) -> None:
+        """A new one that the store did not take: it goes with its client, who may be gone already."""
+        if self._sessions.get(session.client_id) is not session:
+            return
+        connected = self._clients.get(session.client_id)
+        if connected is None:
+            self._end(session)
+        elif connected is client:
+            session.expiry = 0.0
 
     def close(self, session: Session, client: Client, will: Message | None, will_delay: float) -> None:
         """The client's connection is gone. `will` is what is to be published, at the latest when the session ends
@@ -155,7 +176,7 @@ class Sessions:
             return
         session.ended = now
         self._watch(session)
-        self.put([self.change(session)])
+        self.keep(session)
 
     def _end(self, session: Session) -> None:
         del self._sessions[session.client_id]
@@ -167,7 +188,7 @@ class Sessions:
                 self.leave(session, target.queue)
         self._delete(session.queue)
         if session.recorded:
-            self.put([StateChange(OWNER, _STATE + session.client_id, None)])
+            self.gateway.keep([StateChange(OWNER, _STATE + session.client_id, None)])
 
     def forget(self, session: Session) -> None:
         """Its queue was deleted by an operator: it is no more."""
@@ -208,7 +229,7 @@ class Sessions:
         """Makes the client a member. The share's queue is durable whoever is in it, so that a member with a lasting
         session may join at any time. Raises BindingsFullError."""
         members = self._shares.get(target.queue)
-        if members is None or self.gateway.queue(target.queue) is None:  # new, or deleted by an operator
+        if members is None or not self.has_share(target):
             self.gateway.declare(target.queue, settings.session_policy(True), OWNER)
             try:
                 self.gateway.bind(
@@ -219,6 +240,10 @@ class Sessions:
                 raise
             members = self._shares.setdefault(target.queue, set())
         members.add(session.client_id)
+
+    def has_share(self, target: Target) -> bool:
+        """False for a new one, and for one that an operator deleted."""
+        return target.queue in self._shares and self.gateway.queue(target.queue) is not None
 
     def leave(self, session: Session, queue: str) -> None:
         """The last one to leave takes the queue with him (ruling 26)."""
@@ -238,9 +263,9 @@ class Sessions:
         session.recorded = True
         return StateChange(OWNER, _STATE + session.client_id, value)
 
-    def put(self, changes: Sequence[StateChange]) -> None:
-        """Makes changes durable in the background."""
-        self.gateway.put(changes).add_done_callback(_told)
+    def keep(self, session: Session) -> None:
+        """Makes durable what it is now, in the background."""
+        self.gateway.keep([self.change(session)])
 
     def publish(self, will: Message, changes: Sequence[StateChange] = ()) -> None:
         future = self.gateway.accept((will,), changes)
@@ -252,8 +277,3 @@ class Sessions:
                 log.warning("a will was refused", transport=will.source, client_id=will.client_id, topic=will.topic)
 
         future.add_done_callback(done)
-
-
-def _told(future: Future[bool]) -> None:
-    if not future.cancelled() and not future.result():
-        log.warning("the store refused a change of an MQTT session")

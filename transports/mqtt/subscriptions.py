@@ -17,6 +17,42 @@ from transports.mqtt.sessions import OWNER, Sessions
 from transports.mqtt.settings import MqttSettings
 
 
+class Granted:
+    """What became of a SUBSCRIBE. answers: by filter, what SUBACK says if the store takes what must last. steps: what
+    begins after it."""
+
+    def __init__(self, subscriptions: Subscriptions) -> None:
+        self._subscriptions = subscriptions
+        self._unsure: dict[str, bool] = {}
+        """Filters that must last, and whether they are new."""
+        self.answers: list[tuple[str, int]] = []
+        self.steps: list[Callable[[], None]] = []
+
+    def changed(self, filter: str, lasts: bool, is_new: bool) -> None:
+        if lasts:
+            self._unsure[filter] = is_new
+
+    def reasons(self, kept: bool) -> tuple[int, ...]:
+        """What SUBACK says; if the store has not kept what must last, what was new of it is taken back."""
+        if not kept:
+            for filter, is_new in self._unsure.items():
+                if is_new:
+                    self._subscriptions.drop(filter)
+        return tuple([self._final(filter, reason, kept) for filter, reason in self.answers])
+
+    def _final(self, filter: str, reason: int, kept: bool) -> int:
+        if kept or reason >= Reason.UNSPECIFIED_ERROR:
+            return reason
+        # One that the store has, or that is not for it, stands, unless an earlier SUBSCRIBE has just lost it.
+        stands = filter not in self._unsure and self._subscriptions.has(filter)
+        return reason if stands else Reason.QUOTA_EXCEEDED
+
+    def begin(self) -> None:
+        """Retained messages and shared queues, of what is still subscribed."""
+        for step in self.steps:
+            step()
+
+
 class Subscriptions:
     """The subscriptions of one session while its client is connected."""
 
@@ -45,49 +81,60 @@ class Subscriptions:
             if not isinstance(target, Target) or not self._consume(target, membership):
                 del self.session.memberships[membership.filter]
 
-    def subscribe(self, packet: Subscribe) -> tuple[tuple[int, ...], Callable[[bool], None]]:
-        """The reasons for SUBACK, and what to call after it with whether all is durable: True starts deliveries of
-        retained messages and shared queues, False takes back what was new. Raises ProtocolError."""
+    def subscribe(self, packet: Subscribe) -> Granted:
+        """Raises ProtocolError."""
         ids = tuple(packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER, ()))
-        after: list[Callable[[], None]] = []
-        undo: list[str] = []
-        reasons = tuple([self._subscribe(request, ids, after, undo) for request in packet.requests])
+        granted = Granted(self)
+        for request in packet.requests:
+            granted.answers.append((request.filter, self._subscribe(request, ids, granted)))
+        return granted
 
-        def done(kept: bool) -> None:
-            if kept:
-                for step in after:
-                    step()
-            else:
-                for filter in undo:
-                    self._unsubscribe(filter)
+    def has(self, filter: str) -> bool:
+        return filter in self.session.bindings or filter in self.session.memberships
 
-        return reasons, done
-
-    def _subscribe(
-        self, request: Request, ids: tuple[int, ...], after: list[Callable[[], None]], undo: list[str]
-    ) -> int:
+    def _subscribe(self, request: Request, ids: tuple[int, ...], granted: Granted) -> int:
         session, filter = self.session, request.filter
         target = target_of(filter, session)
         if isinstance(target, Reason):
             return target
-        is_new = filter not in session.bindings and filter not in session.memberships
+        is_new = not self.has(filter)
         if is_new and len(session.bindings) + len(session.memberships) >= self.settings.max_subscriptions:
             self.outbound.counters.refusals["subscriptions"] += 1
             return Reason.QUOTA_EXCEEDED
+        options = Options(min(request.qos, 1), ids, request.retain_as_published)
         if target.kind is Kind.OWN:
-            options = Options(min(request.qos, 1), ids, request.retain_as_published)
-            try:
-                binding = self._bind(target, options, request.no_local)
-            except BindingsFullError:
-                return Reason.QUOTA_EXCEEDED
+            binding = Binding(
+                queue=session.queue,
+                filter=target.filter,
+                not_from=session.client_id if request.no_local else None,
+                owner=OWNER,
+                options=options,
+            )
+            there = session.bindings.get(filter)
+            if there == binding:
+                binding = there
+            else:
+                lasts = self._lasts
+                if lasts and self.gateway.refusing:
+                    return Reason.QUOTA_EXCEEDED
+                try:
+                    self.gateway.bind(binding)  # replaces an earlier one of this filter [MQTT-3.8.4-3]
+                except BindingsFullError:
+                    return Reason.QUOTA_EXCEEDED
+                session.bindings[filter] = binding
+                granted.changed(filter, lasts, is_new)
             if request.retain_handling == 0 or (request.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
-                after.append(lambda: self._send_retained(binding))
+                granted.steps.append(lambda: self._send_retained(binding))
         else:
             if request.no_local and target.kind is Kind.SHARE:
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription")  # [MQTT-3.8.3-4]
             if target.kind is Kind.QUEUE and request.qos == 0:
                 return Reason.QOS_NOT_SUPPORTED  # its PUBACK is what settles (ruling 12)
-            options = Options(min(request.qos, 1), ids, request.retain_as_published)
+            membership = Membership(filter, options)
+            lasts = self._lasts and session.memberships.get(filter) != membership
+            lasts = lasts or (target.kind is Kind.SHARE and not self.sessions.has_share(target))
+            if lasts and self.gateway.refusing:
+                return Reason.QUOTA_EXCEEDED
             if target.kind is Kind.SHARE:
                 try:
                     self.sessions.join(session, target, self.settings)
@@ -95,24 +142,16 @@ class Subscriptions:
                     return Reason.QUOTA_EXCEEDED
             elif self.gateway.queue(target.queue) is None:
                 return Reason.TOPIC_FILTER_INVALID
-            membership = session.memberships[filter] = Membership(filter, options)
-            after.append(lambda: self._consume_if_member(target, membership))
-        if is_new:
-            undo.append(filter)
+            session.memberships[filter] = membership
+            granted.changed(filter, lasts, is_new)
+            granted.steps.append(lambda: self._consume_if_member(target, membership))
         return options.qos
 
-    def _bind(self, target: Target, options: Options, no_local: bool) -> Binding:
-        session = self.session
-        binding = Binding(
-            queue=session.queue,
-            filter=target.filter,
-            not_from=session.client_id if no_local else None,
-            owner=OWNER,
-            options=options,
-        )
-        self.gateway.bind(binding)  # replaces an earlier one of this filter [MQTT-3.8.4-3]
-        session.bindings[target.filter] = binding
-        return binding
+    @property
+    def _lasts(self) -> bool:
+        """Whether what is subscribed must be in the store, as the session is."""
+        queue = self.gateway.queue(self.session.queue)
+        return queue is not None and queue.policy.durable
 
     def _send_retained(self, binding: Binding) -> None:
         if self.session.bindings.get(binding.filter) is binding:
@@ -133,10 +172,11 @@ class Subscriptions:
     def unsubscribe(self, packet: Unsubscribe) -> tuple[int, ...]:
         """The reasons for UNSUBACK."""
         return tuple(
-            Reason.SUCCESS if self._unsubscribe(filter) else Reason.NO_SUBSCRIPTION_EXISTED for filter in packet.filters
+            Reason.SUCCESS if self.drop(filter) else Reason.NO_SUBSCRIPTION_EXISTED for filter in packet.filters
         )
 
-    def _unsubscribe(self, filter: str) -> bool:
+    def drop(self, filter: str) -> bool:
+        """False if there was none."""
         session = self.session
         binding = session.bindings.pop(filter, None)
         if binding is not None:
