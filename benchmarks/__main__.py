@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import brokers, budget, disk, profiles, report, rounds
-from benchmarks.messages import LoadError
 from benchmarks.rounds import Bench, Profile
-from tests.harness.process import ServerError
 from tests.harness.rabbitmq import RabbitMq
 
 ORDER = ("ingest", "devices", "pipeline", "amqp", "fanout", "latency", "idle", "backlog", "keys", "routes")
@@ -81,32 +79,32 @@ def run(options: argparse.Namespace, command: str, node: RabbitMq | None) -> int
     for profile in options.profiles:
         folder = Path(tempfile.mkdtemp(prefix=profile.name, dir=options.folder))
         try:
-            run_one(profile, options, command, Bench(folder, sizes(profile, options), node), under)
-        except (LoadError, ServerError, OSError, ValueError) as error:
-            print(f"{profile.name}: {error}", file=sys.stderr)
-            failed.append(profile.name)
+            if not run_one(profile, options, command, Bench(folder, sizes(profile, options), node), under):
+                failed.append(profile.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     if failed:
-        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+        print(f"not measured whole: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def run_one(profile: Profile, options: argparse.Namespace, command: str, bench: Bench, under: disk.Disk) -> None:
-    """Raises LoadError, ServerError."""
+def run_one(profile: Profile, options: argparse.Namespace, command: str, bench: Bench, under: disk.Disk) -> bool:
+    """Whether everything could be measured."""
     contenders = [name for name in profile.contenders if not options.only or name in options.only]
     if not contenders:
-        raise LoadError(f"measures only {', '.join(profile.contenders)}")
+        print(f"{profile.name}: measures only {', '.join(profile.contenders)}", file=sys.stderr)
+        return False
     smoke: bool = options.smoke
     number = 1 if smoke else options.rounds
     variants = (profile.smoke if smoke else ()) or profile.variants
     print(f"\n{profile.name}: {profile.title}", flush=True)
-    found = rounds.run(profile, bench, number, variants, contenders)
-    made = report.make(profile, bench, found, number, smoke, command, under)
+    outcome = rounds.run(profile, bench, number, variants, contenders)
+    made = report.make(profile, bench, outcome, number, smoke, command, under)
     report.show(made, profile)
     path = options.folder / f"{profile.name}.json"
     report.save(made, path)
     print(f"written to {path}", flush=True)
+    return not outcome.failures
 
 
 def sizes(profile: Profile, options: argparse.Namespace) -> dict[str, int]:

@@ -61,11 +61,15 @@ class Packets(NamedTuple):
 
 def check_deliveries(ids: Sequence[bytes], first: int, total: int, groups: int) -> None:
     """Each number from `first` to `first + total` came once, ascending within its group. Raises LoadError."""
-    numbers = [int(each) for each in ids]
-    if len(numbers) != total or set(numbers) != set(range(first, first + total)):
-        raise LoadError(f"{total} messages were stored, {len(numbers)} came, {len(set(numbers))} different ones")
-    last = [-1] * groups
-    for number in numbers:
-        if number <= last[number % groups]:
-            raise LoadError(f"message {number} came after {last[number % groups]} of its group")
-        last[number % groups] = number
+    seen, last = bytearray(total), [-1] * groups
+    disorder = ""
+    for number in map(int, ids):
+        if first <= number < first + total:
+            seen[number - first] = 1
+        before, last[number % groups] = last[number % groups], number
+        if number <= before and not disorder:
+            disorder = f"message {number} came after {before} of its group"
+    if len(ids) != total or seen.count(1) != total:
+        raise LoadError(f"{total} messages were stored, {len(ids)} came, {seen.count(1)} different ones of them")
+    if disorder:
+        raise LoadError(disorder)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.brokers import GATEWAY, SINK
 from benchmarks.disk import Disk
-from benchmarks.rounds import Bench, Found, Profile, Spread, limits
+from benchmarks.rounds import Bench, Found, Outcome, Profile, Spread, limits
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -48,6 +48,7 @@ class Report(msgspec.Struct, frozen=True):
     found: Found
     ratios: dict[str, dict[str, dict[str, float]]]
     remarks: list[str]
+    failures: list[str]
 
 
 def machine(disk: Disk) -> Machine:
@@ -74,7 +75,10 @@ def about(on: Machine) -> str:
     )
 
 
-def make(profile: Profile, bench: Bench, found: Found, rounds: int, smoke: bool, command: str, disk: Disk) -> Report:
+def make(
+    profile: Profile, bench: Bench, outcome: Outcome, rounds: int, smoke: bool, command: str, disk: Disk
+) -> Report:
+    found = outcome.found
     return Report(
         profile.name,
         profile.title,
@@ -88,6 +92,7 @@ def make(profile: Profile, bench: Bench, found: Found, rounds: int, smoke: bool,
         found,
         ratios(profile, found),
         profile.remarks(found) + limits(profile, found),
+        outcome.failures,
     )
 
 
@@ -120,9 +125,9 @@ def show(report: Report, profile: Profile) -> None:
     for variant, contenders in report.found.items():
         label = variant
         for figure in profile.figures:
-            spreads = [contenders[name].get(figure.key) for name in names]
+            spreads = [contenders.get(name, {}).get(figure.key) for name in names]
             if any(spreads):
-                quotients = [report.ratios[variant][peer].get(figure.key) for peer in peers]
+                quotients = [report.ratios.get(variant, {}).get(peer, {}).get(figure.key) for peer in peers]
                 table.add_row(
                     label,
                     figure.title,
@@ -149,6 +154,7 @@ def notes(report: Report) -> Sequence[str]:
     return [
         *(["A smoke run: it shows that everything runs and counts right; its numbers say nothing."] * report.smoke),
         "Medians (lowest-highest of the rounds). The column `sink` is what the load generator reaches alone.",
+        *report.failures,
         *report.remarks,
         *report.settings,
         about(report.machine),

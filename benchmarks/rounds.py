@@ -11,11 +11,14 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from benchmarks import brokers
 from benchmarks.brokers import SINK, Broker, Layout
+from benchmarks.messages import LoadError
+from tests.harness.process import ServerError
 from tests.harness.rabbitmq import RabbitMq
 
 
@@ -98,28 +101,41 @@ class Profile(msgspec.Struct, frozen=True):
     remarks: Callable[[Found], list[str]] = lambda found: []
 
 
-def run(profile: Profile, bench: Bench, rounds: int, variants: Sequence[str], contenders: Sequence[str]) -> Found:
-    """Every contender in every variant, so many times."""
-    results: dict[str, dict[str, dict[str, list[float]]]] = {v: {c: {} for c in contenders} for v in variants}
+class Outcome(NamedTuple):
+    """failures: why a contender has no numbers in a variant, one a line."""
+
+    found: Found
+    failures: list[str]
+
+
+def run(profile: Profile, bench: Bench, rounds: int, variants: Sequence[str], contenders: Sequence[str]) -> Outcome:
+    """Every contender in every variant, so many times. One that fails is left out of the variant from then on, and has
+    no numbers in it; the others go on."""
+    rates: dict[tuple[str, str], dict[str, list[float]]] = {(v, c): {} for v in variants for c in contenders}
+    failures = []
     for number in range(rounds):
-        for variant in variants:
-            for contender in contenders:
+        for variant, contender in list(rates):
+            at = f"round {number + 1}, {variant}, {contender}"
+            try:
                 measured = profile.measure(bench, contender, variant)
-                for key, value in measured.items():
-                    results[variant][contender].setdefault(key, []).append(value)
-                shown = ", ".join(
-                    f"{figure.title} {measured[figure.key]:,.{figure.decimals}f}"
-                    for figure in profile.figures
-                    if figure.key in measured
-                )
-                print(f"round {number + 1}, {variant}, {contender}: {shown}", flush=True)
-    return {
-        variant: {
-            contender: {key: Spread.of(values) for key, values in figures.items()}
-            for contender, figures in found.items()
-        }
-        for variant, found in results.items()
-    }
+            except (LoadError, ServerError, OSError) as error:
+                failures.append(f"{at} failed: {error}")
+                print(failures[-1], flush=True)
+                del rates[variant, contender]
+                continue
+            for key, value in measured.items():
+                rates[variant, contender].setdefault(key, []).append(value)
+            shown = ", ".join(
+                f"{figure.title} {measured[figure.key]:,.{figure.decimals}f}"
+                for figure in profile.figures
+                if figure.key in measured
+            )
+            print(f"{at}: {shown}", flush=True)
+    found: Found = {}
+    for (variant, contender), figures in rates.items():
+        spreads = {key: Spread.of(values) for key, values in figures.items()}
+        found.setdefault(variant, {})[contender] = spreads
+    return Outcome(found, failures)
 
 
 def limits(profile: Profile, found: Found) -> list[str]:

@@ -56,7 +56,7 @@ PROFILE = Profile(
     title=f"Idle MQTT devices, and one pair at {RATE} msg/s",
     contenders=(GATEWAY, MOSQUITTO, RABBITMQ, SINK),
     variants=("connected",),
-    sizes={"devices": Size(15_000, 300, "connections"), "seconds": Size(10, 1, "for the active pair")},
+    sizes={"devices": Size(15_000, 100, "connections"), "seconds": Size(10, 1, "for the active pair")},
     figures=(
         Figure("connected", "connections/s", compared=True, ceiling=True),
         Figure("octets", "memory for each, B", compared=True),

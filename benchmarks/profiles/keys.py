@@ -12,7 +12,7 @@ from __future__ import annotations
 from benchmarks import brokers, load, transfer
 from benchmarks.brokers import GATEWAY, QUEUE, SINK, Broker
 from benchmarks.consumer import Consumer
-from benchmarks.messages import Flow
+from benchmarks.messages import Flow, LoadError
 from benchmarks.rounds import Bench, Figure, Found, Measured, Profile, Size
 
 PUBLISHERS = 10
@@ -25,7 +25,7 @@ DEDUP, CONTROL = "dedup", "no dedup"
 def measure(bench: Bench, contender: str, variant: str) -> Measured:
     keys, messages = bench.sizes["keys"], bench.sizes["messages"]
     if messages % GROUPS or keys % GROUPS or keys < 2 * messages:
-        raise ValueError(f"--messages and --keys are multiples of {GROUPS}, and keys at least twice the messages")
+        raise LoadError(f"--messages and --keys are multiples of {GROUPS}, and keys at least twice the messages")
     settings = {"max_dedup_keys": keys + 2 * messages}
     layout = brokers.queue_layout("{topic[1]}", "12h" if variant == DEDUP else None, **settings)
     with bench.broker(contender, layout) as broker:

@@ -32,6 +32,7 @@ def test_a_profile_runs(name: str, tmp_path: Path, rabbitmq: RabbitMq, capsys: p
     assert main([name, "--smoke", "--folder", str(tmp_path)], rabbitmq) == 0, capsys.readouterr()
     profile = PROFILES[name]
     report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert not report["failures"]
     assert report["smoke"] and report["machine"]["disk"]["fsync_p50"] > 0
     for variant in profile.smoke or profile.variants:
         found = report["found"][variant]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from benchmarks.consumer import Consumer
 from benchmarks.messages import Flow, LoadError
 from benchmarks.publisher import Confirms, PubAcks, Publisher
 from benchmarks.report import cell, ratios
-from benchmarks.rounds import Figure, Spread
+from benchmarks.rounds import Bench, Figure, Spread
 from benchmarks.schedule import percentile
 from benchmarks.subscriber import Expected, Subscriber
 from gateway.dedup import Dedup
@@ -172,18 +174,38 @@ def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(values: li
     assert sum(value < found for value in values) < share * len(values) + 1e-9
 
 
+FIGURE = Figure("rate", "msg/s", compared=True, ceiling=True)
+
+
+def profile_of(measure: Callable[[Bench, str, str], rounds.Measured]) -> rounds.Profile:
+    return rounds.Profile("p", "", (), ("v",), {}, (FIGURE,), measure)
+
+
+def spread(*values: float) -> dict[str, Spread]:
+    return {"rate": Spread.of(values)}
+
+
 def test_ratios_are_of_medians_and_the_generator_is_named_where_it_may_be_the_limit() -> None:
-    def measure(bench: object, contender: str, variant: str) -> rounds.Measured:
-        return {}
-
-    def spread(*values: float) -> dict[str, Spread]:
-        return {"rate": Spread.of(values)}
-
-    profile = rounds.Profile("p", "", (), ("v",), {}, (Figure("rate", "msg/s", compared=True, ceiling=True),), measure)
+    profile = profile_of(lambda bench, contender, variant: {})
     found = {"v": {"gateway": spread(1, 30, 40), "rabbitmq": spread(10, 9, 200), "sink": spread(39)}}
     assert ratios(profile, found)["v"]["rabbitmq"] == {"rate": 3.0}
     assert [note.split(":")[0] for note in rounds.limits(profile, found)] == ["v, gateway"]
     assert cell(found["v"]["gateway"]["rate"], 0) == "30 (1-40)"
+
+
+def test_rounds_are_interleaved_and_who_fails_has_no_numbers(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def measure(bench: Bench, contender: str, variant: str) -> rounds.Measured:
+        calls.append(contender)
+        if contender == "b" and len(calls) > 2:
+            raise LoadError("3 messages were stored, 2 came")
+        return {"rate": float(len(calls))}
+
+    found, failures = rounds.run(profile_of(measure), Bench(tmp_path, {}), 3, ["v"], ["a", "b", "c"])
+    assert calls == ["a", "b", "c", "a", "b", "c", "a", "c"]
+    assert found == {"v": {"a": spread(1, 4, 7), "c": spread(3, 6, 8)}}
+    assert failures == ["round 2, v, b failed: 3 messages were stored, 2 came"]
 
 
 def test_the_functions_of_every_stage_exist() -> None:
