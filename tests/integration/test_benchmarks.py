@@ -101,9 +101,8 @@ def test_a_stall_counts_for_all_that_were_due_meanwhile(tmp_path: Path) -> None:
     flow = Flow(int(rate * seconds), publishers=1, groups=1, body_size=64, topic=b"latency/%04d/pair")
     with Bench(tmp_path, {}).broker("sink") as sink:
         schedule = Schedule(sink.mqtt, flow, rate, lasting=False)
-        with paused(sink.pids()[0], after=0.2, seconds=pause):
+        with contextlib.closing(schedule), paused(sink.pids()[0], after=0.2, seconds=pause):
             schedule.run(None)
-        schedule.close()
     latencies = schedule.latencies(warm_up=0)
     assert len(latencies) == flow.total
     slow = sum(latency > pause / 2 for latency in latencies)
