@@ -174,7 +174,7 @@ class Rabbit(Broker):
             self._clear()
 
 
-class Mosquitto2(Broker):
+class InMemoryMosquitto(Broker):
     """Debian's Mosquitto; messages for nobody are kept nowhere."""
 
     def __init__(self, folder: Path) -> None:
@@ -232,7 +232,7 @@ def started(name: str, folder: Path, layout: Layout, node: RabbitMq | None = Non
     if name == GATEWAY:
         broker = Gateway(folder, layout)
     elif name == MOSQUITTO:
-        broker = Mosquitto2(folder)
+        broker = InMemoryMosquitto(folder)
     elif name in (RABBITMQ, QUORUM):
         broker = Rabbit(folder, layout, "quorum" if name == QUORUM else "classic", node)
     else:

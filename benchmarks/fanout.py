@@ -11,7 +11,7 @@ import socket
 from benchmarks import mqtt
 from benchmarks.messages import Packets
 from benchmarks.publisher import PubAcks, Publisher
-from benchmarks.subscriber import Expected, Subscriber
+from benchmarks.subscriber import Expected, Subscriber, subscribe
 from tests.harness.process import Address
 
 
@@ -30,7 +30,7 @@ class FanOut(Publisher):
         """So many subscribers of that topic."""
         for index in range(number):
             session = mqtt.open_session(self._address, f"subscriber{index}")
-            mqtt.call(session, mqtt.subscribe([topic_filter], self._qos), mqtt.suback(1, self._qos))
+            subscribe(session, topic_filter, self._qos)
             self.subscribers.append(Listener(session, self._expected, self))
 
     @property
@@ -53,10 +53,6 @@ class Listener(Subscriber):
         super().__init__(session, expected)
         self._publisher = publisher
 
-    def take(self, data: bytes) -> None:
-        before = self.count
-        super().take(data)
-        self.arrivals.clear()
-        publisher = self._publisher
-        publisher.delivered += self.count - before
-        publisher.fill()
+    def arrived(self, count: int) -> None:
+        self._publisher.delivered += count
+        self._publisher.fill()

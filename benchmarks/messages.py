@@ -40,11 +40,11 @@ class Flow(NamedTuple):
         return b'{"id":"%010d","v":"' + b"x" * (self.body_size - SMALLEST_BODY) + BODY_END
 
     def check(self) -> None:
-        """Raises ValueError for one whose groups would have several publishers, or packets several lengths."""
+        """Raises LoadError for one whose groups would have several publishers, or packets several lengths."""
         if self.groups % self.publishers or self.first % self.groups or self.groups > 10_000:
-            raise ValueError("publishers must divide groups, groups the first number, and groups be at most 10000")
+            raise LoadError("publishers must divide groups, groups the first number, and groups be at most 10000")
         if self.body_size < SMALLEST_BODY:
-            raise ValueError(f"a body is at least {SMALLEST_BODY} bytes")
+            raise LoadError(f"a body is at least {SMALLEST_BODY} bytes")
 
 
 class Packets(NamedTuple):

@@ -11,13 +11,14 @@ import contextlib
 import math
 import secrets
 import select
+import socket
 import time
 from collections.abc import Sequence
 
 from benchmarks import load, mqtt
 from benchmarks.messages import Flow, LoadError, Packets
 from benchmarks.publisher import PubAcks, Publisher
-from benchmarks.subscriber import Expected, Subscriber
+from benchmarks.subscriber import Expected, Subscriber, subscribe
 from tests.harness.process import Address
 
 LEAD_SECONDS = 0.02
@@ -35,6 +36,17 @@ class Released(Publisher):
         return self.due
 
 
+class Timed(Subscriber):
+    """arrivals: how many had come when, of `time.perf_counter`, for each lot."""
+
+    def __init__(self, connection: socket.socket, expected: Expected) -> None:
+        super().__init__(connection, expected)
+        self.arrivals: list[tuple[int, float]] = []
+
+    def arrived(self, count: int) -> None:
+        self.arrivals.append((self.count, time.perf_counter()))
+
+
 class Schedule:
     """Pairs of a publisher and a subscriber, each with a topic of its own; message n of `rate` a second is due
     `n / rate` seconds after the start and belongs to pair `n % pairs`."""
@@ -44,13 +56,13 @@ class Schedule:
         self._flow = flow
         self._rate = rate
         self.publishers: list[Released] = []
-        self.subscribers: list[Subscriber] = []
+        self.subscribers: list[Timed] = []
         name = secrets.token_hex(4)  # a broker that runs on must not know the session from before
         for pair in range(flow.publishers):
             packets = mqtt.publishes(flow, pair)
             session = mqtt.open_session(address, f"{name}-subscriber{pair}", clean=not lasting)
-            expected = Expected(packets, flow.qos)
-            self.subscribers.append(Subscriber.of(session, flow.topic % pair, expected))
+            subscribe(session, flow.topic % pair, flow.qos)
+            self.subscribers.append(Timed(session, Expected(packets, flow.qos)))
             self.publishers.append(Released(address, packets, f"{name}-publisher{pair}"))
         # Made before what else the profile connects: `select` knows only the lowest 1024 descriptors.
         self._poll = load.Poll(self.peers)

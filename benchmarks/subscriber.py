@@ -6,7 +6,6 @@ Its rule: a lot is compared as a whole, by slices; only packet ids may be the br
 from __future__ import annotations
 
 import socket
-import time
 
 from benchmarks import mqtt
 from benchmarks.load import Answering
@@ -28,22 +27,14 @@ class Expected:
 
 
 class Subscriber(Answering):
-    """Finished when all expected messages came. `arrivals`: (how many had come, when) for each lot, of
-    `time.perf_counter`."""
+    """Finished when all expected messages came."""
 
     def __init__(self, connection: socket.socket, expected: Expected) -> None:
+        """connection: of a session that is subscribed; see `subscribe`."""
         super().__init__(connection)
         self.count = 0
-        self.arrivals: list[tuple[int, float]] = []
         self._expected = expected
         self._rest = b""
-
-    @classmethod
-    def of(cls, session: socket.socket, topic_filter: bytes, expected: Expected) -> Subscriber:
-        """Subscribes an open session."""
-        request = mqtt.subscribe([topic_filter], expected.qos)
-        mqtt.call(session, request, mqtt.suback(1, expected.qos))
-        return cls(session, expected)
 
     @property
     def finished(self) -> bool:
@@ -70,12 +61,21 @@ class Subscriber(Answering):
         if lot != expected.octets[begin : begin + end]:
             raise LoadError(f"after {self.count} messages a subscriber got others than the next {count}")
         self.count += count
-        self.arrivals.append((self.count, time.perf_counter()))
+        self.arrived(count)
         if self.finished:
             self.finish()
 
+    def arrived(self, count: int) -> None:
+        """So many more came just now, and `count` has them."""
+
     def state(self) -> str:
         return f"{self.count} of {self._expected.number} messages reached a subscriber"
+
+
+def subscribe(session: socket.socket, topic_filter: bytes, qos: int) -> socket.socket:
+    """Subscribes it, and returns it. Raises LoadError if it is not granted."""
+    mqtt.call(session, mqtt.subscribe([topic_filter], qos), mqtt.suback(1, qos))
+    return session
 
 
 def blank(packets: bytearray, at: int, size: int, count: int) -> None:

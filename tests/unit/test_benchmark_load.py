@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +225,51 @@ def test_what_is_defined_in_a_function_belongs_to_its_stage() -> None:
     render = Template("{topic[1]}").render
     assert stages.stage_of(render.__code__) == "group, dedup"
     assert stages.stage_of(test_one_confirm_may_be_for_many.__code__) is None
+
+
+KNOWN = """
+import os, random, threading, time
+from benchmarks import sampler
+
+sampler.stage_of = lambda code: code.co_name if code.co_name in ("long", "short") else None
+used = {"long": 0.0, "short": 0.0}
+
+def step(total):
+    for number in range(50):
+        total += number
+    return total
+
+def long():
+    for _ in range(random.randrange(600, 1200)):
+        step(0)
+
+def short():
+    for _ in range(random.randrange(200, 400)):
+        step(0)
+
+def work(seconds):
+    end = time.thread_time() + seconds
+    while (began := time.thread_time()) < end:
+        for function in (long, short):
+            function()
+            now = time.thread_time()
+            used[function.__name__] += now - began
+            began = now
+
+sampler.Sampler()
+os.kill(os.getpid(), sampler.BEGIN)
+work(1.5)
+time.sleep(0.2)
+os.kill(os.getpid(), sampler.END)
+sampler.tell("known", used=used)
+"""
+
+
+def test_the_sampler_shares_out_what_clocks_measure() -> None:
+    """Functions that were given known parts of the time; waiting is none of it."""
+    done = subprocess.run([sys.executable, "-c", KNOWN], stderr=subprocess.PIPE, check=True, timeout=30)
+    told = {record.pop("event"): record for record in map(json.loads, done.stderr.splitlines())}
+    used, samples = told["known"]["used"], told["sampled"]["samples"]
+    assert told["sampled"]["main"] == pytest.approx(sum(used.values()), abs=0.1)
+    share = samples["long"] / sum(samples.values())
+    assert share == pytest.approx(used["long"] / sum(used.values()), abs=0.12)
