@@ -84,11 +84,11 @@ class Broker(ABC):
 
     def rss(self) -> int:
         """Resident memory in bytes of all its processes."""
-        return sum(psutil.Process(pid).memory_info().rss for pid in self.pids())
+        return sum(_memory(pid, "VmRSS:") for pid in self.pids())
 
     def peak_rss(self) -> int:
         """The most that it ever was in this run of it, in bytes."""
-        return sum(_high_water(pid) for pid in self.pids())
+        return sum(_memory(pid, "VmHWM:") for pid in self.pids())
 
     def depth(self) -> int:
         """Messages in the queue."""
@@ -258,9 +258,14 @@ def _setup(address: Address) -> Iterator[amqp.AmqpSetup]:
         setup.socket.close()
 
 
-def _high_water(pid: int) -> int:
-    with open(f"/proc/{pid}/status") as status:
-        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
+def _memory(pid: int, field: str) -> int:
+    """That field of the process's status, in bytes; 0 for one that has just ended: RabbitMQ has helpers that come and
+    go."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith(field)), 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _commit() -> str:
