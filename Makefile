@@ -3,7 +3,7 @@
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  side by side with other brokers
 # make image   build the container image                    make lock   renew constraints.txt
-# make budget  where the microseconds of a message go        (PROFILE=... for one of the benchmarks, BENCH_ARGS=...)
+# make budget  where the microseconds of a message go        (bench: PROFILE=... for one, BENCH_ARGS=... for both)
 #
 # The long proofs; `make test` has a short form of each.
 # make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
