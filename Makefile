@@ -1,8 +1,9 @@
 # make run     start the gateway with config/gateway.yaml (CONFIG=FILE for another)
 # make test    everything that must pass: gates, tests, the wheel
 # make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
-# make format  rewrite the sources in the project's style   make bench  PROFILE=pipeline or backlog
+# make format  rewrite the sources in the project's style   make bench  side by side with other brokers
 # make image   build the container image                    make lock   renew constraints.txt
+# make budget  where the microseconds of a message go        (bench: PROFILE=... for one, BENCH_ARGS=... for both)
 #
 # The long proofs; `make test` has a short form of each.
 # make model   lead EXAMPLES (5000) random lives of the core, held against its reference model
@@ -16,7 +17,7 @@
 
 PYTHON  ?= python3
 CONFIG  ?= config/gateway.yaml
-PROFILE ?= pipeline
+PROFILE ?= all
 TARGET  ?= mqtt
 SECONDS ?= 60
 IMAGE   ?= mqtt-amqp-gateway
@@ -32,7 +33,8 @@ BIN     := $(VENV)/bin
 CHECKED := gateway transports plugins benchmarks tests
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gates unit abuse fuzz model credit kills soak power space wheel format bench image lock clean servers
+.PHONY: run test gates unit abuse fuzz model credit kills soak power space wheel format bench budget image lock clean \
+    servers
 .NOTPARALLEL:
 
 run: $(VENV)/installed
@@ -98,6 +100,9 @@ fuzz: $(VENV)/installed-tests
 
 bench: $(VENV)/installed-tests servers
 	$(BIN)/python -m benchmarks $(PROFILE) $(BENCH_ARGS)
+
+budget: $(VENV)/installed-tests
+	$(BIN)/python -m benchmarks budget $(BENCH_ARGS)
 
 kills: $(VENV)/installed-tests
 	$(BIN)/python -m tests.crash --kills $(KILLS) $(KILLS_ARGS)

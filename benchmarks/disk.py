@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "bench"
 SAMPLES = 300
 BLOCK = 4096
 

@@ -1,2 +1,1 @@
-"""One module for each profile: its docstring is its help, `arguments(parser)` adds its options, and
-`run(options, folder)` measures with stores in that folder and returns a Report."""
+"""One module for each profile: its docstring is its help, `PROFILE` says what is measured of whom, and how."""

@@ -42,6 +42,11 @@ class Mosquitto:
     def url(self) -> str:
         return f"mqtt://{self.address.host}:{self.address.port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def start(self) -> Mosquitto:
         self._process = ServerProcess([executable("mosquitto"), "-c", str(self._config)])
         self._process.wait_for_line(" running", START_SECONDS)

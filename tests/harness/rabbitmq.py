@@ -66,8 +66,13 @@ class RabbitMq:
         assert self._server
         return self._server.pid
 
-    def start(self) -> RabbitMq:
-        self.launch().wait_for_line("Server startup complete", START_SECONDS)
+    def output(self) -> str:
+        """What the present node printed."""
+        assert self._server
+        return "\n".join(self._server.lines)
+
+    def start(self, timeout: float = START_SECONDS) -> RabbitMq:
+        self.launch().wait_for_line("Server startup complete", timeout)
         return self
 
     def launch(self) -> ServerProcess:

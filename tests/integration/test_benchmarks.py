@@ -1,41 +1,126 @@
-"""The benchmarks run and their own checks find what they are for. How fast anything is stands in no test."""
+"""Each profile of the benchmarks runs against the gateway and its peers, and counts right. How fast anything is stands
+in no test."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import socket
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import disk, load, wire
-from benchmarks.__main__ import main
-from benchmarks.profiles import pipeline
+from benchmarks import brokers, disk
+from benchmarks.__main__ import ORDER, load_profiles, main
+from benchmarks.consumer import Consumer
+from benchmarks.messages import Flow, LoadError
+from benchmarks.rounds import Bench
+from benchmarks.schedule import Schedule
+from benchmarks.stages import OTHER, STAGES
+from benchmarks.transfer import ingest, mqtt_publishers
+from tests.harness.rabbitmq import RabbitMq
 
-BODIES = [b'{"id":"%010d","v":"xxxx"}' % n for n in range(8)]
+PROFILES = {profile.name: profile for profile in load_profiles()}
 
 
+@pytest.mark.parametrize("name", ORDER)
 @pytest.mark.timeout(120)
-def test_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pipeline", "--folder", str(tmp_path), "--messages", "3000", "--rounds", "1"]) == 0, (
-        capsys.readouterr()
-    )
-    found = json.loads((tmp_path / "pipeline.json").read_text())["values"]
-    assert set(found["median"]) == {"gateway", "rabbitmq"} and found["ratio"] > 0
-    assert found["disk"]["fsync_p50"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["pipeline.json"], "a run leaves only its results"
+def test_a_profile_runs(name: str, tmp_path: Path, rabbitmq: RabbitMq, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--smoke", "--folder", str(tmp_path)], rabbitmq) == 0, capsys.readouterr()
+    profile = PROFILES[name]
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert not report["failures"]
+    assert report["smoke"] and report["machine"]["disk"]["fsync_p50"] > 0
+    for variant in profile.smoke or profile.variants:
+        found = report["found"][variant]
+        assert list(found) == list(profile.contenders)
+        compared = [figure.key for figure in profile.figures if figure.compared]
+        for contender, figures in found.items():
+            assert figures and all(len(spread["rounds"]) == 1 for spread in figures.values())
+            if contender not in ("gateway", "sink"):
+                assert set(report["ratios"][variant][contender]) == set(compared)
+        assert set(found["gateway"]) == {figure.key for figure in profile.figures}
+    assert len(report["settings"]) == len(profile.contenders)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.json"], "a run leaves only its results"
 
 
-def test_backlog_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["backlog", "--folder", str(tmp_path), "--messages", "3000"]) == 0, capsys.readouterr()
-    found = json.loads((tmp_path / "backlog.json").read_text())["values"]
-    assert found["ready_seconds"] > 0 and found["drain_rate"] > 0
+def test_the_budget_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["budget", "--messages", "20000", "--rounds", "1", "--folder", str(tmp_path)]
+    assert main(arguments) == 0, capsys.readouterr()
+    budget = json.loads((tmp_path / "budget.json").read_text())
+    stages = {stage: spread["median"] for stage, spread in budget["stages"].items()}
+    assert list(stages) == [*STAGES, OTHER]
+    assert 0 < budget["main"]["median"] and sum(stages.values()) == pytest.approx(budget["main"]["median"])
+    assert stages["enqueue"] > 0 and stages["deliver"] > 0 and stages["settle"] > 0
+    assert budget["others"]["journal-writer"]["median"] > 0
 
 
-def test_ceiling_is_measured_against_the_sink() -> None:
-    packets = [wire.publishes(i, 2, 1001, 10, 64) for i in range(2)]
-    assert pipeline.measure_ceiling(packets, 1001, None) > 0
+def test_there_is_a_test_of_every_profile() -> None:
+    assert list(PROFILES) == list(ORDER)
+
+
+def test_what_is_missing_in_the_queue_is_found(tmp_path: Path) -> None:
+    """No route leads from the topic to the queue: every message is answered, none is stored."""
+    layout = brokers.Layout({"queues": {brokers.QUEUE: {}}}, queue=True, about="no route")
+    flow = Flow(100, publishers=2, groups=2, body_size=64)
+    with (
+        Bench(tmp_path, {}).broker("gateway", layout) as gateway,
+        pytest.raises(LoadError, match="100 messages were answered, 0 are in the queue"),
+    ):
+        ingest(gateway, flow, 10, None, stored=True)
+
+
+def test_messages_that_are_refused_are_found(tmp_path: Path) -> None:
+    layout = brokers.queue_layout()
+    layout.gateway["queues"][brokers.QUEUE]["max_messages"] = 5
+    flow = Flow(100, publishers=1, groups=1, body_size=64)
+    with (
+        Bench(tmp_path, {}).broker("gateway", layout) as gateway,
+        pytest.raises(LoadError, match=r"a connection.*: \d of 100 messages were answered"),
+    ):
+        ingest(gateway, flow, 10, None, stored=True)
+
+
+def test_the_ceiling_of_the_generator_is_measured_without_a_broker(tmp_path: Path) -> None:
+    flow = Flow(1001, publishers=2, groups=10, body_size=64)
+    with Bench(tmp_path, {}).broker("sink") as sink:
+        assert ingest(sink, flow, 10, None, stored=True)["answered"] > 0
+        consumer = Consumer.of(sink.amqp, brokers.QUEUE, 10)
+        consumer.close()
+        for publisher in mqtt_publishers(sink.mqtt, flow, 10):
+            publisher.close()
+
+
+def test_a_stall_counts_for_all_that_were_due_meanwhile(tmp_path: Path) -> None:
+    """The sink stands still for a while: without coordinated omission the latencies of everything due in that time
+    are that of the pause less how far into it they were due."""
+    rate, seconds, pause = 500, 1.0, 0.4
+    flow = Flow(int(rate * seconds), publishers=1, groups=1, body_size=64, topic=b"latency/%04d/pair")
+    with Bench(tmp_path, {}).broker("sink") as sink:
+        schedule = Schedule(sink.mqtt, flow, rate, lasting=False)
+        with contextlib.closing(schedule), paused(sink.pids()[0], after=0.2, seconds=pause):
+            schedule.run(None)
+    latencies = schedule.latencies(warm_up=0)
+    assert len(latencies) == flow.total
+    slow = sum(latency > pause / 2 for latency in latencies)
+    assert slow > rate * pause / 4, "a closed loop would have sent, and counted, only a few"
+
+
+@contextlib.contextmanager
+def paused(pid: int, after: float, seconds: float) -> Iterator[None]:
+    """That process is stopped for so long, so many seconds after the start."""
+    timers = [
+        threading.Timer(after, os.kill, (pid, signal.SIGSTOP)),
+        threading.Timer(after + seconds, os.kill, (pid, signal.SIGCONT)),
+    ]
+    for timer in timers:
+        timer.start()
+    yield
+    for timer in timers:
+        timer.join()
 
 
 def test_a_folder_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,54 +133,3 @@ def test_a_folder_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         assert "tmpfs" in capsys.readouterr().err
     finally:
         folder.rmdir()
-
-
-def took(*chunks: bytes) -> load.Consumer:
-    """A consumer that has read these chunks."""
-    here, there = socket.socketpair()
-    with there:
-        consumer = load.Consumer(here)
-        consumer.expect(8)
-        for chunk in chunks:
-            there.sendall(chunk)
-            consumer.receive()
-    here.close()
-    return consumer
-
-
-def test_deliveries_are_found_wherever_a_read_ends() -> None:
-    octets = b"".join(wire.delivery(body) for body in BODIES)
-    for size in (1, 7, 64, 65, 1000):
-        consumer = took(*(octets[i : i + size] for i in range(0, len(octets), size)))
-        consumer.check(0, 8, groups=2)
-        assert consumer.finished
-
-
-@pytest.mark.parametrize(
-    ("numbers", "complaint"),
-    [
-        ([0, 1, 2, 3, 4, 5, 6], "7 came"),
-        ([0, 1, 2, 3, 4, 5, 6, 6], "7 different"),
-        ([0, 1, 2, 3, 4, 5, 6, 7, 7], "9 came"),
-        ([0, 1, 4, 3, 2, 5, 6, 7], "message 2 came after 4"),
-    ],
-    ids=["lost", "lost and repeated", "repeated", "order"],
-)
-def test_wrong_deliveries_are_found(numbers: list[int], complaint: str) -> None:
-    consumer = took(b"".join(wire.delivery(BODIES[n]) for n in numbers))
-    with pytest.raises(load.LoadError, match=complaint):
-        consumer.check(0, 8, groups=2)
-
-
-def test_wrong_answers_are_found() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        publisher = load.Publisher(server.getsockname(), wire.publishes(0, 1, 3, 1, 64), 10, None)
-        peer, _ = server.accept()
-        with peer:
-            publisher.fill()
-            peer.sendall(wire.pubacks(2) + wire.pubacks(1))
-            while not publisher.finished:
-                publisher.receive()
-        with pytest.raises(load.LoadError, match="one PUBACK for each"):
-            publisher.check()
-        publisher.close()
