@@ -139,7 +139,8 @@ class Queue:
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
-        self._timeouts.shorten(None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout)
+        latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
+        self._timeouts.shorten(latest, (*self.subscriptions, *self._leaving))
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:

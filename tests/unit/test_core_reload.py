@@ -135,6 +135,19 @@ def test_a_shorter_ack_timeout_holds_for_what_is_in_flight_and_none_ends_it() ->
     assert kernel.queue("q").in_flight == 1
 
 
+def test_an_ack_timeout_that_a_reload_brings_holds_for_what_is_in_flight() -> None:
+    kernel = Kernel({"q": QueuePolicy()})
+    kernel.send("q", "1", "2")
+    workers = [kernel.worker("q", 1), kernel.worker("q", 1)]
+    kernel.run()
+    workers[0].cancel()
+    reload(kernel, q=QueuePolicy(ack_timeout=Seconds(10)))
+    kernel.advance(9)
+    assert kernel.queue("q").in_flight == 2
+    kernel.advance(2)
+    assert kernel.queue("q").in_flight == 0
+
+
 def test_a_lower_limit_evicts_nothing_by_itself() -> None:
     kernel = Kernel({"q": QueuePolicy()})
     kernel.send("q", *"123456")
