@@ -154,12 +154,18 @@ class Queue:
         self.order = Grouped(self.entries, self.policy.group_in_flight) if grouped else Competing(self.entries)
         for slot in self.entries.slots():
             self.order.add(slot, before.due(slot))
+        self.groups.empty(range(1, self.groups.top))  # what left while there were no groups told nobody
 
     # what a QueueView shows
 
     @property
     def depth(self) -> int:
         return self.entries.count - len(self.flying)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is here, or on its way."""
+        return not (self.entries.count or self.pending_count)
 
     @property
     def in_flight(self) -> int:

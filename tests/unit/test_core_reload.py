@@ -148,6 +148,24 @@ def test_an_ack_timeout_that_a_reload_brings_holds_for_what_is_in_flight() -> No
     assert kernel.queue("q").in_flight == 0
 
 
+def test_the_names_of_groups_are_given_up_after_a_queue_has_none_any_more() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP)})
+    kernel.accept(*[grouped("q", body, f"group {body}") for body in "1234"])
+    kernel.run()
+    reload(kernel, q=QueuePolicy())
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.done("1", "2")
+    kernel.run()
+    # Now there are groups again, and nothing tells of those that are empty.
+    reload(kernel, q=QueuePolicy(group=GROUP, max_groups=3))
+    assert len(kernel.queue("q").groups) == 2
+    reload(kernel, q=QueuePolicy())
+    worker.done()
+    kernel.run()
+    assert kernel.leaks() == []
+
+
 def test_a_lower_limit_evicts_nothing_by_itself() -> None:
     kernel = Kernel({"q": QueuePolicy()})
     kernel.send("q", *"123456")
