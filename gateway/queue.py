@@ -580,8 +580,9 @@ class Queue:
             self.evict()
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
-        """(ident, time) of those that are delayed. A retry, which is of what was delivered before, is not."""
-        due, ident, delivered = self.order.due, self.entries.ident, self.attempts
+        """(ident, time) of those that are delayed. What was delivered before, and waits for a retry or for room in
+        its dead-letter queue, is not."""
+        due, ident, delivered = self.order.due, self.entries.ident, self.attempts.keys() | self.doomed.keys()
         return [(ident[slot], due(slot)) for slot in slots if slot not in delivered and due(slot)]
 
     # consumers
