@@ -458,8 +458,8 @@ class Reference:
         # Of what is discarded for one of two reasons only the counter tells the one.
         reasons = [reason for reason in self._reasons(entry) if sorted(targets.get(reason, unbroken)) == went]
         counted = self.real.expired(queue) > self.counters[queue, "expired"]
-        others = [reason for reason in reasons if reason != "expired"]
-        reason = heirs[0].reason if heirs else "expired" if counted else (others or [""])[0]
+        told = [reason for reason in reasons if (reason == "expired") == counted]
+        reason = heirs[0].reason if heirs else [*told, *reasons, ""][0]
         assert reason in reasons, f"{entry} is gone to {went}: {reason!r}, not for {list(self._reasons(entry))}"
         self._leave(entry)
         self.counters[queue, "expired"] += reason == "expired"

@@ -421,21 +421,6 @@ class Machine(RuleBasedStateMachine):
             reference.observe()
         reference.rest()
         left = list(reference.idle_work(self.consumers))
-        if left:
-            q = core.get(left[0].queue)
-            o = q.order
-            print(
-                "DBG",
-                self.clock.now,
-                {
-                    n: getattr(o, n, None)
-                    for n in ("_due", "_flights", "_held", "_ready", "_timers", "blocked", "heads", "parked")
-                },
-                [(x.credit, x.queue, x.subscription.messages) for x in self.consumers],
-                [e.show() for e in reference.of(q.name)],
-                reference.blocked,
-                core._scheduled,
-            )
         assert not left, f"ready, and somebody had credit for it: {left}"
 
     # time and operators
