@@ -15,7 +15,7 @@ from tests.harness.kernel import GROUP, KEY
 DEAD_EXCHANGE = "dead"
 
 maybe = st.booleans()
-overflows = st.sampled_from(["refuse", "drop-oldest", "dead-letter"])
+overflows = st.sampled_from(["refuse", "drop-oldest", "dead-letter", "dead-letter"])
 dedups = st.builds(
     DedupPolicy, st.just(KEY), st.sampled_from([Seconds(10), Seconds(30)]), st.sampled_from(["queue", "group"])
 )
@@ -56,7 +56,7 @@ bins = st.builds(
     QueuePolicy,
     max_deliveries=st.none(),
     dead_letter=st.just("none"),
-    max_messages=st.sampled_from([None, None, 1, 3]),
+    max_messages=st.sampled_from([None, 1, 1, 3]),
     overflow=st.sampled_from(["refuse", "refuse", "drop-oldest"]),
 )
 messages = st.tuples(

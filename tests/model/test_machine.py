@@ -448,9 +448,9 @@ class Machine(RuleBasedStateMachine):
         moved = self.kernel.redrive(source, to=to).moved
         assert moved == self.reference.redrive(source, to)
 
-    @rule(which=st.integers(0, 9), dead=maybe)
+    @rule(which=st.integers(0, 9), dead=maybe, restart=maybe)
     @precondition(lambda self: self.reference.parked)
-    def release(self, which: int, dead: bool) -> None:
+    def release(self, which: int, dead: bool, restart: bool) -> None:
         parked = list(self.reference.parked)
         queue, group = place = parked[which % len(parked)]
         try:
@@ -459,6 +459,12 @@ class Machine(RuleBasedStateMachine):
             assert "takes nothing now" in str(error)
             released = False
         assert released == self.reference.release(place, dead)
+        if restart and not self.committing:
+            # What an operator has said holds from then on.
+            self.begin()
+            if self.commit is not None:
+                self.end(False)
+            self.crash(False, 0.0)
 
     @rule(queue=st.sampled_from(["fifo", "plain", "brief"]), drawn=st.data())
     def reload(self, queue: str, drawn: st.DataObject) -> None:
