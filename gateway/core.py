@@ -363,7 +363,9 @@ class Core:
                     queue.groups.empty(order.emptied)
                     order.emptied.clear()
                     queue.groups.free_idle(order.heads, self.committed_ident)
-                if queue.removed and not queue.entries.count and not queue.pending_count:
+                elif queue.groups.count and queue.group_template is None and queue.is_empty:
+                    queue.groups.restored(())  # those of the time when it had groups
+                if queue.removed and queue.is_empty:
                     self.delete(queue.name)
                     continue
                 self._schedule(queue)

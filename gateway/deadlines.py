@@ -6,7 +6,7 @@ Its rule: what has left meanwhile, or has another's slot, is not reported.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
 from gateway.entries import Entries
@@ -105,13 +105,14 @@ class Timeouts:
             heapify(self._waiting)
         heappush(self._waiting, (deadline, delivery.id, delivery, subscription))
 
-    def shorten(self, latest: float | None) -> None:
-        """Nothing has longer than that; None: nothing in flight has an end."""
-        if latest is None:
-            self._waiting.clear()
-        else:
+    def shorten(self, latest: float | None, subscriptions: Iterable[QueueSubscription]) -> None:
+        """Nothing that these hold has longer than that, also if it had no end; None: nothing has an end."""
+        before = {id: due for due, id, _, _ in self._waiting}
+        self._waiting.clear()
+        if latest is not None:
+            held = ((id, delivery, by) for by in subscriptions for id, delivery in by.held.items())
             # A list in order is a heap.
-            self._waiting = sorted((min(due, latest), id, taken, by) for due, id, taken, by in self._waiting)
+            self._waiting = sorted((min(before.get(id, latest), latest), id, taken, by) for id, taken, by in held)
 
     def due(self) -> float:
         while self._waiting:

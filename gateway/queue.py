@@ -125,14 +125,13 @@ class Queue:
         self._timeouts = Timeouts(self.flying)
         self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
-        self.policy = policy
         self.apply(policy)
 
     # policy
 
     def apply(self, policy: QueuePolicy) -> None:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
-        before, self.policy = self.policy, policy
+        self.policy = policy
         self.group_template, template = templates_of(policy)
         self.dedup_key: Callable[[Fields], str] | None = None
         """Where its messages' dedup keys come from."""
@@ -144,11 +143,7 @@ class Queue:
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
         latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
-        self._timeouts.shorten(latest)
-        if latest is not None and before.ack_timeout is None:
-            for subscription in (*self.subscriptions, *self._leaving):
-                for delivery in subscription.held.values():
-                    self._timeouts.watch(latest, delivery, subscription)
+        self._timeouts.shorten(latest, (*self.subscriptions, *self._leaving))
         if isinstance(self.order, Grouped) and self.group_template is not None:
             self.order.allow(policy.group_in_flight)
         elif isinstance(self.order, Grouped) or self.group_template is not None:
@@ -158,16 +153,26 @@ class Queue:
         for subscription in (*self.subscriptions, *self._leaving):
             subscription.settle(list(subscription.held), Verdict.RETURNED)
         grouped = self.group_template is not None
-        before = self.order
+        before, now = self.order, self.ledger.now()
         self.order = Grouped(self.entries, self.policy.group_in_flight) if grouped else Competing(self.entries)
         for slot in self.entries.slots():
-            self.order.add(slot, before.due(slot))
+            due = before.due(slot)
+            self.order.add(slot, due if due > now else 0.0)
+        for slot in before.parked.values() if isinstance(before, Grouped) else ():
+            if self.entries.expires[slot]:
+                self.expiries.watch(slot)  # its moment may have come while its group was parked
+        self.groups.empty(range(1, self.groups.top))  # what left while there were no groups told nobody
 
     # what a QueueView shows
 
     @property
     def depth(self) -> int:
         return self.entries.count - len(self.flying)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is here, or on its way."""
+        return not (self.entries.count or self.pending_count)
 
     @property
     def in_flight(self) -> int:
@@ -598,8 +603,9 @@ class Queue:
             self.evict()
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
-        """(ident, time) of those that are delayed. A retry, which is of what was delivered before, is not."""
-        due, ident, delivered = self.order.due, self.entries.ident, self.attempts
+        """(ident, time) of those that are delayed. What was delivered before, and waits for a retry or for room in
+        its dead-letter queue, is not."""
+        due, ident, delivered = self.order.due, self.entries.ident, self.attempts.keys() | self.doomed.keys()
         return [(ident[slot], due(slot)) for slot in slots if slot not in delivered and due(slot)]
 
     # consumers

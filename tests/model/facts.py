@@ -1,13 +1,13 @@
-"""Owns the words of the reference model: an entry, a call, who takes, what a restart must find.
+"""Owns the words of the reference model: an entry, a call, what a restart must find, what can be seen of the real core.
 
 Its rule: plain data, in which a test's failure can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.message import Message
 from gateway.policy import QueuePolicy
@@ -15,48 +15,79 @@ from gateway.transport import Outcome
 
 GATHERING, COMMITTING, COMMITTED = range(3)
 NEVER = float("inf")
+Key = tuple[str, str | None, str]
+"""Queue, group if it is the scope, value."""
+Place = tuple[str, str | None]
+"""Queue and group."""
 State = dict[str, bytes | None]
 
 
-@dataclass(eq=False)
-class Taker:
-    """A consumer. held: in the order of delivery. pool: credit that it shares."""
+class Seen(NamedTuple):
+    """What is the same for an entry of the real core and of the model. deaths: (queue, reason, attempts), the latest
+    first."""
 
-    queue: str
-    credit: int = 0
-    pool: list[int] = field(default_factory=lambda: [1 << 30])
-    cancelled: bool = False
-    held: list[Entry] = field(default_factory=list)
-
-    def may_take(self) -> bool:
-        return not self.cancelled and self.credit > 0 and self.pool[0] > 0
+    id: int
+    group: str | None
+    octets: int
+    accepted: float
+    expires: float
+    attempts: int
+    in_flight: bool
+    doomed: bool
+    deaths: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(eq=False)
 class Entry:
-    """A message in a queue. name: the queue that it came to first, and its body: there is one of it in all queues."""
+    """A message in a queue. id: in the order of accept, of all queues; what moves gets a new one."""
 
-    name: str
+    id: int
     queue: str
     message: Message
-    seq: int
     group: str | None
+    octets: int
     accepted: float
     expires: float = 0.0
     delay: float = 0.0
-    """Until then by its delay; `due`: and by its retry."""
+    """Not to go out before, as it came; `due`: as it is now, after a retry."""
     due: float = 0.0
-    moved: bool = False
     stage: int = GATHERING
+    moved: bool = False
     attempts: int = 0
+    seen: bool = False
+    """Perhaps delivered before."""
     deaths: tuple[tuple[str, str, int], ...] = ()
     died_as: int = 0
     died_in_group: str | None = None
-    holder: Taker | None = None
-    times: int = 0
-    """Delivered, in this life."""
+    holder: object = None
+    delivery: int = 0
     deadline: float = NEVER
-    doomed: str = ""
+    last: bool = False
+    """In flight, and nothing more of its group before it is settled."""
+    slow: bool = False
+    """In flight, and perhaps nothing more of its group before it is settled: a delayed one comes next."""
+    fate: str = ""
+    """The reason why it must leave."""
+    doomed: bool = False
+    """It can't leave before its dead-letter queue has room."""
+
+    @property
+    def place(self) -> Place:
+        return self.queue, self.group
+
+    def show(self) -> Seen:
+        flies = self.holder is not None
+        return Seen(
+            self.id,
+            self.group,
+            self.octets,
+            self.accepted,
+            self.expires,
+            self.attempts,
+            flies,
+            self.doomed,
+            self.deaths,
+        )
 
 
 @dataclass(eq=False)
@@ -77,24 +108,39 @@ class Image:
     """What a restart must find."""
 
     entries: list[Entry] = field(default_factory=list)
-    keys: dict[tuple[str, str | None, str], float] = field(default_factory=dict)
+    keys: dict[Key, float] = field(default_factory=dict)
     states: State = field(default_factory=dict)
     policies: dict[str, QueuePolicy] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)
+
+
+class Heir(NamedTuple):
+    """A dead letter that is not yet committed."""
+
+    id: int
+    queue: str
+    reason: str
+
+
+class Taker(Protocol):
+    """A consumer."""
+
+    queue: str
+
+    def may_take(self) -> bool: ...
 
 
 class Real(Protocol):
     """What the model asks of the real core, where more than one thing may have happened."""
 
-    def holds(self, queue: str, name: str) -> bool: ...
-    def is_in_flight(self, queue: str, name: str) -> bool: ...
-    def is_doomed(self, queue: str, name: str) -> bool:
-        """It waits for room in its dead-letter queue."""
+    def entries(self, queue: str) -> Mapping[int, Seen]:
+        """What was committed to it, by id."""
+        ...
+
+    def heirs(self) -> Mapping[int, Sequence[Heir]]:
+        """By the id of what died."""
         ...
 
     def expired(self, queue: str) -> int:
         """How many it says have expired."""
-        ...
-
-    def why(self, queue: str, name: str) -> str:
-        """The reason for which it died there, "" if it is nowhere any more."""
         ...

@@ -1,8 +1,8 @@
 """Owns what the gateway promises, in plain lists and loops: the model that the real core is held against.
 
 Its rule: it follows the design, and knows nothing of slots, rows, rings, gathers or a journal. What it can foretell it
-foretells; where several things may happen (who gets a message, when within its second one expires) it is told what
-did, and asserts that it was allowed.
+foretells; where several things may happen (who gets a message, when within its second one expires, which of several
+dead letters finds room) it is told what did, and asserts that it was allowed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
+from gateway.dead_letter import UNSTORED_OCTETS
 from gateway.message import Message
-from gateway.policy import QueuePolicy
+from gateway.policy import DISCARD, QueuePolicy
 from gateway.transport import Outcome, Verdict
-from tests.model.facts import COMMITTED, COMMITTING, GATHERING, NEVER, Call, Entry, Image, Real, State, Taker
+from tests.model.facts import (
+    COMMITTED,
+    COMMITTING,
+    GATHERING,
+    NEVER,
+    Call,
+    Entry,
+    Heir,
+    Image,
+    Key,
+    Place,
+    Real,
+    State,
+    Taker,
+)
 
 
 class Reference:
@@ -22,127 +39,135 @@ class Reference:
         self,
         now: Callable[[], float],
         policies: Mapping[str, QueuePolicy],
-        routes: Mapping[str, Sequence[str]],
+        routes: Mapping[tuple[str, str], Sequence[str]],
         real: Real,
     ) -> None:
-        self.now, self.real = now, real
-        self.policies = dict(policies)
-        self.routes = dict(routes)
+        self.now, self.policies, self.routes, self.real = now, dict(policies), routes, real
         self.entries: list[Entry] = []
         """Of all queues, in their order."""
-        self.keys: dict[tuple[str, str | None, str], tuple[float, int]] = {}
+        self.keys: dict[Key, tuple[float, int]] = {}
         self.calls: list[Call] = []
         self.states: State = {}
-        self.takers: list[Taker] = []
-        self.parked: dict[tuple[str, str | None], Entry] = {}
-        self.draining: set[tuple[str, str | None]] = set()
-        self.slow: set[tuple[str, str | None]] = set()
-        """Groups that need not go on before all that is in flight is settled."""
-        self.blocked: dict[tuple[str, str | None], float] = {}
-        self.refusing = False
-        self.overfull: set[str] = set()
+        self.live: set[str] = set()
+        """Queues whose messages of QoS 0 are for who is there, and are not kept."""
+        self.passing: list[tuple[str, Message, int]] = []
+        self.parked: dict[Place, Entry] = {}
+        self.blocked: dict[Place, float] = {}
+        """Until when a group may wait for its retry."""
         self.counters: Counter[tuple[str, str]] = Counter()
-        self.refusals: list[str] = []
-        """Dead-letter queues that refused something in this step, and so must be full."""
+        self.refusing = False
         self.disk, self.writing = Image(), Image()
-        self._seq = 0
+        self.next_id = 1
 
     def of(self, queue: str) -> list[Entry]:
-        return [entry for entry in self.entries if entry.queue == queue]
+        """What was committed to it, by arrival."""
+        return [entry for entry in self.entries if entry.queue == queue and entry.stage == COMMITTED]
 
-    def committed_of(self, queue: str) -> list[Entry]:
-        return [entry for entry in self.of(queue) if entry.stage == COMMITTED]
+    def group_of(self, entry: Entry) -> list[Entry]:
+        return [other for other in self.of(entry.queue) if other.group == entry.group]
 
-    def is_parked(self, entry: Entry) -> bool:
-        return self.parked.get((entry.queue, entry.group)) is entry
+    def flying(self, place: Place) -> list[Entry]:
+        return [entry for entry in self.of(place[0]) if entry.group == place[1] and entry.holder is not None]
+
+    def held(self, taker: Taker) -> list[Entry]:
+        return sorted((one for one in self.entries if one.holder is taker), key=lambda entry: entry.delivery)
+
+    def may_drop(self, entry: Entry) -> bool:
+        return entry.holder is None and self.parked.get(entry.place) is not entry
 
     # limits
 
-    def is_full(self, queue: str) -> bool:
-        most = self.policies[queue].max_messages
-        return most is not None and len(self.of(queue)) >= most
+    def is_over(self, queue: str, with_pending: bool = False, messages: int = 0, octets: int = 0) -> bool:
+        """Whether it is above its limits, or with so much more would be."""
+        policy, held = self.policies[queue], self.entries if with_pending else self.of(queue)
+        sizes = [entry.octets for entry in held if entry.queue == queue]
+        too_many = policy.max_messages is not None and len(sizes) + messages > policy.max_messages
+        return too_many or (policy.max_bytes is not None and sum(sizes) + octets > policy.max_bytes)
 
-    def refuses(self, queue: str) -> bool:
+    def is_full(self, queue: str, octets: int) -> bool:
+        return self.is_over(queue, True, 1, octets)
+
+    def is_closed(self, queue: str, octets: int) -> bool:
         """It is full and refuses, or has nothing that it may drop."""
-        droppable = any(entry.holder is None and not self.is_parked(entry) for entry in self.of(queue))
-        return self.is_full(queue) and (self.policies[queue].overflow == "refuse" or not droppable)
+        droppable = any(entry.queue == queue and self.may_drop(entry) for entry in self.entries)
+        return self.is_full(queue, octets) and (self.policies[queue].overflow == "refuse" or not droppable)
 
-    def bin_of(self, queue: str) -> str | None:
-        target = self.policies[queue].dead_letter
-        assert isinstance(target, str)
-        return target if target not in ("none", queue) else None
-
-    def bin_refuses(self, queue: str) -> bool:
-        found = self.bin_of(queue)
-        return found is not None and (self.refuses(found) or (self.refusing and self.policies[found].durable))
+    def refuses(self, queues: Sequence[str], octets: int) -> bool:
+        return any((self.refusing and self.policies[one].durable) or self.is_closed(one, octets) for one in queues)
 
     # accept
 
-    def accept(self, messages: Sequence[Message], changes: State) -> Call:
-        call = Call(messages, changes)
-        self._decide_call(call)
-        self.calls.append(call)
-        return call
+    def accept(self, messages: Sequence[Message], changes: State) -> None:
+        self.calls.append(Call(messages, changes))
+        self._decide_call(self.calls[-1])
 
     def _decide_call(self, call: Call) -> None:
         call.counts = []
         call.outcomes = [self._decide(message, call) for message in call.messages]
 
     def _decide(self, message: Message, call: Call) -> Outcome:
-        queues = self.routes.get(message.topic, ())
-        if not queues:
+        """All of its queues get it, or none."""
+        found = {queue: self._ask(queue, message) for queue in self.routes.get((message.exchange, message.topic), ())}
+        refused = [queue for queue, answer in found.items() if answer == "refused"]
+        if refused:
+            call.counts.append((refused[0], "refused"))
+            return Outcome.REFUSED
+        for queue in [queue for queue, answer in found.items() if answer == "stored"]:
+            self._store(queue, message)
+        for queue, answer in found.items():
+            if answer == "passing":
+                self.passing.append((queue, message, GATHERING))
+            elif answer == "duplicates":
+                call.counts.append((queue, "duplicates"))
+            elif answer == "invalid":
+                dead, targets = self.bins(queue, message)
+                call.counts.append((queue, "dead_lettered" if targets else "dropped"))
+                for target in targets:
+                    self._add(target, dead).deaths = ((queue, "invalid", 0),)
+        if not found:
             return Outcome.UNROUTED
-        now = self.now()
-        stored: list[tuple[str, str | None, tuple[str, str | None, str] | None]] = []
-        counts: list[tuple[str, str]] = []
-        invalid: list[str] = []
-        for queue in queues:
-            policy = self.policies[queue]
-            group = message.header("group") if policy.group else None
-            if self.refusing and policy.durable:
-                refused = True
-            elif policy.group and group is None:
-                refused = self.bin_refuses(queue)
-                invalid.append(queue)
-            else:
-                key = None
-                if policy.dedup is not None:
-                    key = (queue, group if policy.dedup.scope == "group" else None, message.header("key"))
-                    if now < self.keys.get(key, (0.0, 0))[0]:
-                        counts.append((queue, "duplicates"))
-                        continue
-                evicts_to_full = policy.overflow == "dead-letter" and self.is_full(queue) and self.bin_refuses(queue)
-                refused = self.refuses(queue) or evicts_to_full
-                stored.append((queue, group, key))
-            if refused:
-                call.counts.append((queue, "refused"))
-                return Outcome.REFUSED
-        for queue, group, key in stored:
-            self._store(queue, group, key, message)
-        for queue in invalid:
-            found = self.bin_of(queue)
-            counts.append((queue, "dead_lettered" if found else "dropped"))
-            if found:
-                entry = self._add(f"{queue}:{message.body.decode()}", found, message, None)
-                entry.deaths = ((queue, "invalid", 0),)
-        call.counts += counts
-        return Outcome.STORED if stored or invalid else Outcome.DUPLICATE
+        return Outcome.DUPLICATE if set(found.values()) == {"duplicates"} else Outcome.STORED
 
-    def _store(self, queue: str, group: str | None, key: tuple[str, str | None, str] | None, message: Message) -> None:
+    def _ask(self, queue: str, message: Message) -> str:
+        policy, octets = self.policies[queue], len(message.body) + UNSTORED_OCTETS
+        if queue in self.live and message.qos == 0:
+            return "passing"
+        if self.refusing and policy.durable:
+            return "refused"
+        if policy.group and value(policy.group, message) is None:
+            return "refused" if self.refuses(self.bins(queue, message)[1], octets) else "invalid"
+        if self.now() < self.keys.get(self._key(queue, message), (0.0, 0))[0] and policy.dedup:
+            return "duplicates"
+        if not self.is_full(queue, octets):
+            return "stored"
+        makes_room = policy.overflow == "dead-letter" and isinstance(policy.dead_letter, str)
+        has_no_room = makes_room and self.refuses(self.bins(queue, message)[1], octets)
+        return "refused" if has_no_room or self.is_closed(queue, octets) else "stored"
+
+    def _key(self, queue: str, message: Message) -> Key:
+        policy = self.policies[queue]
+        in_group = policy.dedup is not None and policy.dedup.scope == "group"
+        return queue, value(policy.group, message) if in_group else None, message.header("key")
+
+    def _store(self, queue: str, message: Message) -> None:
         policy, now = self.policies[queue], self.now()
-        entry = self._add(f"{queue}:{message.body.decode()}", queue, message, group)
+        entry = self._add(queue, message, group=value(policy.group, message))
         times = [time for time in (message.ttl, policy.ttl) if time is not None]
         entry.expires = now + min(times) if times else 0.0
         delay = message.delay or policy.delay
         entry.delay = entry.due = now + min(delay, policy.max_delay) if delay else 0.0
-        if key is not None and policy.dedup is not None:
-            self.keys[key] = (now + policy.dedup.window, GATHERING)
+        if policy.dedup is not None:
+            self.keys[self._key(queue, message)] = (now + policy.dedup.window, GATHERING)
 
-    def _add(self, name: str, queue: str, message: Message, group: str | None) -> Entry:
-        self._seq += 1
-        entry = Entry(name, queue, message, self._seq, group, self.now())
-        ttl = self.policies[queue].ttl
-        entry.expires = entry.accepted + ttl if ttl is not None else 0.0
+    def _add(self, queue: str, message: Message, id: int = 0, group: str | None = None, octets: int = 0) -> Entry:
+        """octets: what it took where it comes from, if it need not be stored anew."""
+        policy, id = self.policies[queue], id or self.next_id
+        self.next_id = max(self.next_id, id + 1)
+        stored = (
+            len(msgspec.msgpack.encode(message)) if policy.durable else octets or len(message.body) + UNSTORED_OCTETS
+        )
+        entry = Entry(id, queue, message, (group or "") if policy.group else None, stored, self.now())
+        entry.expires = entry.accepted + policy.ttl if policy.ttl is not None else 0.0
         self.entries.append(entry)
         return entry
 
@@ -153,41 +178,49 @@ class Reference:
         for one in (*self.entries, *self.calls):
             one.stage = one.stage or COMMITTING
         self.keys = {key: (until, stage or COMMITTING) for key, (until, stage) in self.keys.items()}
-        durable = {queue for queue, policy in self.policies.items() if policy.durable}
-        states = dict(self.states)
-        for call in self.calls:
-            if not call.is_refused:
-                states |= call.changes
+        self.passing = [(queue, message, COMMITTING) for queue, message, _ in self.passing]
+        durable = {queue: policy for queue, policy in self.policies.items() if policy.durable}
         self.writing = Image(
             [replace(entry) for entry in self.entries if entry.queue in durable],
             {key: until for key, (until, _) in self.keys.items() if key[0] in durable},
-            states,
-            {queue: self.policies[queue] for queue in durable},
+            dict(self.states),
+            durable,
+            self.live & durable.keys(),
         )
+        for call in self.calls:
+            if not call.is_refused:
+                self.writing.states |= call.changes
 
     def succeed(self) -> list[Call]:
         """The calls to be answered, in order."""
-        self.disk = self.writing
-        self.states = dict(self.disk.states)
+        self.disk, self.states = self.writing, dict(self.writing.states)
         fresh = [entry for entry in self.entries if entry.stage == COMMITTING]
         for entry in fresh:
             entry.stage = COMMITTED
             self.counters[entry.queue, "accepted"] += 1
         self.keys = {key: (until, stage and COMMITTED) for key, (until, stage) in self.keys.items()}
-        for queue in dict.fromkeys(entry.queue for entry in fresh):
-            self._evict(queue)
+        self.passing = [one for one in self.passing if one[2] == GATHERING]
+        self.observe()
+        for queue in {entry.queue for entry in fresh}:
+            overflow, oldest = self.policies[queue].overflow, self._oldest(queue)
+            if overflow != "refuse" and self.is_over(queue) and oldest is not None:
+                assert overflow == "dead-letter" and self._is_stuck(oldest), f"{queue} is too long"
         return self._answered()
+
+    def _oldest(self, queue: str) -> Entry | None:
+        """That may be dropped."""
+        return next((entry for entry in self.of(queue) if self.may_drop(entry)), None)
 
     def fail(self) -> list[Call]:
         """Accepts are undone, and those that came later decided again; what moved between queues stays moved."""
         self.entries = [entry for entry in self.entries if entry.stage == COMMITTED or entry.moved]
-        self.keys = {key: value for key, value in self.keys.items() if value[1] == COMMITTED}
+        self.keys = {key: found for key, found in self.keys.items() if found[1] == COMMITTED}
+        self.passing = []
         for entry in self.entries:
             entry.stage = COMMITTED if entry.stage == COMMITTED else GATHERING
         for call in self.calls:
             if call.stage == COMMITTING:
-                call.outcomes = [Outcome.REFUSED] * len(call.messages)
-                call.counts = []
+                call.outcomes, call.counts = [Outcome.REFUSED] * len(call.messages), []
             else:
                 self._decide_call(call)
         return self._answered()
@@ -203,177 +236,142 @@ class Reference:
         self.calls.remove(call)
         self.counters.update(call.counts)
 
-    def _evict(self, queue: str) -> None:
-        policy = self.policies[queue]
-        most = policy.max_messages
-        if policy.overflow == "refuse" or most is None:
-            return
-        self.overfull.discard(queue)
-        entries = self.committed_of(queue)
-        if any(queue == policy.dead_letter for policy in self.policies.values()):
-            # Of those that died at one moment, any may be the first.
-            entries.sort(key=lambda entry: (entry.accepted, self.real.holds(queue, entry.name)))
-        for entry in entries:
-            if len(self.committed_of(queue)) <= most:
-                return
-            if entry.holder is not None or self.is_parked(entry):
-                continue
-            if policy.overflow == "drop-oldest" or self.bin_of(queue) is None:
-                self._leave(entry, "dropped")
-            elif not self._bury(entry, "overflow"):
-                self.overfull.add(queue)
-                return
-
-    def crash(self, was_written: bool) -> None:
-        """The next run begins with what is on the disk. `policies` hold from now on, those on the disk did before."""
-        image = self.writing if was_written else self.disk
-        self.disk = image
-        now = self.now()
+    def crash(self, was_written: bool, real: Real) -> None:
+        """The next run begins with what is on the disk, under the policies that stand there; then today's apply."""
+        self.disk = image = self.writing if was_written else self.disk
         self.entries = [
-            replace(entry, holder=None, deadline=NEVER, doomed="", due=entry.delay, stage=COMMITTED)
+            replace(
+                entry,
+                stage=COMMITTED,
+                holder=None,
+                deadline=NEVER,
+                doomed=False,
+                fate="",
+                due=entry.delay,
+                seen=True,
+                last=False,
+                slow=False,
+            )
             for entry in image.entries
         ]
-        self.keys = {key: (until, COMMITTED) for key, until in image.keys.items() if now < until}
-        self.states = dict(image.states)
-        self.calls, self.takers, self.refusing = [], [], False
-        for lost in (self.parked, self.draining, self.slow, self.blocked, self.overfull, self.counters):
-            lost.clear()
+        self.keys = {key: (until, COMMITTED) for key, until in image.keys.items() if self.now() < until}
+        self.states, self.live, self.real, self.refusing = dict(image.states), set(image.live), real, False
+        for lost in (self.calls, self.passing, self.parked, self.blocked, self.counters):
+            lost.clear()  # type: ignore[attr-defined]
+        wanted, self.policies = self.policies, {**self.policies, **image.policies}
         for entry in self.entries:
-            policy = image.policies[entry.queue]
-            exhausted = policy.max_deliveries is not None and entry.attempts >= policy.max_deliveries
-            if exhausted and policy.on_exhausted == "park" and policy.group:
-                self.parked.setdefault((entry.queue, entry.group), entry)
+            if self._is_exhausted(entry, "park"):
+                self.parked.setdefault(entry.place, entry)
+        for queue, policy in wanted.items():
+            self.reload(queue, policy)
 
     # delivery
 
-    def deliver(self, taker: Taker, name: str) -> Entry:
+    def deliver(self, taker: Taker, id: int, delivery: int) -> Entry:
         """The core has handed it out. Was that right?"""
-        entry = next((entry for entry in self.committed_of(taker.queue) if entry.name == name), None)
-        assert entry is not None, f"{name} was delivered from {taker.queue} and is not there"
-        now, place = self.now(), (entry.queue, entry.group)
-        assert taker.may_take(), f"{name} was delivered without credit"
-        assert entry.holder is None, f"{name} was delivered twice at a time"
-        assert not entry.doomed, f"{name} was delivered, and is a dead letter: {entry.doomed}"
-        assert not entry.expires or entry.expires >= now, f"{name} was delivered expired"
-        assert entry.due <= now, f"{name} was delivered before its time"
-        policy = self.policies[entry.queue]
-        earlier = [other for other in self._ahead_of(entry) if self.real.holds(other.queue, other.name)]
+        entry = next((entry for entry in self.of(taker.queue) if entry.id == id), None)
+        assert entry is not None, f"{id} was delivered from {taker.queue} and is not there"
+        assert entry.holder is None, f"{entry} was delivered twice at a time"
+        assert not entry.fate, f"{entry} was delivered, and had to leave"
+        assert self._is_ready(entry), f"{entry} was delivered expired or before its time"
+        policy, flying = self.policies[entry.queue], self.flying(entry.place)
         if policy.group:
-            flying = self._flying(place)
-            assert place not in self.parked, f"{name} was delivered from a parked group"
-            assert place not in self.draining, f"{name} was delivered while others of its group went back"
-            assert len(flying) < policy.group_in_flight, f"{name} is one too many of its group in flight"
-            assert all(other.holder is taker for other in flying), f"the group of {name} is with two consumers"
-            assert flying == earlier, f"{name} overtook in its group"
+            earlier = [other for other in self.group_of(entry) if other.id < id]
+            assert entry.place not in self.parked, f"{entry} was delivered from a parked group"
+            assert len(flying) < policy.group_in_flight, f"{entry} is one too many of its group in flight"
+            assert all(other.holder is taker for other in flying), f"the group of {entry} is with two consumers"
+            assert not any(other.last for other in flying), f"{entry} was delivered while others of its group went back"
+            assert flying == earlier, f"{entry} overtook in its group"
         else:
-            # One that had to wait for its time joins the others when its timer has run; of dead letters that died at
-            # one moment, any may be the first; and what another consumer gets just now is about to be heard of.
-            ready = [
-                other
-                for other in earlier
-                if self._is_ready(other) and not other.due and not other.deaths
-                and not self.real.is_in_flight(other.queue, other.name)
-            ]  # fmt: skip
-            assert not ready, f"{name} overtook an older one"
-        entry.holder = taker
-        entry.times += 1
+            # Another consumer may be about to get an earlier one.
+            known = self.real.entries(entry.queue)
+            earlier = [other for other in self.of(entry.queue) if other.id < id and not known[other.id].in_flight]
+            # One that had to wait joins the others when its timer has run.
+            ready = [one for one in earlier if self._is_ready(one) and not one.fate and not one.due]
+            assert not ready, f"{entry} overtook {ready}"
+        entry.holder, entry.delivery = taker, delivery
         if policy.ack_timeout is not None:
-            entry.deadline = now + policy.ack_timeout
-        taker.credit -= 1
-        taker.pool[0] -= 1
-        taker.held.append(entry)
+            entry.deadline = self.now() + policy.ack_timeout
         self.counters[entry.queue, "delivered"] += 1
         return entry
 
-    def _ahead_of(self, entry: Entry) -> list[Entry]:
-        grouped = bool(self.policies[entry.queue].group)
-        return [
-            other
-            for other in self.committed_of(entry.queue)
-            if other.seq < entry.seq and (not grouped or other.group == entry.group)
-        ]
-
-    def _flying(self, place: tuple[str, str | None]) -> list[Entry]:
-        return [one for one in self.committed_of(place[0]) if one.group == place[1] and one.holder is not None]
-
     def _is_ready(self, entry: Entry) -> bool:
         now = self.now()
-        alive = not entry.doomed and (not entry.expires or entry.expires >= now)
-        return entry.holder is None and alive and entry.due <= now
+        return entry.holder is None and entry.due <= now and (not entry.expires or entry.expires >= now)
 
-    def idle_work(self) -> Iterator[str]:
+    def idle_work(self, takers: Sequence[Taker]) -> Iterator[Entry]:
         """After a dispatch: what somebody had credit for, and nobody got."""
         for queue, policy in self.policies.items():
-            ready = [taker for taker in self.takers if taker.queue == queue and taker.may_take()]
-            entries = self.committed_of(queue)
+            ready = [taker for taker in takers if taker.queue == queue and taker.may_take()]
+            waiting = [entry for entry in self.of(queue) if entry.holder is None]
             if not policy.group:
-                yield from (entry.name for entry in entries if ready and self._is_ready(entry))
+                yield from (entry for entry in waiting if ready and self._is_ready(entry) and not entry.fate)
                 continue
-            for group in dict.fromkeys(entry.group for entry in entries):
-                place = (queue, group)
-                flying = self._flying(place)
-                rest = [entry for entry in entries if entry.group == group and entry.holder is None]
-                if not rest or place in self.parked or not ready:
+            heads = {entry.group: entry for entry in reversed(waiting)}
+            for head in heads.values():
+                if not ready or head.place in self.parked:
                     continue
-                if any(entry.doomed for entry in rest):
+                if any(entry.fate for entry in self.group_of(head)):
                     # It is tried again each second, and may hold up its group until then.
-                    self.blocked[place] = max(self.now() + 1.0, self.blocked.get(place, 0.0))
-                if flying and rest[0].due:
-                    self.slow.add(place)  # a delay may hold up its group until it is free
-                if flying and flying[0].holder not in ready:
-                    continue
-                held_up = place in self.draining | self.slow or self.blocked.get(place, 0.0) > self.now()
-                if len(flying) < policy.group_in_flight and not held_up and self._is_ready(rest[0]):
-                    yield rest[0].name
+                    self._block(head, self.now() + 1.0)
+                flying = self.flying(head.place)
+                is_held_up = any(one.last or one.slow or one.holder not in ready for one in flying)
+                is_blocked = self.blocked.get(head.place, 0.0) > self.now()
+                if not is_held_up and len(flying) < policy.group_in_flight and not is_blocked and self._is_ready(head):
+                    yield head
 
     # settlement
 
-    def settle(self, taker: Taker, entry: Entry, times: int, verdict: Verdict) -> bool:
-        """The delivery that was the entry's so-many-th. False if it is no longer the taker's."""
-        if entry not in taker.held or entry.times != times:
+    def settle(self, taker: Taker, entry: Entry, delivery: int, verdict: Verdict) -> bool:
+        """False if it is no longer the taker's."""
+        if entry.delivery != delivery or entry.holder is not taker:
             self.counters[taker.queue, "stale"] += 1
             return False
-        taker.held.remove(entry)
         if verdict is Verdict.DONE:
-            self._leave(entry, "settled")
+            self._leave(entry)
+            self.counters[entry.queue, "settled"] += 1
         elif verdict is Verdict.DEAD:
-            self._bury_or_doom(entry, "rejected")
+            entry.fate = "rejected"
         elif verdict is Verdict.INVALID:
-            self._bury_or_doom(entry, "invalid")
+            entry.fate = "invalid"
         elif verdict is Verdict.RETRY:
             self._fail(entry, delayed=True)
         else:
             self._give_back(entry)
+        self.observe()
         return True
 
     def cancel(self, taker: Taker) -> None:
-        taker.cancelled = True
-        self.draining |= {(entry.queue, entry.group) for entry in taker.held}
+        for entry in self.held(taker):
+            entry.last = True
 
     def detach(self, taker: Taker, lost: bool) -> None:
         """Of a lost consumer the oldest counts an attempt."""
-        self.cancel(taker)
-        held, taker.held = taker.held, []
+        held = self.held(taker)
         for entry in held[1:] if lost else held:
             self._give_back(entry)
         if lost and held:
             self._fail(held[0], delayed=False)
-        self.takers.remove(taker)
+        self.observe()
 
     def _give_back(self, entry: Entry) -> None:
         self.counters[entry.queue, "returned"] += 1
         self._land(entry, 0.0)
 
+    def _is_exhausted(self, entry: Entry, then: str) -> bool:
+        policy = self.policies[entry.queue]
+        exhausted = policy.max_deliveries is not None and entry.attempts >= policy.max_deliveries
+        return exhausted and policy.on_exhausted == then and (then != "park" or policy.group is not None)
+
     def _fail(self, entry: Entry, delayed: bool) -> None:
         policy = self.policies[entry.queue]
         entry.attempts += 1
         self.counters[entry.queue, "retried"] += 1
-        exhausted = policy.max_deliveries is not None and entry.attempts >= policy.max_deliveries
-        if exhausted and policy.on_exhausted == "skip":
-            self._bury_or_doom(entry, "exhausted")
-        elif exhausted and policy.on_exhausted == "park" and policy.group:
+        if self._is_exhausted(entry, "skip"):
+            entry.fate = "exhausted"
+        elif self._is_exhausted(entry, "park"):
             self._land(entry, 0.0)
-            self.parked.setdefault((entry.queue, entry.group), entry)
+            self.parked.setdefault(entry.place, entry)
         elif delayed and policy.retry_delay is not None:
             low, high = policy.retry_delay
             # The jitter of the test's core is always half of the fifth that it may be.
@@ -382,138 +380,164 @@ class Reference:
             self._land(entry, 0.0)
 
     def _land(self, entry: Entry, due: float) -> None:
-        place = (entry.queue, entry.group)
-        self._release_holder(entry)
+        entry.holder, entry.deadline, entry.last, entry.slow, entry.seen = None, NEVER, False, False, True
         entry.due = due
-        self.blocked[place] = max(due, self.blocked.get(place, 0.0))
-        if self._flying(place):
-            self.draining.add(place)
+        self._block(entry, due)
+        for other in self.flying(entry.place):
+            other.last = True
 
-    def _release_holder(self, entry: Entry) -> None:
-        if entry.holder is not None and entry in entry.holder.held:
-            entry.holder.held.remove(entry)
-        entry.holder, entry.deadline = None, NEVER
-        if not self._flying((entry.queue, entry.group)):
-            for waits in (self.draining, self.slow):
-                waits.discard((entry.queue, entry.group))
+    def _block(self, entry: Entry, due: float) -> None:
+        self.blocked[entry.place] = max(due, self.blocked.get(entry.place, 0.0))
 
-    def _leave(self, entry: Entry, counter: str) -> None:
+    def _leave(self, entry: Entry) -> None:
         self.entries.remove(entry)
-        self._release_holder(entry)
-        place = (entry.queue, entry.group)
-        if self.parked.get(place) is entry:
-            del self.parked[place]
-        if counter:
-            self.counters[entry.queue, counter] += 1
+        entry.holder = None
+        if self.parked.get(entry.place) is entry:
+            del self.parked[entry.place]
 
     # dead letters
 
-    def _bury_or_doom(self, entry: Entry, reason: str) -> None:
-        if not self._bury(entry, reason):
-            entry.doomed = reason
-            self._land(entry, self.now() + 1.0)
+    def bins(self, queue: str, message: Message) -> tuple[Message, list[str]]:
+        """Where a message goes that this queue gives up, and as which message."""
+        target = self.policies[queue].dead_letter
+        if isinstance(target, str):
+            return message, [target] if target not in (DISCARD, queue) else []
+        dead = msgspec.structs.replace(message, exchange=target.exchange, topic=target.topic or message.topic)
+        return dead, list(self.routes.get((dead.exchange, dead.topic), ()))
 
-    def _bury(self, entry: Entry, reason: str) -> bool:
-        """False if its dead-letter queue has no room; when several die at once, which of them finds room is open."""
-        if self.real.holds(entry.queue, entry.name):
-            found = self.bin_of(entry.queue)
-            assert found is not None, f"{entry.name} is still there, and should have been discarded"
-            self.refusals.append(found)
-            return False
-        target = self.bin_of(entry.queue)
-        self._leave(entry, "dead_lettered" if target else "dropped")
-        if target:
-            refuses = self.policies[target].overflow == "refuse"
-            assert not (refuses and self.is_full(target)), f"{target} is beyond its limit"
-            self.move(entry, target, None)
-            self.entries[-1].deaths = ((entry.queue, reason, entry.attempts), *entry.deaths)
-            self.entries[-1].died_as = entry.seq
-            if entry.group is not None:
-                self.entries[-1].died_in_group = entry.group
-        return True
+    def observe(self) -> None:
+        """Whatever is gone had a reason to go, and went where it should; what had to go and is still there had nowhere
+        to go."""
+        heirs = self.real.heirs()
+        seen = {queue: self.real.entries(queue) for queue in self.policies}
+        gone = [entry for entry in self.entries if entry.stage == COMMITTED and entry.id not in seen[entry.queue]]
+        for entry in gone:
+            self._die(entry, heirs.get(entry.id, ()))
+        for queue in {heir.queue for entry in gone for heir in heirs.get(entry.id, ())}:
+            assert self.policies[queue].overflow != "refuse" or not self.is_over(queue, True), f"{queue} is too long"
+        self.entries.sort(key=lambda entry: entry.id)
+        for entry in self.entries:
+            if entry.stage != COMMITTED:
+                continue
+            if (entry.due or seen[entry.queue][entry.id].doomed) and entry.holder is None:
+                for other in self.flying(entry.place):
+                    other.slow = True
+            if entry.doomed:
+                continue
+            if seen[entry.queue][entry.id].doomed and not entry.fate:
+                assert self._has_expired(entry), f"{entry} is given up for nothing"
+                entry.fate = "expired"
+            if entry.fate:
+                entry.doomed = True
+                assert self._is_stuck(entry), f"{entry} had to go"
+                if entry.holder is not None:
+                    self._land(entry, self.now() + 1.0)
 
-    def judge_refusals(self) -> None:
-        for bin in self.refusals:
-            assert self.refuses(bin), f"{bin} refused a dead letter that it had room for"
-        self.refusals.clear()
+    def _is_stuck(self, entry: Entry) -> bool:
+        """Its dead-letter queue has no room; an exchange wants to see the message, which may have to be read first."""
+        by_exchange = not isinstance(self.policies[entry.queue].dead_letter, str)
+        bins = self.bins(entry.queue, entry.message)[1]
+        return by_exchange or any(self.is_closed(bin, entry.octets) for bin in bins)
 
-    def move(self, entry: Entry, target: str, group: str | None) -> None:
-        added = self._add(entry.name, target, entry.message, group)
-        added.moved, added.deaths, added.died_in_group = True, entry.deaths, entry.died_in_group
+    def _has_expired(self, entry: Entry) -> bool:
+        return 0 < entry.expires <= self.now() and self.may_drop(entry)
+
+    def _reasons(self, entry: Entry) -> Iterator[str]:
+        if entry.fate:
+            yield entry.fate
+        if self._has_expired(entry):
+            yield "expired"
+        is_limited = self.policies[entry.queue].overflow != "refuse"
+        if is_limited and self.is_over(entry.queue) and entry is self._oldest(entry.queue):
+            yield "overflow"
+
+    def _die(self, entry: Entry, heirs: Sequence[Heir]) -> None:
+        queue, went = entry.queue, sorted(heir.queue for heir in heirs)
+        dead, bins = self.bins(queue, entry.message)
+        been = {queue, *(death[0] for death in entry.deaths)}
+        unbroken = bins if dead is entry.message else [bin for bin in bins if bin not in been]
+        targets = {"rejected": bins, "overflow": [] if self.policies[queue].overflow == "drop-oldest" else unbroken}
+        # Of what is discarded for one of two reasons only the counter tells the one.
+        reasons = [reason for reason in self._reasons(entry) if sorted(targets.get(reason, unbroken)) == went]
+        counted = self.real.expired(queue) > self.counters[queue, "expired"]
+        told = [reason for reason in reasons if (reason == "expired") == counted]
+        reason = heirs[0].reason if heirs else [*told, *reasons, ""][0]
+        assert reason in reasons, f"{entry} is gone to {went}: {reason!r}, not for {list(self._reasons(entry))}"
+        self._leave(entry)
+        self.counters[queue, "expired"] += reason == "expired"
+        self.counters[queue, "dead_lettered" if heirs else "dropped"] += 1
+        group = entry.group if entry.group is not None else entry.died_in_group
+        for heir in heirs:
+            self._move(entry, heir.queue, heir.id, dead, group)
+            self.entries[-1].deaths = ((queue, reason, entry.attempts), *entry.deaths)
+            self.entries[-1].died_as = entry.id
+
+    def _move(self, entry: Entry, target: str, id: int, message: Message, group: str | None) -> None:
+        octets = entry.octets if message is entry.message else 0
+        added = self._add(target, message, id, group, octets)
+        added.moved, added.deaths, added.died_in_group = True, entry.deaths, group
+
+    # operators and time
 
     def redrive(self, source: str, to: str | None) -> int:
         """How many went back, in the order they had where they died."""
-        waiting = [entry for entry in self.committed_of(source) if entry.deaths and entry.holder is None]
-        moved = 0
-        for entry in sorted(waiting, key=lambda entry: entry.died_as or entry.seq):
-            target = to or entry.deaths[0][0]
-            if (self.refusing and self.policies[target].durable) or self.refuses(target):
-                break
-            group = entry.died_in_group
-            if self.policies[target].group and (group is None or target != entry.deaths[0][0]):
-                group = entry.message.header("group")
-                if group is None:
-                    break
-            self._leave(entry, "")
-            self.move(entry, target, group if self.policies[target].group else None)
-            self.entries[-1].died_in_group = group
-            moved += 1
-        return moved
+        waiting = [entry for entry in self.of(source) if entry.deaths and entry.holder is None]
+        for moved, entry in enumerate(sorted(waiting, key=lambda entry: entry.died_as or entry.id)):
+            target, group = to or entry.deaths[0][0], entry.died_in_group
+            template = self.policies[target].group
+            if template and (group is None or target != entry.deaths[0][0]):
+                group = value(template, entry.message)
+            if self.refuses([target], entry.octets) or (template and group is None):
+                return moved
+            self._leave(entry)
+            self._move(entry, target, 0, entry.message, group)
+        return len(waiting)
 
-    def release(self, queue: str, group: str | None, dead: bool) -> bool:
-        entry = self.parked[queue, group]
+    def release(self, place: Place, dead: bool) -> bool:
+        """False if it should become a dead letter, and there is no room."""
+        entry = self.parked[place]
         if dead:
-            return self._bury(entry, "exhausted")
-        del self.parked[queue, group]
+            entry.fate = "exhausted"
+            if entry.id not in self.real.entries(entry.queue):
+                self.observe()
+                return True
+            entry.fate = ""
+            assert self._is_stuck(entry), f"{entry} had to go"
+            return False
+        del self.parked[place]
         entry.attempts = 0
         return True
 
-    # time
+    def reload(self, queue: str, policy: QueuePolicy) -> None:
+        """What is here keeps its group; order begins anew where there were groups and are none, or the other way."""
+        before, self.policies[queue] = self.policies[queue], policy
+        flying = [entry for entry in self.of(queue) if entry.holder is not None]
+        for entry in flying:
+            limit = policy.ack_timeout
+            entry.deadline = min(entry.deadline, self.now() + limit) if limit is not None else NEVER
+        if bool(before.group) != bool(policy.group):
+            for entry in flying:
+                self._give_back(entry)
+            for place in [place for place in self.parked if place[0] == queue]:
+                del self.parked[place]
 
     def tick(self) -> None:
-        """Deliveries that took too long go back."""
+        """Deliveries that took too long go back; what has expired is gone within its second."""
         late = [entry for entry in self.entries if entry.deadline <= self.now()]
-        for entry in sorted(late, key=lambda entry: (entry.deadline, entry.seq)):
+        for entry in sorted(late, key=lambda entry: (entry.deadline, entry.id)):
             self._fail(entry, delayed=True)
+        self.observe()
 
-    def observe(self) -> None:
-        """Whatever waited and is gone had a reason to go: expired, or a dead letter that has found room."""
-        now = self.now()
-        for entry in list(self.entries):
-            if entry.stage != COMMITTED or entry.holder is not None:
-                continue
-            if self.real.holds(entry.queue, entry.name):
-                if not entry.doomed and self.real.is_doomed(entry.queue, entry.name):
-                    assert entry.expires and entry.expires <= now, f"{entry.name} is given up for nothing"
-                    entry.doomed = "expired"
-                    self.refusals.append(self.bin_of(entry.queue) or "")
-                continue
-            reasons = {entry.doomed} - {""}
-            if entry.expires and entry.expires <= now and not self.is_parked(entry):
-                reasons.add("expired")
-            if entry.queue in self.overfull:
-                reasons.add("overflow")
-            reason = self.real.why(entry.queue, entry.name)
-            if not reason:  # it is discarded, and only the counter tells for which of two reasons
-                is_expired = self.real.expired(entry.queue) > self.counters[entry.queue, "expired"]
-                reason = next((one for one in reasons if (one == "expired") == is_expired), "")
-            assert reason in reasons, f"{entry.name} is gone from {entry.queue}: {reason or 'for nothing'}"
-            self.counters[entry.queue, "expired"] += reason == "expired"
-            self._bury(entry, reason)
+    def rest(self) -> None:
+        """All timers have run."""
+        late = [one for one in self.of_all() if self._has_expired(one) and int(one.expires) + 1 <= self.now()]
+        assert not (late := [one for one in late if not one.fate]), f"expired, and still there: {late}"
 
-    def overdue(self) -> list[str]:
-        """What should have expired by now."""
-        now = self.now()
-        return [
-            entry.name
-            for entry in self.entries
-            if entry.stage == COMMITTED and entry.expires and int(entry.expires) + 1 <= now
-            and entry.holder is None and not entry.doomed and not self.is_parked(entry)
-        ]  # fmt: skip
+    def of_all(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.stage == COMMITTED]
 
-    def reload(self, queue: str, policy: QueuePolicy) -> None:
-        self.policies[queue] = policy
-        for entry in self.of(queue):
-            if entry.deadline != NEVER:
-                limit = policy.ack_timeout
-                entry.deadline = min(entry.deadline, self.now() + limit) if limit is not None else NEVER
+
+def value(template: str | None, message: Message) -> str | None:
+    """Of a group's template, which is one header; None if there is none."""
+    found = message.header(template[8:-2]) if template is not None else None
+    return found if isinstance(found, str) else None

@@ -1,38 +1,23 @@
 """Owns what can be seen of a real core and its journal, in the words of the reference model.
 
-Its rule: it looks and changes nothing; a body that is on disk only is read past the core, straight from the journal.
+Its rule: it looks and changes nothing.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from gateway.gather import Pending
 from gateway.ledger import Counters
-from gateway.message import Message
 from gateway.order import Grouped
-from gateway.queue import Queue, decode_message
-from gateway.records import Extra
+from gateway.queue import Queue
 from gateway.storage.journal import Journal
 from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal
+from gateway.transport import Delivery
 from tests.harness.kernel import Kernel
-
-
-class Seen(NamedTuple):
-    """An entry of the real queue. deaths: (queue, reason, attempts), the latest first."""
-
-    name: str
-    group: str | None
-    in_flight: bool
-    doomed: bool
-    attempts: int
-    accepted: float
-    expires: float
-    deaths: tuple[tuple[str, str, int], ...]
+from tests.model.facts import Heir, Seen
 
 
 class Witness:
@@ -41,62 +26,56 @@ class Witness:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.core = kernel.core
-        self._names: dict[int, str] = {}
-        """By ident, which is never used again for another entry that was committed."""
-        self._places: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def queue(self, name: str) -> list[Seen]:
-        """What was committed to it, by arrival."""
-        queue = self.core.get(name)
-        return [self._see(queue, slot) for slot in queue.entries.slots()]
+    def entries(self, queue: str) -> dict[int, Seen]:
+        """What was committed to it, by id, in the order of arrival."""
+        found = self.core.get(queue)
+        return {seen.id: seen for seen in (self._see(found, slot) for slot in found.entries.slots())}
 
     def _see(self, queue: Queue, slot: int) -> Seen:
-        entries, extra = queue.entries, self.core.extras[queue.entries.extra[slot]]
-        ident = entries.ident[slot]
-        name = self._names.get(ident)
-        if name is None:
-            name = self._names[ident] = self._name(queue, extra, self._message(queue, slot))
-        self._places[queue.name, name] = (slot, ident)
+        entries = queue.entries
         return Seen(
-            name,
+            entries.ident[slot],
             queue.groups.name(entries.group[slot]),
-            slot in queue.flying,
-            slot in queue.doomed,
-            queue.attempts.get(slot, 0),
+            entries.length[slot],
             entries.accepted[slot],
             entries.expires[slot],
-            tuple((death.queue, death.reason, death.attempts) for death in extra.deaths),
+            queue.attempts.get(slot, 0),
+            slot in queue.flying,
+            slot in queue.doomed,
+            tuple((one.queue, one.reason, one.attempts) for one in self.core.extras[entries.extra[slot]].deaths),
         )
 
-    def _name(self, queue: Queue, extra: Extra, message: Message) -> str:
-        origin = extra.deaths[-1].queue if extra.deaths else queue.name
-        return f"{origin}:{message.body.decode()}"
+    def id_of(self, delivery: Delivery) -> int:
+        return self.core.get(delivery.queue).entries.ident[delivery.slot]
 
-    def _message(self, queue: Queue, slot: int) -> Message:
-        if slot in queue.flying:
-            return queue.flying[slot].message
-        found = queue.resident.get(slot)
-        if found is not None:
-            return found
-        entries = queue.entries
-        return self._read(entries.row[slot], entries.offset[slot], entries.length[slot])
+    def heirs(self) -> dict[int, list[Heir]]:
+        """Dead letters that are not yet committed, by the id of what died."""
+        found: dict[int, list[Heir]] = {}
+        for entry in self._uncommitted():
+            extra = self.core.extras[entry.extra]
+            if extra.sequence:
+                heir = Heir(entry.ident, entry.queue.name, extra.deaths[0].reason)
+                found.setdefault(extra.sequence, []).append(heir)
+        return found
 
-    def _read(self, row: int, offset: int, length: int) -> Message:
-        return decode_message(self.kernel.journal.read([row])[row][offset : offset + length])
+    def expired(self, queue: str) -> int:
+        """How many it says have expired."""
+        return self.core.get(queue).counters.expired
 
-    def pending(self) -> Counter[str]:
-        """How many entries wait for a commit, for each queue."""
-        return Counter(entry.queue.name for entry in self._uncommitted())
+    def pending(self) -> list[int]:
+        """The ids of what waits for a commit."""
+        return sorted(entry.ident for entry in self._uncommitted())
 
     def _uncommitted(self) -> list[Pending]:
         core = self.core
         return [*core.gather.entries(), *(core.committing.entries() if core.committing is not None else ())]
 
-    def parked(self) -> set[str]:
-        found: set[str] = set()
+    def parked(self) -> set[int]:
+        found: set[int] = set()
         for queue in self.core.queues.values():
             if isinstance(queue.order, Grouped):
-                found |= {self._names[queue.entries.ident[slot]] for slot in queue.order.parked.values()}
+                found |= {queue.entries.ident[slot] for slot in queue.order.parked.values()}
         return found
 
     def counters(self) -> dict[tuple[str, str], int]:
@@ -107,30 +86,6 @@ class Witness:
             for name in Counters.__slots__
             if (count := getattr(queue.counters, name))
         }
-
-    # what the model asks
-
-    def holds(self, queue: str, name: str) -> bool:
-        place = self._places.get((queue, name))
-        return place is not None and self.core.get(queue).entries.holds(*place)
-
-    def is_in_flight(self, queue: str, name: str) -> bool:
-        return self.holds(queue, name) and self._places[queue, name][0] in self.core.get(queue).flying
-
-    def is_doomed(self, queue: str, name: str) -> bool:
-        return self.holds(queue, name) and self._places[queue, name][0] in self.core.get(queue).doomed
-
-    def expired(self, queue: str) -> int:
-        return self.core.get(queue).counters.expired
-
-    def why(self, queue: str, name: str) -> str:
-        for entry in self._uncommitted():
-            extra = self.core.extras[entry.extra]
-            if extra.deaths and extra.deaths[0].queue == queue:
-                message = entry.message or self._read(entry.row, entry.offset, entry.length)
-                if self._name(entry.queue, extra, message) == name:
-                    return extra.deaths[0].reason
-        return ""
 
 
 class Store:

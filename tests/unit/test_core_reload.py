@@ -157,6 +157,54 @@ def test_an_ack_timeout_where_there_was_none_holds_for_what_is_in_flight(cancell
     assert other.seen[0].attempts == 1
 
 
+def test_the_names_of_groups_are_given_up_after_a_queue_has_none_any_more() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP)})
+    kernel.accept(*[grouped("q", body, f"group {body}") for body in "1234"])
+    kernel.run()
+    reload(kernel, q=QueuePolicy())
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.done("1", "2")
+    kernel.run()
+    # Now there are groups again, and nothing tells of those that are empty.
+    reload(kernel, q=QueuePolicy(group=GROUP, max_groups=3))
+    assert len(kernel.queue("q").groups) == 2
+    reload(kernel, q=QueuePolicy())
+    worker.done()
+    kernel.run()
+    assert kernel.leaks() == []
+
+
+def test_what_was_parked_too_long_expires_when_a_reload_takes_the_groups_away() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, max_deliveries=1, on_exhausted="park", ttl=Seconds(10))})
+    kernel.accept(grouped("q", "1", "a"))
+    kernel.run()
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.retry()
+    worker.detach()
+    kernel.advance(20)
+    assert kernel.queue("q").depth == 1
+    reload(kernel, q=QueuePolicy())
+    kernel.advance(0)
+    assert kernel.queue("q").depth == 0
+
+
+def test_a_retry_whose_time_has_come_keeps_its_place_when_a_reload_takes_the_groups_away() -> None:
+    kernel = Kernel({"q": QueuePolicy(group=GROUP, retry_delay=(Seconds(1), Seconds(1)))})
+    kernel.accept(grouped("q", "1", "a"), grouped("q", "2", "a"))
+    kernel.run()
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.retry()
+    worker.detach()
+    kernel.clock.now += 5
+    reload(kernel, q=QueuePolicy())
+    other = kernel.worker("q")
+    kernel.core.dispatch()
+    assert other.bodies == ["1", "2"]
+
+
 def test_a_lower_limit_evicts_nothing_by_itself() -> None:
     kernel = Kernel({"q": QueuePolicy()})
     kernel.send("q", *"123456")

@@ -482,3 +482,19 @@ def test_a_key_stays_for_its_window_over_copies_and_restarts() -> None:
     answer = kernel.accept(grouped("q", "3", "a", "k"))
     kernel.run()
     assert answer.outcomes == [Outcome.STORED]
+
+
+def test_a_dead_letter_that_waits_for_room_is_not_delayed_after_a_restart() -> None:
+    full = QueuePolicy(max_messages=1, dead_letter="none")
+    kernel = Kernel({"q": QueuePolicy(dead_letter="bin"), "bin": full})
+    kernel.send("bin", "first")
+    kernel.send("q", "x")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.dead("x")
+    while kernel.copy_forward():
+        pass
+    after = kernel.crash()
+    worker = after.worker("q")
+    after.run()
+    assert worker.bodies == ["x"]
