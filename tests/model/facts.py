@@ -141,6 +141,10 @@ class Real(Protocol):
         """By the id of what died."""
         ...
 
+    def remembers(self, key: Key) -> bool:
+        """Whether a message with that dedup key would be a duplicate now."""
+        ...
+
     def expired(self, queue: str) -> int:
         """How many it says have expired."""
         ...

@@ -236,8 +236,9 @@ class Reference:
         self.calls.remove(call)
         self.counters.update(call.counts)
 
-    def crash(self, was_written: bool, real: Real) -> None:
-        """The next run begins with what is on the disk, under the policies that stand there; then today's apply."""
+    def crash(self, was_written: bool, real: Real, before: float) -> None:
+        """The next run begins with what is on the disk, under the policies that stand there; then today's apply.
+        before: the time of the crash, which may be later than that of the next start."""
         self.disk = image = self.writing if was_written else self.disk
         self.entries = [
             replace(
@@ -254,7 +255,9 @@ class Reference:
             )
             for entry in image.entries
         ]
-        self.keys = {key: (until, COMMITTED) for key, until in image.keys.items() if self.now() < until}
+        # A window that had ended counts again if the clock was set back and the disk still has it.
+        live = {key: until for key, until in image.keys.items() if self.now() < until}
+        self.keys = {key: (until, COMMITTED) for key, until in live.items() if before < until or real.remembers(key)}
         self.states, self.live, self.real, self.refusing = dict(image.states), set(image.live), real, False
         for lost in (self.calls, self.passing, self.parked, self.blocked, self.counters):
             lost.clear()  # type: ignore[attr-defined]
@@ -411,8 +414,13 @@ class Reference:
         heirs = self.real.heirs()
         seen = {queue: self.real.entries(queue) for queue in self.policies}
         gone = [entry for entry in self.entries if entry.stage == COMMITTED and entry.id not in seen[entry.queue]]
+        unclear: Counter[str] = Counter()
         for entry in gone:
-            self._die(entry, heirs.get(entry.id, ()))
+            self._die(entry, heirs.get(entry.id, ()), unclear)
+        for queue, most in unclear.items():
+            expired = self.real.expired(queue) - self.counters[queue, "expired"]
+            assert 0 <= expired <= most, f"{expired} of {queue} have expired, and not more than {most} could"
+            self.counters[queue, "expired"] += expired
         for queue in {heir.queue for entry in gone for heir in heirs.get(entry.id, ())}:
             assert self.policies[queue].overflow != "refuse" or not self.is_over(queue, True), f"{queue} is too long"
         self.entries.sort(key=lambda entry: entry.id)
@@ -451,20 +459,21 @@ class Reference:
         if is_limited and self.is_over(entry.queue) and entry is self._oldest(entry.queue):
             yield "overflow"
 
-    def _die(self, entry: Entry, heirs: Sequence[Heir]) -> None:
+    def _die(self, entry: Entry, heirs: Sequence[Heir], unclear: Counter[str]) -> None:
+        """unclear: by queue, what is discarded for one of two reasons: only the daemon's counter tells which."""
         queue, went = entry.queue, sorted(heir.queue for heir in heirs)
         dead, bins = self.bins(queue, entry.message)
         been = {queue, *(death[0] for death in entry.deaths)}
         unbroken = bins if dead is entry.message else [bin for bin in bins if bin not in been]
         targets = {"rejected": bins, "overflow": [] if self.policies[queue].overflow == "drop-oldest" else unbroken}
-        # Of what is discarded for one of two reasons only the counter tells the one.
         reasons = [reason for reason in self._reasons(entry) if sorted(targets.get(reason, unbroken)) == went]
-        counted = self.real.expired(queue) > self.counters[queue, "expired"]
-        told = [reason for reason in reasons if (reason == "expired") == counted]
-        reason = heirs[0].reason if heirs else [*told, *reasons, ""][0]
+        reason = heirs[0].reason if heirs else [*reasons, ""][0]
         assert reason in reasons, f"{entry} is gone to {went}: {reason!r}, not for {list(self._reasons(entry))}"
         self._leave(entry)
-        self.counters[queue, "expired"] += reason == "expired"
+        if not heirs and "expired" in reasons and len(reasons) > 1:
+            unclear[queue] += 1
+        else:
+            self.counters[queue, "expired"] += reason == "expired"
         self.counters[queue, "dead_lettered" if heirs else "dropped"] += 1
         group = entry.group if entry.group is not None else entry.died_in_group
         for heir in heirs:

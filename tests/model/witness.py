@@ -17,7 +17,7 @@ from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Delivery
 from tests.harness.kernel import Kernel
-from tests.model.facts import Heir, Seen
+from tests.model.facts import Heir, Key, Seen
 
 
 class Witness:
@@ -58,6 +58,10 @@ class Witness:
                 heir = Heir(entry.ident, entry.queue.name, extra.deaths[0].reason)
                 found.setdefault(extra.sequence, []).append(heir)
         return found
+
+    def remembers(self, key: Key) -> bool:
+        """Whether a message with that dedup key would be a duplicate now."""
+        return self.core.dedup.seen(self.core.dedup.digest(*key), self.core.now())
 
     def expired(self, queue: str) -> int:
         """How many it says have expired."""
