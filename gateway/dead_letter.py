@@ -26,6 +26,7 @@ UNSTORED_OCTETS = 160
 
 MAX_DEATHS = 32
 """Of a message that dies again and again the latest are kept, and the first."""
+_TEXT_HEAD_OCTETS = 4
 
 
 class Reason(enum.StrEnum):
@@ -71,19 +72,21 @@ class DeadLetters:
         entries = queue.entries
         target = queue.policy.dead_letter
         message: Message | None = None
+        octets = entries.length[slot]
         if isinstance(target, ExchangeTarget):
             # Its routing needs the message itself, which may have to be read first.
-            message = queue.message(slot)
-            if message is None:
+            found_here = queue.message(slot)
+            if found_here is None:
                 return False
-            message, targets = self.routes(queue, message)
+            message, targets = self.routes(queue, found_here)
+            octets += _readdressing_octets(found_here, message)
             if reason is not Reason.REJECTED:
                 # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
                 been = {queue.name, *(death.queue for death in self._core.extras[entries.extra[slot]].deaths)}
                 targets = [found for found in targets if found.name not in been]
         else:
             targets = self._queues_named(queue, target)
-        if any(found.is_full(entries.length[slot]) and found.may_refuse() for found in targets):
+        if any(found.is_full(octets) and found.may_refuse() for found in targets):
             return False
         if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
             return False
@@ -186,3 +189,9 @@ class DeadLetters:
         target.pending_octets += place[2]
         carried = self._core.extra_number(extra)
         pending.append(Pending(target, ident, message, *place, expires, now, number, carried, 0.0))
+
+
+def _readdressing_octets(message: Message, dead: Message) -> int:
+    """How much longer it may be on disk under its new address; the heads of two texts may grow, too."""
+    before = len(message.exchange.encode()) + len(message.topic.encode())
+    return max(0, len(dead.exchange.encode()) + len(dead.topic.encode()) - before) + 2 * _TEXT_HEAD_OCTETS

@@ -308,3 +308,21 @@ def test_many_deaths_keep_the_latest_and_the_first() -> None:
     assert [death.queue for death in extra.deaths] == [
         f"q{number}" for number in range(99, 99 - MAX_DEATHS + 1, -1)
     ] + ["q0"]
+
+
+def test_a_longer_address_does_not_take_a_dead_letter_queue_above_its_limit() -> None:
+    policies = {"q": QueuePolicy(dead_letter=ExchangeTarget("dead letters", "long/long/way")), "bin": QueuePolicy()}
+    kernel = Kernel(policies)
+    kernel.core.bind(Binding(queue="bin", exchange="dead letters", filter="#", owner="amqp"))
+    kernel.send("q", "1", "2")
+    worker = kernel.worker("q")
+    kernel.run()
+    worker.dead("1")
+    kernel.run()
+    limit = 2 * kernel.queue("bin").entries.octets - 1
+    kernel.policies["bin"] = QueuePolicy(max_bytes=limit, dead_letter="none")
+    kernel.configure()
+    worker.dead("2")
+    kernel.run()
+    assert kernel.queue("bin").entries.octets <= limit
+    assert kernel.queue("q").entries.count == 1
