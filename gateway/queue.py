@@ -246,6 +246,8 @@ class Queue:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
         self._over = False
+        if policy.overflow == "refuse":
+            return  # since a reload; what is here stays (ruling 24)
         for slot in self.entries.slots():
             over = policy.max_messages is not None and self.entries.count > policy.max_messages
             over = over or (policy.max_bytes is not None and self.entries.octets > policy.max_bytes)

@@ -205,6 +205,25 @@ def test_a_retry_whose_time_has_come_keeps_its_place_when_a_reload_takes_the_gro
     assert other.bodies == ["1", "2"]
 
 
+def test_a_queue_above_its_limit_drops_nothing_once_a_reload_has_it_refuse() -> None:
+    full = QueuePolicy(max_messages=1, dead_letter="none")
+    limited = QueuePolicy(max_messages=3, overflow="dead-letter", dead_letter="bin")
+    kernel = Kernel({"q": limited, "bin": full})
+    kernel.send("bin", "there")
+    kernel.send("q", "1", "2", "3")
+    # It holds one more than it may: the commit under way took the last place among the dead letters.
+    kernel.policies["bin"] = QueuePolicy(dead_letter="none")
+    kernel.configure()
+    kernel.accept(to("q", "4"))
+    kernel.policies["bin"] = full
+    kernel.configure()
+    kernel.run()
+    assert kernel.queue("q").depth == 4
+    reload(kernel, q=QueuePolicy(max_messages=2), bin=full)
+    kernel.advance(5)
+    assert kernel.queue("q").depth == 4
+
+
 def test_a_lower_limit_evicts_nothing_by_itself() -> None:
     kernel = Kernel({"q": QueuePolicy()})
     kernel.send("q", *"123456")
