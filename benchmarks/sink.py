@@ -212,6 +212,7 @@ def greet_amqp(connection: Connection, data: bytes) -> None:
                 more, _, last = frame.unmarshal(data[size:])
                 size += more
             connection.size = size
+            # After a publish come its header and its body; pamqp's type names all frames.
             connection.sink.learn(last.value)  # type: ignore[union-attr]
             connection.on_data = take_amqp
             take_amqp(connection, data)

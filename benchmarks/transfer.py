@@ -56,6 +56,19 @@ def through(
     }
 
 
+def whole(
+    broker: Broker, publishers: Sequence[Publisher], flow: Flow, prefetch: int, core: int | None
+) -> dict[str, float]:
+    """All messages of a new queue, through it to one consumer."""
+    consumer = Consumer.of(broker.amqp, QUEUE, prefetch)
+    with load.closing([consumer, *publishers]):
+        consumer.expect(flow.total)
+        measured = through(broker, publishers, consumer, flow, core)
+        if broker.honest:
+            consumer.check(flow.first, flow.total, flow.groups)
+    return measured
+
+
 def drain(broker: Broker, flow: Flow, prefetch: int, core: int | None) -> float:
     """Messages a second that one consumer gets of what was stored before."""
     consumer = Consumer.of(broker.amqp, QUEUE, prefetch)

@@ -7,9 +7,8 @@ groups and no dedup, as RabbitMQ's has none; order is checked for each publisher
 
 from __future__ import annotations
 
-from benchmarks import brokers, load, transfer
-from benchmarks.brokers import GATEWAY, QUEUE, QUORUM, RABBITMQ, SINK
-from benchmarks.consumer import Consumer
+from benchmarks import brokers, transfer
+from benchmarks.brokers import GATEWAY, QUORUM, RABBITMQ, SINK
 from benchmarks.messages import Flow
 from benchmarks.rounds import Bench, Measured, Profile, Size
 
@@ -23,13 +22,7 @@ def measure(bench: Bench, contender: str, variant: str) -> Measured:
     flow = Flow(bench.sizes["messages"], PUBLISHERS, groups=PUBLISHERS, body_size=64)
     with bench.broker(contender, LAYOUT) as broker:
         publishers = transfer.amqp_publishers(broker.amqp, flow, WINDOW)
-        consumer = Consumer.of(broker.amqp, QUEUE, PREFETCH)
-        with load.closing([consumer, *publishers]):
-            consumer.expect(flow.total)
-            measured = transfer.through(broker, publishers, consumer, flow, bench.core)
-            if broker.honest:
-                consumer.check(0, flow.total, flow.groups)
-    return measured
+        return transfer.whole(broker, publishers, flow, PREFETCH, bench.core)
 
 
 PROFILE = Profile(

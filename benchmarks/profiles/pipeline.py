@@ -8,9 +8,8 @@ no such features. `end to end` is from the first octet sent until the last deliv
 
 from __future__ import annotations
 
-from benchmarks import load, transfer
-from benchmarks.brokers import GATEWAY, QUEUE, QUORUM, RABBITMQ, SINK
-from benchmarks.consumer import Consumer
+from benchmarks import transfer
+from benchmarks.brokers import GATEWAY, QUORUM, RABBITMQ, SINK
 from benchmarks.messages import Flow
 from benchmarks.rounds import Bench, Measured, Profile, Size
 
@@ -22,13 +21,7 @@ def measure(bench: Bench, contender: str, variant: str) -> Measured:
     flow = Flow(bench.sizes["messages"], publishers=10, groups=1000, body_size=64)
     with bench.broker(contender) as broker:
         publishers = transfer.mqtt_publishers(broker.mqtt, flow, WINDOW)
-        consumer = Consumer.of(broker.amqp, QUEUE, PREFETCH)
-        with load.closing([consumer, *publishers]):
-            consumer.expect(flow.total)
-            measured = transfer.through(broker, publishers, consumer, flow, bench.core)
-            if broker.honest:
-                consumer.check(0, flow.total, flow.groups)
-    return measured
+        return transfer.whole(broker, publishers, flow, PREFETCH, bench.core)
 
 
 PROFILE = Profile(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from hypothesis import note
+from hypothesis import HealthCheck, note, settings
 from hypothesis.stateful import RuleBasedStateMachine
 from msgspec.structs import replace
 
@@ -29,6 +30,14 @@ from tests.harness.kernel import Clock
 from tests.harness.socket import NoSocket
 from transports.tcp import TcpConnection
 
+LIVES = settings(
+    max_examples=int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40")),
+    stateful_step_count=40,
+    deadline=None,
+    # The same lives in each test run, so that red means a change; the long form leads others.
+    derandomize="GATEWAY_CREDIT_EXAMPLES" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
 ACK_TIMEOUT = 10.0
 POLICIES = {
     # Consumers compete; what is not settled in time goes back.

@@ -3,12 +3,10 @@ doubled."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 from pamqp import commands as amqp
@@ -19,7 +17,7 @@ from pamqp.header import ContentHeader
 from gateway.address import Address
 from gateway.crowd import Crowd
 from gateway.flow import UNLIMITED
-from tests.credit.house import POLICIES, Entry, Holder, House, Wire
+from tests.credit.house import LIVES, POLICIES, Entry, Holder, House, Wire
 from transports.amqp import consuming
 from transports.amqp.channel import Channel, Places
 from transports.amqp.codec import PROTOCOL_HEADER, encode_method
@@ -29,7 +27,6 @@ from transports.amqp.listener import AmqpSettings
 from transports.amqp.topology import Topology
 
 MAX_UNACKED = 6
-EXAMPLES = int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40"))
 LOGIN = PROTOCOL_HEADER + encode_method(
     0,
     amqp.Connection.StartOk,
@@ -414,14 +411,7 @@ class Amqp(House):
 
 
 TestAmqpCredit = Amqp.TestCase
-TestAmqpCredit.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=40,
-    deadline=None,
-    # The same lives in each test run, so that red means a change; the long form leads others.
-    derandomize="GATEWAY_CREDIT_EXAMPLES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
+TestAmqpCredit.settings = LIVES
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,17 +4,15 @@ lost or doubled."""
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from gateway.address import Address
 from gateway.message import Message
 from gateway.policy import Octets
-from tests.credit.house import POLICIES, Entry, Holder, House, Wire
+from tests.credit.house import LIVES, POLICIES, Entry, Holder, House, Wire
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.encoding import encode
@@ -38,7 +36,6 @@ from transports.mqtt.packets import (
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
 
-EXAMPLES = int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40"))
 SHARE, SHARED = "$share/s/s/#", "mqtt.$share/s/s/#"
 RETAINED = "r/+"
 SMALL = 20_000
@@ -376,11 +373,4 @@ class Mqtt(House):
 
 
 TestMqttCredit = Mqtt.TestCase
-TestMqttCredit.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=40,
-    deadline=None,
-    # The same lives in each test run, so that red means a change; the long form leads others.
-    derandomize="GATEWAY_CREDIT_EXAMPLES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
+TestMqttCredit.settings = LIVES

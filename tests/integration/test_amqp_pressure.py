@@ -79,6 +79,17 @@ class Peer:
         await asyncio.to_thread(lambda: self.raw.publish(content, key, **options))
 
 
+async def with_a_delivery(address: Address) -> Peer:
+    """A client to which a message of `q` was delivered, and which has not settled it."""
+    peer = await Peer.connect(address)
+    await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
+    await peer.publish(b"1", "q")
+    await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
+    for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
+        await peer.expect(kind)
+    return peer
+
+
 async def test_a_connection_with_nothing_to_settle_is_paused_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening() as (gateway, address):
         peer = await Peer.connect(address)
@@ -100,12 +111,7 @@ async def test_a_connection_with_nothing_to_settle_is_paused_and_told(monkeypatc
 
 async def test_a_connection_with_unsettled_deliveries_is_refused_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening() as (gateway, address):
-        peer = await Peer.connect(address)
-        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
-        await peer.publish(b"1", "q")
-        await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
-        for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
-            await peer.expect(kind)
+        peer = await with_a_delivery(address)
         await peer.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
         monkeypatch.setattr(gateway.committer, "_relieve", lambda: None)
         gateway.pressure.set(True)
@@ -123,12 +129,7 @@ async def test_a_publish_that_brings_the_pressure_does_not_keep_acks_from_coming
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with listening() as (gateway, address):
-        peer = await Peer.connect(address)
-        await peer.call(Queue.Declare(queue="q"), Queue.DeclareOk)
-        await peer.publish(b"1", "q")
-        await peer.call(Basic.Consume(queue="q"), Basic.ConsumeOk)
-        for kind in (Basic.Deliver, header.ContentHeader, body.ContentBody):
-            await peer.expect(kind)
+        peer = await with_a_delivery(address)
         # This one fills the backlog, which is not relieved as long as the disk takes nothing.
         monkeypatch.setattr(gateway.committer, "_relieve", lambda: gateway.pressure.set(True))
         await peer.publish(b"2", "elsewhere")
