@@ -18,7 +18,7 @@ from benchmarks.__main__ import ORDER, load_profiles, main
 from benchmarks.consumer import Consumer
 from benchmarks.messages import Flow, LoadError
 from benchmarks.rounds import Bench
-from benchmarks.schedule import Schedule
+from benchmarks.schedule import Schedule, Timed
 from benchmarks.stages import OTHER, STAGES
 from benchmarks.transfer import ingest, mqtt_publishers
 from tests.harness.rabbitmq import RabbitMq
@@ -101,7 +101,7 @@ def test_a_stall_counts_for_all_that_were_due_meanwhile(tmp_path: Path) -> None:
     flow = Flow(int(rate * seconds), publishers=1, groups=1, body_size=64, topic=b"latency/%04d/pair")
     with Bench(tmp_path, {}).broker("sink") as sink:
         schedule = Schedule(sink.mqtt, flow, rate, lasting=False)
-        with contextlib.closing(schedule), paused(sink.pids()[0], after=0.2, seconds=pause):
+        with contextlib.closing(schedule), paused(sink.pids()[0], pause, after_first_of=schedule.subscribers[0]):
             schedule.run(None)
     latencies = schedule.latencies(warm_up=0)
     assert len(latencies) == flow.total
@@ -110,17 +110,23 @@ def test_a_stall_counts_for_all_that_were_due_meanwhile(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def paused(pid: int, after: float, seconds: float) -> Iterator[None]:
-    """That process is stopped for so long, so many seconds after the start."""
-    timers = [
-        threading.Timer(after, os.kill, (pid, signal.SIGSTOP)),
-        threading.Timer(after + seconds, os.kill, (pid, signal.SIGCONT)),
-    ]
-    for timer in timers:
-        timer.start()
-    yield
-    for timer in timers:
-        timer.join()
+def paused(pid: int, seconds: float, after_first_of: Timed) -> Iterator[None]:
+    """That process is stopped for so long, once the first message has come."""
+    going_on = threading.Timer(seconds, os.kill, (pid, signal.SIGCONT))
+    arrived = after_first_of.arrived
+
+    def arrived_and_stopped(count: int) -> None:
+        arrived(count)
+        if not going_on.ident:
+            os.kill(pid, signal.SIGSTOP)
+            going_on.start()
+
+    after_first_of.arrived = arrived_and_stopped
+    try:
+        yield
+    finally:
+        if going_on.ident:
+            going_on.join()
 
 
 def test_a_folder_in_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
