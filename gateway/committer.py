@@ -135,6 +135,20 @@ class Committer:
         self.core.accept(Accept((), changes, _nobody_waits, insists=True))
         self.poke()
 
+    def purge(self, name: str) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = self._loop.create_future()
+
+        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+            if not future.done():
+                future.set_result(count)
+
+        def removed() -> None:
+            self.core.accept(Accept((), (), resolve))
+            self.poke()
+
+        count = self.core.get(name).purge(removed)
+        return future
+
     def _refuse_all(self) -> None:
         waiting, self.core.gather.accepts = self.core.gather.accepts, []
         for accept in waiting:

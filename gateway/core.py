@@ -93,6 +93,8 @@ class Core:
         self._rng = rng or random.Random()
         self.deliveries: Iterator[int] = itertools.count(1)
         self._dirty: dict[Queue, None] = {}
+        self._purging: dict[Queue, None] = {}
+        """One of them has its turn in each `dispatch`."""
         self._fresh: list[tuple[Queue, int, int]] = []
         self._unsafe: dict[tuple[Queue, int], int] = {}
         """Idents of what stays in memory until its body is safe on the disk."""
@@ -244,7 +246,7 @@ class Core:
     def removed(self, queue: Queue, slots: Sequence[int]) -> None:
         entries = queue.entries
         rows = [entries.row[slot] for slot in slots]
-        if queue.policy.durable:
+        if queue.policy.durable and not queue.deleted:
             ident = entries.ident
             self.gather.settled += [ident[slot] for slot, row in zip(slots, rows, strict=True) if row]
         for row, count in runs(rows):
@@ -266,6 +268,11 @@ class Core:
                 self._release_row(entry.row)
                 if queue.policy.durable:
                     self.gather.settled.append(entry.ident)
+
+    def purges(self, queue: Queue) -> None:
+        if not self._purging:
+            self.poke()
+        self._purging[queue] = None
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
         if queue.policy.durable:
@@ -350,12 +357,14 @@ class Core:
         """Delivers what credit allows (if `is_dirty` there is more, and `poke` was called), then lets go of the bodies
         that memory has no room for."""
         now = self.now()
+        if self._purging:
+            self._purge_some()
         for _ in range(MAX_ROUNDS):
             if not self._dirty:
                 break
             dirty, self._dirty = self._dirty, {}
             for queue in dirty:
-                if queue.deleted:
+                if queue.deleted or queue.is_purging:
                     continue
                 queue.dispatch(now)
                 order = queue.order
@@ -376,9 +385,17 @@ class Core:
                     queue.spill(slot, ident)
         self.rows.trim()
 
+    def _purge_some(self) -> None:
+        queue = next(iter(self._purging))
+        del self._purging[queue]
+        if queue.purge_some():
+            self._purging[queue] = None  # behind the others
+        if self._purging:
+            self.poke()
+
     @property
     def is_dirty(self) -> bool:
-        return bool(self._dirty)
+        return bool(self._dirty or self._purging)
 
     def _schedule(self, queue: Queue) -> None:
         due = queue.next_due()
@@ -458,13 +475,12 @@ class Core:
         for subscription in subscriptions:
             subscription.detach()
         queue.take_back_all()
-        queue.purge()
-        queue.resident.clear()
         queue.deleted = True
         del self.queues[name]
         del self.by_number[queue.number]
         self._scheduled.pop(queue, None)
         self._dirty.pop(queue, None)
+        queue.purge()
         if queue.policy.durable:
             self.gather.forced_states.append(queue_state(queue))
         for subscription in subscriptions:

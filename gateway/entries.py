@@ -34,7 +34,7 @@ class Entries:
     """ident: place in the daemon's order. row, offset, length: where the body is; row 0: nowhere on disk.
     expires: 0 for never. group, extra: numbers whose meaning the queue knows. next, previous: by arrival."""
 
-    __slots__ = (*_COLUMNS, "_free", "_top", "count", "cursor", "first", "last", "octets")
+    __slots__ = (*_COLUMNS, "_free", "_top", "copied", "count", "first", "last", "octets", "purged")
 
     ident: array[int]
     row: array[int]
@@ -58,8 +58,10 @@ class Entries:
         self.last = 0
         self.count = 0
         self.octets = 0
-        self.cursor = 0
-        """Of one walk that pauses: moves on by itself when its entry is removed."""
+        self.copied = 0
+        self.purged = 0
+        """Where two walks that pause go on, one of a copy of the log and one of a purge: each moves on by itself when
+        its entry is removed."""
 
     def add(
         self,
@@ -127,8 +129,10 @@ class Entries:
     def remove(self, slot: int) -> None:
         """Frees the slot; its ident becomes 0."""
         before, after = self.previous[slot], self.next[slot]
-        if slot == self.cursor:
-            self.cursor = after
+        if slot == self.copied:
+            self.copied = after
+        if slot == self.purged:
+            self.purged = after
         if before:
             self.next[before] = after
         else:

@@ -46,6 +46,9 @@ class Ledger(Protocol):
     def removed(self, queue: Queue, slots: Sequence[int]) -> None:
         """The entries leave for good; called before their slots are freed."""
 
+    def purges(self, queue: Queue) -> None:
+        """The queue wants to `purge_some` in each turn until it says that it need not."""
+
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
     def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
         """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now."""

@@ -64,11 +64,8 @@ class LocalGateway:
         self.committer.poke()
         return count
 
-    def purge(self, name: str) -> int:
-        queue = self.core.get(name)
-        count = queue.purge()
-        self.core.wake(queue)
-        return count
+    def purge(self, name: str) -> Future[int]:
+        return self.committer.purge(name)
 
     def queue(self, name: str) -> Queue | None:
         return self.core.queues.get(name)

@@ -279,11 +279,7 @@ class Operator:
         return ""
 
     async def purge_queue(self, name: str) -> int:
-        queue = self._core.get(name)
-        count = queue.purge()
-        self._core.wake(queue)
-        await self._committer.put()
-        return count
+        return await self._committer.purge(name)
 
     async def delete_queue(self, name: str) -> int:
         queue = self._core.get(name)

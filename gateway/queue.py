@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -34,6 +34,8 @@ RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""
 EXPIRED_AT_ONCE = 200
 """So many that have expired are removed, or refused dead letters tried again, before others have their turn."""
+PURGED_AT_ONCE = 1000
+"""So many that are purged are removed in one turn of the loop."""
 MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
 SPARED_OCTETS = 64 << 10
@@ -51,6 +53,15 @@ def templates_of(policy: QueuePolicy) -> tuple[Template | None, Template | None]
     return group, Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
 
 
+class _Purge(NamedTuple):
+    """What waited when it began: up to the entry `last`, and not the slots that were in flight then. then: called when
+    all of it is gone."""
+
+    last: int
+    flying: frozenset[int]
+    then: tuple[Callable[[], None], ...]
+
+
 class Queue:
     """Keeps entries until they are settled. Also a QueueView."""
 
@@ -59,6 +70,7 @@ class Queue:
         "_leaving",
         "_memory",
         "_over",
+        "_purge",
         "_timeouts",
         "_turn",
         "attempts",
@@ -118,7 +130,8 @@ class Queue:
         self._leaving: dict[QueueSubscription, None] = {}
         """Cancelled, and not yet detached."""
         self._over = False
-        """Above its limits, because a dead letter was refused."""
+        """Above its limits, because a dead letter was refused or it was being purged."""
+        self._purge: _Purge | None = None
         self._again = NEVER
         """When refused dead letters are tried again."""
         self._turn = 0
@@ -245,8 +258,8 @@ class Queue:
     def evict(self) -> None:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
-        self._over = False
-        if policy.overflow == "refuse":
+        self._over = self.is_purging  # when that has ended it is looked at again
+        if self.is_purging or policy.overflow == "refuse":
             return  # since a reload; what is here stays (ruling 24)
         for slot in self.entries.slots():
             over = policy.max_messages is not None and self.entries.count > policy.max_messages
@@ -302,11 +315,47 @@ class Queue:
                 for slot in slots:
                     known.pop(slot, None)
 
-    def purge(self) -> int:
-        """Removes all that waits."""
-        waiting = [slot for slot in self.entries.slots() if slot not in self.flying]
-        self.remove(waiting)
-        return len(waiting)
+    def purge(self, *then: Callable[[], None]) -> int:
+        """What waits now is delivered no more, and leaves in the turns that follow; returns how many. then: called
+        when all of it is gone."""
+        if self._purge is not None:
+            then = (*self._purge.then, *then)
+        self._purge = _Purge(self.entries.ident[self.entries.last], frozenset(self.flying), then)
+        self.entries.purged = self.entries.first
+        self.ledger.purges(self)
+        return self.depth
+
+    @property
+    def is_purging(self) -> bool:
+        return self._purge is not None
+
+    def _is_purged(self, slot: int) -> bool:
+        """Whether it is about to leave."""
+        purge = self._purge
+        return purge is not None and self.entries.ident[slot] <= purge.last and slot not in purge.flying
+
+    def purge_some(self) -> bool:
+        """Removes some of what is purged, before all of which is gone nothing is delivered. False at the end."""
+        purge = self._purge
+        assert purge is not None
+        entries = self.entries
+        slots: list[int] = []
+        for slot in islice(entries.slots(entries.purged) if entries.purged else (), 8 * PURGED_AT_ONCE):
+            if entries.ident[slot] > purge.last or len(slots) == PURGED_AT_ONCE:
+                break
+            entries.purged = entries.next[slot]
+            if slot not in purge.flying:
+                slots.append(slot)
+        self.remove(slots)
+        if entries.purged and entries.ident[entries.purged] <= purge.last:
+            return True
+        self._purge = None
+        if self._over:
+            self.evict()
+        for call in purge.then:
+            call()
+        self.ledger.wake(self)
+        return False
 
     def take_back_all(self) -> None:
         """Whatever is in flight still, with consumers that were cancelled and not yet detached, is theirs no more."""
@@ -581,7 +630,7 @@ class Queue:
             self._again = NEVER
             self._bury_doomed()
         for slot in self.expiries.take(now, EXPIRED_AT_ONCE):
-            if slot not in self.flying and not self.is_parked(slot):
+            if slot not in self.flying and not self.is_parked(slot) and not self._is_purged(slot):
                 self._expire(slot)
         self.ledger.wake(self)
 
@@ -589,7 +638,7 @@ class Queue:
         buried = False
         for slot in list(islice(self.doomed, EXPIRED_AT_ONCE)):
             reason, error = self.doomed[slot] = self.doomed.pop(slot)  # behind those that were not tried now
-            if slot in self.flying:
+            if slot in self.flying or self._is_purged(slot):
                 continue
             if not self._bury(slot, reason, error):
                 self._try_again()

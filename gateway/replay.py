@@ -260,16 +260,16 @@ class Refresh:
 
     def _entries(self, queue: Queue) -> Iterator[Record]:
         entries = queue.entries
-        entries.cursor = entries.first
-        while entries.cursor and not queue.deleted:
+        entries.copied = entries.first
+        while entries.copied and not queue.deleted:
             slots: list[int] = []
-            for slot in entries.slots(entries.cursor):
+            for slot in entries.slots(entries.copied):
                 if entries.ident[slot] > self._cut:
-                    entries.cursor = 0
+                    entries.copied = 0
                     break
                 if entries.row[slot]:  # else it came while the queue was transient
                     slots.append(slot)
-                entries.cursor = entries.next[slot]
+                entries.copied = entries.next[slot]
                 if len(slots) == SLICE_ENTRIES:
                     break
             if slots:

@@ -1,11 +1,13 @@
 """Owns the bindings: which queues a message goes to, and with which options (rulings 7 and 8).
 
-Its rule: what has not changed is not matched again; an edit of bindings forgets only the answers it affects.
+Its rule: what has not changed is not matched again; an edit of bindings forgets the answers it affects, and others only
+if these are many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
@@ -14,6 +16,9 @@ from gateway.transport import Binding, Options
 
 CACHE_OCTETS = 32 << 20
 MAX_BINDINGS_OCTETS = 256 << 20
+FORGOTTEN_SINGLY = 1000
+"""When an edit of bindings affects more cached answers, all of the exchange are forgotten, which takes no longer for
+many."""
 _ENTRY_OCTETS = 400  # a cached answer with its place in the dictionary, roughly
 _NODE_OCTETS = 400  # a level of a topic in the tree of what is cached: a topic of 128 levels is 50 KB
 
@@ -35,14 +40,42 @@ class _Answer(Generic[Q]):
 
 
 class _Exchange(Generic[Q]):
-    __slots__ = ("answers", "cached", "literal", "tree")
+    """octets: what the cached answers take, roughly."""
+
+    __slots__ = ("_hide", "answers", "cached", "literal", "octets", "tree")
 
     def __init__(self, name: str) -> None:
-        hide = name == TOPIC_EXCHANGE
-        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree(hide)
+        self._hide = name == TOPIC_EXCHANGE
+        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree(self._hide)
         self.literal: dict[str, dict[object, tuple[Binding, Q]]] = {}
         self.answers: dict[str, _Answer[Q]] = {}
-        self.cached: NameTree[str] = NameTree(hide)
+        self.cached: NameTree[str] = NameTree(self._hide)
+        self.octets = 0
+
+    def remember(self, topic: str, answer: _Answer[Q]) -> int:
+        """Returns how many octets more it takes now; as do those that follow."""
+        before = self.octets
+        self.answers[topic] = answer
+        self.octets += _NODE_OCTETS * self.cached.put(topic, topic) + _size(topic, answer)
+        return self.octets - before
+
+    def forget(self, topic: str) -> int:
+        before, answer = self.octets, self.answers.pop(topic, None)
+        if answer is not None:
+            self.octets -= _NODE_OCTETS * self.cached.remove(topic) + _size(topic, answer)
+        return self.octets - before
+
+    def forget_matching(self, filter: str) -> int:
+        topics = list(islice(self.cached.match(filter), FORGOTTEN_SINGLY + 1))
+        if len(topics) > FORGOTTEN_SINGLY:
+            return self.forget_all()
+        return sum(map(self.forget, topics))
+
+    def forget_all(self) -> int:
+        before, self.octets = self.octets, 0
+        self.answers = {}
+        self.cached = NameTree(self._hide)
+        return -before
 
 
 class Router(Generic[Q]):
@@ -133,10 +166,10 @@ class Router(Generic[Q]):
             found = self._exchanges[exchange] = _Exchange(exchange)
         answer = found.answers.get(topic)
         if answer is None:
-            answer = found.answers[topic] = self._match(exchange, found, topic)
-            self._cached += _NODE_OCTETS * found.cached.put(topic, topic) + _size(topic, answer)
+            answer = self._match(exchange, found, topic)
+            self._cached += found.remember(topic, answer)
             if self._cached > self._limit:
-                self._forget_all()
+                self._cached += sum(each.forget_all() for each in self._exchanges.values())
         return answer
 
     def _match(self, name: str, exchange: _Exchange[Q], topic: str) -> _Answer[Q]:
@@ -150,21 +183,14 @@ class Router(Generic[Q]):
     def _forget_matching(self, binding: Binding) -> None:
         exchange = self._exchanges[binding.exchange]
         if binding.literal:
-            self._forget(binding.exchange, binding.filter)
+            self._cached += exchange.forget(binding.filter)
         else:
-            for topic in list(exchange.cached.match(binding.filter)):
-                self._forget(binding.exchange, topic)
+            self._cached += exchange.forget_matching(binding.filter)
 
     def _forget(self, exchange: str, topic: str) -> None:
         found = self._exchanges.get(exchange)
-        if found is not None and (answer := found.answers.pop(topic, None)) is not None:
-            self._cached -= _NODE_OCTETS * found.cached.remove(topic) + _size(topic, answer)
-
-    def _forget_all(self) -> None:
-        for name, exchange in self._exchanges.items():
-            exchange.answers = {}
-            exchange.cached = NameTree(name == TOPIC_EXCHANGE)
-        self._cached = 0
+        if found is not None:
+            self._cached += found.forget(topic)
 
 
 def _size(topic: str, answer: _Answer[Any]) -> int:

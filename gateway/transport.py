@@ -273,8 +273,9 @@ class Gateway(Protocol):
         waited or were in flight. Raises UnknownQueueError."""
         ...
 
-    def purge(self, name: str) -> int:
-        """Removes what waits (not what is in flight); returns how many. Raises UnknownQueueError."""
+    def purge(self, name: str) -> Future[int]:
+        """What waits (not what is in flight) is delivered no more from now on, and removed; resolves with how many
+        these were when all are gone, for good if the store takes it. Raises UnknownQueueError."""
         ...
 
     def queue(self, name: str) -> QueueView | None: ...

@@ -219,6 +219,7 @@ def test_queues_exchanges_and_bindings_without_end(daemon: Make) -> None:
     with serving(server, scaled(200, 30) * MB, "mqtt", "good"):
         for most, make in floods:
             raw = login(server)
+            raw.socket.settimeout(120)  # each binding of a durable queue waits for the disk
             most += -1 if make is floods[2][1] else 0  # the route is one of its bindings
             for at in range(0, most, 50):
                 raw.send(*[make(n) for n in range(at, min(most, at + 50))])
@@ -231,6 +232,31 @@ def test_queues_exchanges_and_bindings_without_end(daemon: Make) -> None:
         raw.send(Queue.Delete(queue="q0", nowait=True), Queue.Declare(queue="another"))
         assert raw.expect(Queue.DeclareOk).queue == "another", "one that is deleted makes room"
         raw.close()
+
+
+def test_a_long_queue_is_purged_and_deleted_while_others_are_served(daemon: Make) -> None:
+    """Full scale: 1,000,000 messages in each of two."""
+    count = scaled(1_000_000, 20_000)
+    server = daemon({**CONFIG, "max_memory": "32MB"})
+    raw = login(server)
+    for name in ("purged", "deleted"):
+        raw.call(Queue.Declare(queue=name, durable=True), Queue.DeclareOk)
+        raw.call(Queue.Bind(queue=name, exchange="amq.topic", routing_key="bulk.#"), Queue.BindOk)
+    with RawClient(server.address("mqtt")) as client:
+        client.connect("many")
+        assert publish_many(client, [f"bulk/{n}" for n in range(count)]).count(0) == count
+    raw.socket.settimeout(60)
+    with serving(server, scaled(200, 20) * MB):
+        assert raw.call(Queue.Purge(queue="purged"), Queue.PurgeOk).message_count == count
+        assert raw.call(Queue.Delete(queue="deleted"), Queue.DeleteOk).message_count == count
+        assert raw.call(Queue.Declare(queue="purged", passive=True), Queue.DeclareOk).message_count == 0
+    raw.close()
+    server.kill()
+    server.start()
+    raw = login(server)
+    assert raw.call(Queue.Declare(queue="purged", passive=True), Queue.DeclareOk).message_count == 0
+    assert raw.call(Queue.Declare(queue="deleted", durable=True), Queue.DeclareOk).message_count == 0
+    raw.close()
 
 
 def test_the_largest_publish_that_memory_allows_and_one_byte_more(daemon: Make) -> None:

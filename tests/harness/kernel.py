@@ -229,7 +229,7 @@ class Kernel:
     def run(self) -> None:
         """Commits and delivers until nothing is left to do now."""
         self.dispatch()
-        while self.commit():
+        while self.commit() or self.core.is_dirty:
             self.dispatch()
 
     def advance(self, seconds: float) -> None:

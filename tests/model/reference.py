@@ -502,6 +502,13 @@ class Reference:
             self._move(entry, target, 0, entry.message, group)
         return len(waiting)
 
+    def purge(self, queue: str) -> int:
+        """How many leave: all that waits, and nothing counts them."""
+        waiting = [entry for entry in self.of(queue) if entry.holder is None]
+        for entry in waiting:
+            self._leave(entry)
+        return len(waiting)
+
     def release(self, place: Place, dead: bool) -> bool:
         """False if it should become a dead letter, and there is no room."""
         entry = self.parked[place]

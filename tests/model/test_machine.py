@@ -27,6 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from gateway import queue as queue_module
 from gateway import replay
 from gateway.errors import GatewayError
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties
@@ -449,6 +450,11 @@ class Machine(RuleBasedStateMachine):
         moved = self.kernel.redrive(source, to=to).moved
         assert moved == self.reference.redrive(source, to)
 
+    @rule(queue=queues)
+    def purge(self, queue: str) -> None:
+        assert self.kernel.queue(queue).purge() == self.reference.purge(queue)
+        self.dispatch()
+
     @rule(which=st.integers(0, 9), dead=maybe, restart=maybe)
     @precondition(lambda self: self.reference.parked)
     def release(self, which: int, dead: bool, restart: bool) -> None:
@@ -555,6 +561,7 @@ def _by_daemon(counters: Mapping[tuple[str, str], int]) -> Counter[tuple[str, st
 @pytest.mark.timeout(0)
 def test_the_core_does_what_the_model_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(replay, "SLICE_ENTRIES", 2)
+    monkeypatch.setattr(queue_module, "EXPIRED_AT_ONCE", 2)
     Machine.folder = tmp_path
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine,

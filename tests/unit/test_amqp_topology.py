@@ -123,6 +123,22 @@ def test_queues_that_went_by_themselves_are_forgotten_in_time() -> None:
     assert removed >= 1000 - 2 * FORGET_AT
 
 
+def test_room_is_looked_for_once_a_second() -> None:
+    topology, looked = Topology(), []
+
+    def alive() -> list[Any]:
+        looked.append(True)
+        return [View("there")]
+
+    for name in ("gone", "there"):
+        topology.add_queue(Declared(name, True, False, False, {}), None)
+    assert [change.key for change in topology.make_room(alive, 100.0)] == ["queue/gone"]
+    topology.add_queue(Declared("gone", True, False, False, {}), None)
+    assert topology.make_room(alive, 100.9) == []
+    assert len(looked) == 1
+    assert [change.key for change in topology.make_room(alive, 101.0)] == ["queue/gone"]
+
+
 def test_state_of_something_else_is_not_trusted() -> None:
     with pytest.raises(msgspec.MsgspecError):
         Topology({"exchange/x": msgspec.msgpack.encode(["x", "no-such-kind"])})

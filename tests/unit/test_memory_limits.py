@@ -137,6 +137,7 @@ def test_a_flood_of_a_volatile_queue_that_may_drop_drops_its_own_oldest() -> Non
     assert kernel.queue("flood").counters.dropped == 300 - len(left)
     for name in ("flood", "small"):
         kernel.queue(name).purge()
+    kernel.run()
     assert (kernel.core.memory.volatile, kernel.core.memory.octets) == (0, 0)
 
 

@@ -14,13 +14,16 @@ from gateway.transport import Options
 @settings(max_examples=200)
 @given(
     st.lists(
-        st.one_of(st.just("add"), st.integers(0, 99), st.tuples(st.just("cursor"), st.integers(0, 99))), max_size=120
+        st.one_of(
+            st.just("add"), st.integers(0, 99), st.tuples(st.sampled_from(["copied", "purged"]), st.integers(0, 99))
+        ),
+        max_size=120,
     )
 )
 def test_entries_are_a_list(steps: list[str | int | tuple[str, int]]) -> None:
     entries = Entries()
     kept: list[tuple[int, int, int]] = []
-    cursor = 0
+    walks = {"copied": 0, "purged": 0}
     ident = 0
     for step in steps:
         if step == "add":
@@ -29,18 +32,18 @@ def test_entries_are_a_list(steps: list[str | int | tuple[str, int]]) -> None:
             assert all(slot != other for other, _, _ in kept)
             kept.append((slot, ident, ident))
         elif isinstance(step, tuple) and kept:
-            cursor = kept[step[1] % len(kept)][0]
-            entries.cursor = cursor
+            walks[step[0]] = kept[step[1] % len(kept)][0]
+            setattr(entries, step[0], walks[step[0]])
         elif isinstance(step, int) and kept:
             place = step % len(kept)
             slot, gone, _ = kept.pop(place)
-            if slot == cursor:
-                cursor = kept[place][0] if place < len(kept) else 0
+            following = kept[place][0] if place < len(kept) else 0
+            walks = {name: following if at == slot else at for name, at in walks.items()}
             entries.remove(slot)
             assert not entries.holds(slot, gone)
         assert list(entries.slots()) == [slot for slot, _, _ in kept]
         assert (entries.count, entries.octets) == (len(kept), sum(length for _, _, length in kept))
-        assert entries.cursor == cursor
+        assert {"copied": entries.copied, "purged": entries.purged} == walks
         for slot, number, length in kept:
             assert entries.holds(slot, number)
             assert (entries.row[slot], entries.offset[slot], entries.length[slot]) == (number * 2, number * 3, length)

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from gateway.message import Message
-from gateway.router import Router
+from gateway.router import FORGOTTEN_SINGLY, Router
 from gateway.transport import Binding
 
 CACHE_OCTETS = 4 << 20
@@ -39,3 +39,19 @@ def test_what_is_forgotten_is_counted_as_it_was_remembered() -> None:
     binding = Binding(queue="q", filter="a/#", owner="config")
     router.bind(binding)  # forgets them all
     assert router._cached == 0
+
+
+def test_an_edit_that_affects_many_answers_forgets_all_and_counts_right() -> None:
+    router: Router[str] = Router(CACHE_OCTETS)
+    for name in ("q", "other"):
+        router.add_queue(name, name)
+    router.bind(Binding(queue="q", filter="b/#", owner="config"))
+    topics = [f"{first}/{n}" for first in "ab" for n in range(FORGOTTEN_SINGLY + 1)]
+    assert {len(router.route(Message(topic, b""))) for topic in topics} == {0, 1}
+    router.route(Message("q", b"", ""))  # of another exchange, which is left alone
+    rest = router._cached - router._exchanges["amq.topic"].octets
+    assert 0 < rest < router._cached
+    router.bind(Binding(queue="other", filter="a/#", owner="config"))
+    assert router._cached == rest
+    assert {router.route(Message(topic, b""))[0][0] for topic in topics[:10]} == {"other"}
+    assert {router.route(Message(topic, b""))[0][0] for topic in topics[-10:]} == {"q"}

@@ -207,8 +207,9 @@ class Declarations:
             self._check_store()
         settings, topology = self.settings, self.topology
         gone: list[StateChange] = []
-        if topology.queues >= settings.max_queues or topology.queues_of(self.user) >= settings.max_queues_per_user:
-            gone = topology.stale(self.gateway.queues())
+        share_is_used = topology.queues_of(self.user) >= settings.max_queues_per_user and not self.gateway.anonymous
+        if share_is_used or topology.queues >= settings.max_queues:
+            gone = topology.make_room(self.gateway.queues, self.gateway.now())
         if topology.queues >= settings.max_queues:
             raise AmqpError(RESOURCE_ERROR, f"there are {settings.max_queues} queues of clients already")
         self._check_share("queues", topology.queues_of(self.user), settings.max_queues_per_user)
@@ -309,12 +310,6 @@ class Declarations:
             else:
                 changes += self.topology.remove_queue(name)
         return changes
-
-    def queue_purge(self, channel: int, method: amqp.Queue.Purge) -> Answer:
-        view = self.queue(channel, method.queue)
-        count = self.gateway.purge(view.name)
-        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.PurgeOk, message_count=count)
-        return Answer(frame, [] if view.policy.durable else None)
 
     # bindings
 

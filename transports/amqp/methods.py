@@ -56,12 +56,17 @@ def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) 
 def _behind_others(
     connection: AmqpConnection, channel: Channel, method: Any, act: Callable[[int, Any], Answer]
 ) -> None:
+    """Acts, and answers, `_after_others`."""
+    _after_others(connection, channel, method, lambda: connection.waiting.answer(channel, act(channel.id, method)))
+
+
+def _after_others(connection: AmqpConnection, channel: Channel, method: Any, act: Callable[[], None]) -> None:
     """Acts when all that came before is decided: what was published on this channel is in its queues, where it counts,
     and is purged or deleted; what anybody declared is in the store, or undone."""
 
     def then(_: bool) -> None:
         try:
-            connection.waiting.answer(channel, act(channel.id, method))
+            act()
         except AmqpError as error:
             error.method = method.index
             raise
@@ -90,8 +95,16 @@ def _queue_delete(connection: AmqpConnection, channel: Channel, method: Any) -> 
     _behind_others(connection, channel, method, delete)
 
 
-def _queue_purge(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    _behind_others(connection, channel, method, connection.declarations.queue_purge)
+def _queue_purge(connection: AmqpConnection, channel: Channel, method: amqp.Queue.Purge) -> None:
+    def purged(count: int) -> None:
+        if not method.nowait:
+            connection.send(encode_method(channel.id, amqp.Queue.PurgeOk, message_count=count))
+
+    def purge() -> None:
+        name = connection.declarations.queue(channel.id, method.queue).name
+        connection.waiting.wait(channel, connection.gateway.purge(name), purged)
+
+    _after_others(connection, channel, method, purge)
 
 
 def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:

@@ -26,6 +26,8 @@ OWNER = "amqp"
 FORGET_AT = 128
 """Queues that expired or that an operator deleted are forgotten when so many are known, and twice as many as were
 alive then."""
+ROOM_SECONDS = 1.0
+"""So often it is looked whether some are gone, while there are too many to declare another."""
 
 Kind = Literal["direct", "topic", "fanout", "headers"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -84,6 +86,7 @@ class Topology:
         self._sole: dict[str, object] = {}
         self._look_again = FORGET_AT
         """With so many declared queues it is looked which of them are gone by themselves."""
+        self._make_room_again = 0.0
         for key, value in (state or {}).items():
             section = key.partition("/")[0]
             if section == "exchange":
@@ -163,6 +166,14 @@ class Topology:
         """Forgets the queues the core no longer has."""
         alive = {view.name for view in views if view.owner == OWNER}
         return [change for name in [*self._declared] if name not in alive for change in self.remove_queue(name)]
+
+    def make_room(self, views: Callable[[], Iterable[QueueView]], now: float) -> list[StateChange]:
+        """As `stale`, at most once in ROOM_SECONDS: who declares one queue too many after the other must not have all
+        of them looked through each time."""
+        if now < self._make_room_again:
+            return []
+        self._make_room_again = now + ROOM_SECONDS
+        return self.stale(views())
 
     def forget(self, views: Callable[[], Iterable[QueueView]]) -> list[StateChange]:
         """As `stale`, now and then: to be called whenever a queue was declared, so that those that expire do not

@@ -22,7 +22,7 @@ BACKLOG_OCTETS = 1 << 20
 """Frames of one connection that are kept back before reading from it pauses."""
 _FRAME_OCTETS = 64
 
-Then = Callable[[bool], "Future[Any] | None"]
+Then = Callable[[Any], "Future[Any] | None"]
 
 
 class Waiting:
@@ -35,7 +35,7 @@ class Waiting:
         self.gateway = connection.gateway
         self._octets = 0
 
-    def wait(self, channel: Channel, future: Future[bool], then: Then) -> None:
+    def wait(self, channel: Channel, future: Future[Any], then: Then) -> None:
         """Frames of the channel are kept back until `then` has run and the Future it may return is done too. `then`
         may wait for something else again."""
         channel.waiting = future
@@ -75,7 +75,7 @@ class Waiting:
         if changes:
             self.gateway.keep(changes)
 
-    def _made(self, channel: Channel, then: Then, future: Future[bool]) -> None:
+    def _made(self, channel: Channel, then: Then, future: Future[Any]) -> None:
         connection = self.connection
         if future.cancelled() or connection.ended or connection.channels.get(channel.id) is not channel:
             return
