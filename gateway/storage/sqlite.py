@@ -177,7 +177,10 @@ class SqliteJournal:
         return self._freed or self._logged >= WAL_IDLE
 
     def room(self) -> int:
-        room = self._directory.room() + self._free * PAGE
+        try:
+            room = self._directory.room() + self._free * PAGE
+        except OSError:
+            return 0  # asked behind a commit, which must not fail for this; the next one finds out what is wrong
         # After a refusal the file system's own word is not enough: it knows nothing of quotas.
         if self._was_full and room:
             self._was_full = self._directory.lacks_reserve()

@@ -408,6 +408,20 @@ def test_the_reserve_is_taken_at_the_start_and_given_back_at_the_end(path: Path)
     assert not (path / "reserve").exists()
 
 
+def test_a_file_system_that_says_nothing_of_its_room_fails_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked behind each commit, which is durable by then."""
+
+    def vanished(path: object) -> os.statvfs_result:
+        raise FileNotFoundError(path)
+
+    with closing(SqliteJournal(tmp_path / "store")) as journal:
+        journal.open()
+        monkeypatch.setattr(os, "statvfs", vanished)
+        assert journal.room() == 0
+
+
 def test_a_closed_store_says_so(opened: Callable[..., SqliteJournal]) -> None:
     journal = opened()
     journal.close()
