@@ -238,11 +238,11 @@ def merge(found: Sequence[tuple[Binding, Q]]) -> tuple[tuple[Q, Options], ...]:
     for binding, queue in found:
         options = binding.options
         known = merged.get((binding.queue, options.target))
-        if known is not None and known[1] != options:
+        if known is not None and (known[1] != options or options.subscription_ids):
             old = known[1]
             options = Options(
                 max(old.qos, options.qos),
-                tuple(sorted({*old.subscription_ids, *options.subscription_ids})),
+                tuple(sorted(old.subscription_ids + options.subscription_ids)),  # each as often [MQTT-3.3.4-4]
                 old.retain_as_published or options.retain_as_published,
                 options.target,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from msgspec import structs
 
 from gateway.message import Message, Properties, to_topic
 from gateway.router import Router
@@ -189,3 +190,10 @@ def test_the_cache_is_bounded() -> None:
     for number in range(5000):
         assert queues(made, Message(f"dev/{number}", b"")) == ["q"]
     assert len(made._exchanges["amq.topic"].answers) < 250
+
+
+def test_subscriptions_with_the_same_identifier_are_told_each() -> None:
+    one = Binding(queue="q", filter="a/+", owner="s", options=Options(1, (7,)))
+    made = router(one, structs.replace(one, filter="a/#"), structs.replace(one, filter="+/b", options=Options(0, (2,))))
+    assert made.route(Message("a/b", b"")) == (("q", Options(1, (2, 7, 7))),)
+    assert made.route(Message("a/c", b"")) == (("q", Options(1, (7, 7))),)
