@@ -184,6 +184,7 @@ def explain(
 @app.command("hash-password")
 def hash_password(
     user: Annotated[str, typer.Option("--user", help="Print a line for `users_file`.", show_default=False)] = "",
+    scram: Annotated[bool, typer.Option("--scram", help="Make the verifier for `users.NAME.scram` instead.")] = False,
 ) -> None:
     """Make the argon2 hash of a password for `users`. Asks for it, or reads it from standard input.
 
@@ -197,6 +198,16 @@ def hash_password(
         password = sys.stdin.readline().rstrip("\r\n")
     if not password:
         raise ConfigError("an empty password protects nothing")
+    if scram:
+        if user:
+            raise ConfigError("users_file has no place for a SCRAM verifier; leave --user out and put it in `users`")
+        from gateway.scram import make_verifier
+
+        try:
+            typer.echo(str(make_verifier(password)))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return
     typer.echo(f"{user}:{make(password)}" if user else make(password))
 
 

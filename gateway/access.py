@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import argon2
 
+from gateway import scram
 from gateway.logs import log
 from gateway.transport import User
 
@@ -43,8 +44,9 @@ class Access:
     """The users of one configuration. A check that succeeded is remembered under a keyed hash, never the password,
     and the secret of that hash does not outlive the process."""
 
-    def __init__(self, users: Mapping[str, str]) -> None:
-        """users: argon2 hashes by name; none lets everybody in. Raises ValueError for a hash that is none."""
+    def __init__(self, users: Mapping[str, str], verifiers: Mapping[str, str] | None = None) -> None:
+        """users: argon2 hashes by name; none lets everybody in. verifiers: of SCRAM, by name. Raises ValueError for
+        one that is none."""
         self._secret = os.urandom(32)
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._running: dict[bytes, asyncio.Future[bool]] = {}
@@ -52,19 +54,21 @@ class Access:
         self._users: dict[str, str] = {}
         self._decoy: str | None = None
         self._closed = False
-        self.replace(users)
+        self.replace(users, verifiers)
 
     @property
     def anonymous(self) -> bool:
         """There are no users: everybody is let in."""
         return not self._users
 
-    def replace(self, users: Mapping[str, str]) -> None:
-        """Takes other users from now on; who is in already stays. Raises ValueError and changes nothing if a hash
-        is none."""
+    def replace(self, users: Mapping[str, str], verifiers: Mapping[str, str] | None = None) -> None:
+        """Takes other users from now on; who is in already stays. Raises ValueError and changes nothing if a hash or
+        verifier is none."""
         for name, password_hash in users.items():
             if not is_hash(password_hash):
                 raise ValueError(f"the password hash of user {name!r} is no argon2 hash")
+        proofs = {name: scram.Verifier.parse(text) for name, text in (verifiers or {}).items()}
+        self.scram = scram.Users(proofs) if proofs else None
         self._users = dict(users)
         self._decoy = None
         self._parameters = next(map(argon2.extract_parameters, users.values()), None)

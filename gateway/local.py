@@ -16,6 +16,7 @@ from gateway.message import Message
 from gateway.metrics import TransportCounters
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
+from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
 from gateway.transport import Binding, Consumer, Outcome, QueueView, Subscription, User
 
@@ -33,6 +34,7 @@ class LocalGateway:
         self.all_counters: dict[str, TransportCounters] = {}
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.on_started: Callable[[], None] | None = None
+        self.reloads: dict[str, Callable[[], None]] = {}
 
     @property
     def anonymous(self) -> bool:
@@ -93,11 +95,17 @@ class LocalGateway:
     def retained(self, filter: str) -> Sequence[Message]:
         return self.core.retained.find(filter, self.now())
 
+    def scram(self) -> Exchange | None:
+        return Exchange(self.access.scram) if self.access.scram is not None else None
+
     def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
         return self.access.authenticate(name, password)
 
     def counters(self, transport: str) -> TransportCounters:
         return self.all_counters.setdefault(transport, TransportCounters())
+
+    def on_reload(self, transport: str, call: Callable[[], None]) -> None:
+        self.reloads[transport] = call
 
     def started(self, transport: str, addresses: Sequence[str]) -> None:
         self.addresses[transport] = tuple(addresses)

@@ -455,6 +455,7 @@ class Queue:
             carried = entries.extra[slot]
             extra = ledger.extra(carried) if carried else NO_EXTRA
             attempts = self.attempts.get(slot) if self.attempts else None
+            ident = entries.ident[slot]
             delivery = Delivery(
                 next(ids),
                 message,
@@ -462,9 +463,10 @@ class Queue:
                 extra.options,
                 slot,
                 attempts or 0,
-                attempts is not None or entries.ident[slot] <= ledger.restored_ident,
+                attempts is not None or ident <= ledger.restored_ident,
                 extra.deaths,
                 expires or None,
+                ident,
             )
             batch = batches.get(subscription)
             if batch is None:

@@ -99,7 +99,7 @@ class Daemon:
             max_bindings=settings.max_bindings,
         )
         journal = _journal(settings)
-        access = Access({name: user.password_hash for name, user in settings.users.items()})
+        access = Access(*credentials(settings))
         committer = Committer(core, journal, pressure, settings.max_backlog, settings.store.log_slack)
         gateway = LocalGateway(committer, access, pressure, settings.drain_timeout)
         self._gateway = gateway
@@ -211,7 +211,7 @@ class Daemon:
             if "replaying" in self._operator.reasons:
                 raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
             notes = configure(core, settings.queues, configured_bindings(settings))
-            self._gateway.access.replace({name: user.password_hash for name, user in settings.users.items()})
+            self._gateway.access.replace(*credentials(settings))
         except (ConfigError, GatewayError, ValueError) as error:
             log.error("reload refused, the old configuration stays", error=str(error))
             return
@@ -222,7 +222,18 @@ class Daemon:
                 log.warning("this change waits for a restart", key=key)
         self.settings = settings
         self._gateway.committer.poke()
+        for call in self._gateway.reloads.values():
+            call()
         log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+
+def credentials(settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes and SCRAM verifiers, by user."""
+    users = settings.users.items()
+    return (
+        {name: user.password_hash for name, user in users},
+        {name: user.scram for name, user in users if user.scram is not None},
+    )
 
 
 def _allow_many_files() -> None:

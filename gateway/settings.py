@@ -23,6 +23,7 @@ from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
 from gateway.retained import MAX_OCTETS
 from gateway.router import MAX_BINDINGS_OCTETS
 from gateway.schema import FAILED, Decoder, SchemaWriter
+from gateway.scram import Verifier
 
 MB = 1024 * 1024
 
@@ -68,9 +69,11 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """password_hash: an argon2 hash as `gateway hash-password` makes it."""
+    """password_hash: an argon2 hash as `gateway hash-password` makes it. scram: a verifier as `gateway hash-password
+    --scram` makes it, for MQTT 5 clients that prove their password by SCRAM-SHA-256."""
 
     password_hash: str
+    scram: str | None = None
 
 
 class TransportSettings(msgspec.Struct, frozen=True):
@@ -205,6 +208,7 @@ class _Loader:
         lines = {name: self.root.child("users", name).line for name in users}
         for name, user in users.items():
             self._check_hash(self.faults, lines[name], f"users.{name}.password_hash", user.password_hash)
+            self._check_scram(lines[name], f"users.{name}.scram", user.scram)
         if settings.users_file is None:
             return users
         path = self.path.parent / settings.users_file
@@ -233,6 +237,13 @@ class _Loader:
 
         if not is_hash(password_hash):
             faults.add(line, key, "is no argon2 hash; make one with `gateway hash-password`")
+
+    def _check_scram(self, line: int, key: str, verifier: str | None) -> None:
+        try:
+            if verifier is not None:
+                Verifier.parse(verifier)
+        except ValueError:
+            self.faults.add(line, key, "is no SCRAM verifier; make one with `gateway hash-password --scram`")
 
     def _dead_letters(self, settings: Settings) -> dict[str, QueuePolicy]:
         """A queue of dead letters tries for ever and discards what is dead there (ruling 20), unless it says more."""

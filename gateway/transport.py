@@ -16,6 +16,7 @@ from gateway.flow import Credit, Pressure
 from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message, Properties
 from gateway.metrics import TransportCounters
 from gateway.policy import QueuePolicy
+from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
 
 __all__ = [
@@ -137,6 +138,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message on its way to one consumer. `id` is new for each delivery, grows, and is never 0;
     with id 0 (QoS 0 to a live subscriber) there is nothing to settle.
 
+    ident: of the message in this queue, over restarts too; it grows, and is never used again.
     attempts: failed deliveries before this one. redelivered: it was delivered before, or may have been by an earlier
     run of the daemon.
     deaths: why earlier queues gave it up, the latest first. remaining: seconds until it expires, or None.
@@ -151,6 +153,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     redelivered: bool = False
     deaths: tuple[Death, ...] = ()
     expires: float | None = None
+    ident: int = 0
 
 
 class Consumer(Protocol):
@@ -308,7 +311,15 @@ class Gateway(Protocol):
         """None if refused. Takes its time in a thread; never raises for what a client sent."""
         ...
 
+    def scram(self) -> Exchange | None:
+        """A login by SCRAM-SHA-256 (see `gateway.scram`), which takes no thread; None if no user has a verifier."""
+        ...
+
     def counters(self, transport: str) -> TransportCounters: ...
+
+    def on_reload(self, transport: str, call: Callable[[], None]) -> None:
+        """Called after each reload (SIGHUP) that was not refused: for what a transport has read from files itself. The
+        last that a transport names counts."""
 
     def started(self, transport: str, addresses: Sequence[str]) -> None:
         """Called once by `run` when it takes clients: `mqtt://127.0.0.1:1883`."""

@@ -133,7 +133,12 @@ class RawClient:
         return publish.topic, publish.payload
 
     def ack(self, publish: Publish, reason: int = 0) -> None:
-        self.send(Ack(Type.PUBACK, publish.packet_id, reason))
+        """With all that its QoS asks for."""
+        if publish.qos == 1:
+            self.send(Ack(Type.PUBACK, publish.packet_id, reason))
+            return
+        self.send(Ack(Type.PUBREC, publish.packet_id, reason), Ack(Type.PUBCOMP, publish.packet_id))
+        assert self.expect(Ack) == Ack(Type.PUBREL, publish.packet_id)
 
     def disconnect(self, reason: int = 0, properties: Properties5 = NO_PROPERTIES5) -> None:
         self.send(Disconnect(reason, properties))

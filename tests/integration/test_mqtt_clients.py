@@ -1,4 +1,4 @@
-"""Clients that people use, against a running daemon: paho, aiomqtt, mosquitto_pub and mosquitto_sub."""
+"""Clients that people use, against a running daemon: paho, aiomqtt, gmqtt, mosquitto_pub and mosquitto_sub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import aiomqtt
+import gmqtt
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -77,7 +78,7 @@ protocols = pytest.mark.parametrize("protocol", [paho.MQTTv311, paho.MQTTv5])
 
 
 @protocols
-@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("qos", [0, 1, 2])
 def test_paho_publishes_and_subscribes(gateway: Daemon, protocol: int, qos: int) -> None:
     topic = unique("paho")
     with Paho(gateway, protocol) as subscriber, Paho(gateway, protocol) as publisher:
@@ -173,3 +174,31 @@ def test_mosquitto_pub_and_sub(gateway: Daemon, version: str) -> None:
     for body in ("1", "2", "3"):
         run(gateway, "mosquitto_pub", "-V", version, "-q", "1", "-t", f"{topic}/b", "-m", body)
     assert run(gateway, "mosquitto_sub", *lasting, "-C", "3") == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_gmqtt_publishes_and_subscribes(gateway: Daemon, qos: int) -> None:
+    topic, address = unique("gmqtt"), gateway.address("mqtt")
+
+    async def talk() -> list[bytes]:
+        came: asyncio.Queue[bytes] = asyncio.Queue()
+        subscribed = asyncio.Event()
+
+        async def on_message(client: Any, name: str, payload: bytes, its_qos: int, properties: Any) -> int:
+            assert (name, its_qos) == (topic, qos)
+            await came.put(payload)
+            return 0
+
+        one = gmqtt.Client(unique())
+        one.on_message = on_message
+        one.on_subscribe = lambda *_: subscribed.set()
+        await one.connect(address.host, address.port)
+        one.subscribe(topic, qos=qos)
+        await asyncio.wait_for(subscribed.wait(), SECONDS)
+        for n in range(50):
+            one.publish(topic, b"%d" % n, qos=qos)
+        found = [await asyncio.wait_for(came.get(), SECONDS) for _ in range(50)]
+        await one.disconnect()
+        return found
+
+    assert asyncio.run(talk()) == [b"%d" % n for n in range(50)]

@@ -108,6 +108,24 @@ def test_a_delayed_will_survives_a_kill(daemon: Make, connected: Connected) -> N
         assert watcher.take() == ("will", b"gone")
 
 
+def test_the_will_of_a_connected_client_survives_a_kill(daemon: Make, connected: Connected) -> None:
+    """Its connection is lost with the daemon. Who has said goodbye has no will."""
+    running = daemon()
+    with connected(running, "watcher", properties=EXPIRY) as watcher:
+        watcher.subscribe("will/+")
+    connected(running, "device", properties=EXPIRY, will=Will("will/lost", b"gone", 1))
+    polite = connected(running, "polite", properties=EXPIRY, will=Will("will/polite", b"gone", 1))
+    polite.disconnect()
+    connected(running).publish("x")
+    running.restart()
+    with connected(running, "watcher", clean=False, properties=EXPIRY) as watcher:
+        assert watcher.take() == ("will/lost", b"gone")
+        watcher.nothing_comes()
+    running.restart()
+    with connected(running, "watcher", clean=False, properties=EXPIRY) as watcher:
+        watcher.nothing_comes()
+
+
 def test_what_was_in_flight_at_a_kill_comes_again_first(daemon: Make, connected: Connected) -> None:
     running = daemon()
     one = connected(running, "device", properties=EXPIRY)

@@ -25,7 +25,6 @@ from transports.mqtt.packets import (
     Reason,
     Request,
     Subscribe,
-    Type,
     Will,
 )
 
@@ -94,14 +93,9 @@ BAD = [
     pytest.param(b"\xa2\x03\x00\x01\x00", Reason.PROTOCOL_ERROR, id="UNSUBSCRIBE without a filter"),
     pytest.param(CONNECT_AGAIN, Reason.PROTOCOL_ERROR, id="a second CONNECT"),
     pytest.param(encode(ConnAck(), V5), Reason.PROTOCOL_ERROR, id="a server's packet"),
-    pytest.param(encode(Ack(Type.PUBREL, 1), V5), Reason.PROTOCOL_ERROR, id="PUBREL without QoS 2"),
     pytest.param(encode(Auth(0x19), V5), Reason.PROTOCOL_ERROR, id="AUTH without a method"),
     pytest.param(BIG, Reason.PACKET_TOO_LARGE, id="a packet too large"),
     pytest.param(BIG[:8], Reason.PACKET_TOO_LARGE, id="only the start of a packet too large"),
-    pytest.param(encode(Publish("a", b"", 2, packet_id=1), V5), Reason.QOS_NOT_SUPPORTED, id="QoS 2"),
-    pytest.param(
-        encode(Publish("a", b"", properties={Property.TOPIC_ALIAS: 1}), V5), Reason.TOPIC_ALIAS_INVALID, id="an alias"
-    ),
     pytest.param(
         encode(Publish("a", b"", properties={Property.SUBSCRIPTION_IDENTIFIER: [1]}), V5),
         Reason.PROTOCOL_ERROR,
@@ -144,7 +138,6 @@ def test_what_an_mqtt5_client_may_not_send_ends_its_connection(
         b"\x00\x00",
         b"\x36\x05\x00\x01a\x00\x01",
         encode(Connect("again", V311), V311),
-        encode(Publish("a", b"", 2, packet_id=1), V311),
         encode(Publish("$SYS/x", b"", 1, packet_id=1), V311),
         b"\xf0\x00",
     ],
@@ -273,7 +266,6 @@ def test_a_client_id_is_one_over_all_listeners(client: Open) -> None:
 @pytest.mark.parametrize(
     ("connect", "reason"),
     [
-        (Connect("a", will=Will("a", b"", 2)), Reason.QOS_NOT_SUPPORTED),
         (Connect("a", will=Will("a/#", b"")), Reason.TOPIC_NAME_INVALID),
         (Connect("a", will=Will("$SYS/a", b"")), Reason.TOPIC_NAME_INVALID),
         (Connect("a", properties={Property.AUTHENTICATION_METHOD: "SCRAM"}), Reason.BAD_AUTHENTICATION_METHOD),

@@ -77,7 +77,7 @@ Connected = Callable[..., RawClient]
 def test_connack_tells_an_mqtt5_client_what_is_there(client: Connected) -> None:
     one = client(V5)
     told = one.connect("", True, {Property.SESSION_EXPIRY_INTERVAL: 0xFFFF_FFFF})
-    assert told.properties[Property.MAXIMUM_QOS] == 1
+    assert Property.MAXIMUM_QOS not in told.properties, "QoS 2"
     assert told.properties[Property.RECEIVE_MAXIMUM] == 1000
     assert told.properties[Property.MAXIMUM_PACKET_SIZE] == 1 << 20
     assert told.properties[Property.ASSIGNED_CLIENT_IDENTIFIER].startswith("auto-")
@@ -131,10 +131,6 @@ def test_a_message_reaches_live_subscribers_once(connected: Connected, version: 
     subscriber.nothing_comes()
 
 
-def test_subscribe_at_qos_2_is_granted_1(connected: Connected) -> None:
-    assert connected().subscribe(Request("a", 2)) == (1,)
-
-
 def test_pubacks_come_in_the_order_of_the_publishes_and_tell_the_outcome(connected: Connected) -> None:
     topic = unique("t")
     one = connected()
@@ -156,7 +152,8 @@ def test_pubacks_come_in_the_order_of_the_publishes_and_tell_the_outcome(connect
 def test_a_full_queue_refuses_with_0x97_and_ends_a_311_connection(connected: Connected) -> None:
     five, three = connected(V5), connected(V311)
     assert [five.publish("small/a", b"", n).reason for n in (1, 2)] == [0, 0]
-    assert five.publish("small/a", b"", 3).reason == Reason.QUOTA_EXCEEDED
+    told = five.publish("small/a", b"", 3)
+    assert told.reason == Reason.QUOTA_EXCEEDED and "no room" in told.properties[Property.REASON_STRING]
     three.send(
         Publish("nobody/here", b"", 1, False, False, 1),
         Publish("small/a", b"", 1, False, False, 2),
@@ -164,6 +161,16 @@ def test_a_full_queue_refuses_with_0x97_and_ends_a_311_connection(connected: Con
     )
     assert three.expect(Ack).packet_id == 1
     assert three.receive() is None
+
+
+@pytest.mark.parametrize(
+    "asked", [{Property.REQUEST_PROBLEM_INFORMATION: 0}, {Property.MAXIMUM_PACKET_SIZE: 20}], ids=["not asked", "small"]
+)
+def test_reasons_in_words_are_for_those_who_want_them_and_take_them(connected: Connected, asked: Any) -> None:
+    one = connected(V5, properties=asked)
+    told = one.publish("$SYS/x", b"")
+    assert told.reason == Reason.TOPIC_NAME_INVALID and not told.properties
+    assert connected(V5).publish("$SYS/x", b"").properties[Property.REASON_STRING]
 
 
 def test_properties_and_subscription_identifiers_arrive(connected: Connected) -> None:
@@ -512,8 +519,10 @@ def test_a_queue_message_of_qos_0_is_settled_by_puback_too(connected: Connected)
 
 
 def test_a_queue_is_refused_at_qos_0_if_unknown_and_if_it_is_a_sessions(connected: Connected) -> None:
-    refused = connected().subscribe(Request("$queue/work4", 0), "$queue/nowhere", "$queue/mqtt.x")
-    assert refused == (Reason.QOS_NOT_SUPPORTED, Reason.TOPIC_FILTER_INVALID, Reason.NOT_AUTHORIZED)
+    one = connected()
+    refused = one.subscribe(Request("$queue/work4", 0), "$queue/nowhere", "$queue/mqtt.x")
+    assert refused == (Reason.IMPLEMENTATION_SPECIFIC_ERROR, Reason.TOPIC_FILTER_INVALID, Reason.NOT_AUTHORIZED)
+    assert one.subscribe(Request("$queue/work4", 1, no_local=True)) == (Reason.IMPLEMENTATION_SPECIFIC_ERROR,)
 
 
 def test_a_group_is_delivered_in_order_to_several_consumers(connected: Connected) -> None:

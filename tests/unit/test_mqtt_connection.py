@@ -153,7 +153,8 @@ async def test_under_pressure_a_client_with_deliveries_is_read_and_its_publishes
         three.send(Publish("t", b"", 1, packet_id=1))
         assert five.transport.reading
         await it.settle_down()
-        assert five.received() == [Ack(Type.PUBACK, 1, Reason.QUOTA_EXCEEDED)]
+        (refused,) = five.received()
+        assert (refused.type, refused.packet_id, refused.reason) == (Type.PUBACK, 1, Reason.QUOTA_EXCEEDED)
         assert three.transport.ended
         assert five.connection.counters.dropped["qos0-quota-exceeded"] == 1
         assert yours.payload == b"x"
@@ -163,6 +164,26 @@ async def test_under_pressure_a_client_with_deliveries_is_read_and_its_publishes
         await it.settle_down()
         assert Ack(Type.PUBACK, 2) in five.received()
         it.pressure.set(False)
+
+
+@run
+async def test_an_alias_counts_also_if_its_message_is_refused() -> None:
+    async with house() as it:
+        five = await it.connect(V5, "five")
+        await it.subscribe(five, "t")
+        it.gateway.accept([Message("t", b"x")])
+        await it.settle_down()
+        (mine,) = five.received()
+        it.pressure.set(True)
+        five.send(Publish("t", b"", 1, packet_id=1, properties={Property.TOPIC_ALIAS: 1}))
+        await it.settle_down()
+        (refused,) = five.received()
+        assert refused.reason == Reason.QUOTA_EXCEEDED
+        it.pressure.set(False)
+        five.send(Ack(Type.PUBACK, mine.packet_id))
+        five.send(Publish("", b"again", 1, packet_id=2, properties={Property.TOPIC_ALIAS: 1}))
+        await it.settle_down()
+        assert {type(packet) for packet in five.received()} == {Ack, Publish}
 
 
 @run
@@ -535,6 +556,19 @@ async def test_retained_messages_are_owed_once_for_each_subscription_however_oft
             await it.settle_down()
         # Those that it was getting already, and all of them once more.
         assert await acknowledge_all(it, one) == [b"a", b"b", b"c", b"a", b"b", b"c"]
+
+
+@run
+async def test_what_has_replaced_a_retained_message_is_the_last_that_a_slow_client_hears_of_its_topic() -> None:
+    async with house() as it:
+        for name in "abc":
+            it.gateway.accept([Message(f"r/{name}", b"old " + name.encode(), qos=1, retain=True, ttl=100.0)])
+        one = await it.connect(V5, "one", properties={Property.RECEIVE_MAXIMUM: 1})
+        one.send(Subscribe(1, (Request("r/+", 1),)))
+        await it.settle_down()
+        it.gateway.accept([Message("r/b", b"new b", qos=0, retain=True)])
+        await it.settle_down()
+        assert await acknowledge_all(it, one) == [b"old a", b"new b", b"old c"]
 
 
 @run

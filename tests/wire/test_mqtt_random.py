@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.message import Properties
 from tests.wire.mqtt_strategies import message_properties, packets, topics
 from transports.mqtt.codec import Decoder, TopicNames
-from transports.mqtt.encoding import EncodedPublish, encode, pubacks
+from transports.mqtt.encoding import EncodedPublish, encode, positive_pubacks, puback
 from transports.mqtt.fields import write_properties
 from transports.mqtt.packets import NO_PROPERTIES5, V5, V311, Ack, Connect, Fault, Property, Publish, Type
 from transports.mqtt.properties import from_wire, to_wire
@@ -89,7 +89,10 @@ def test_a_publish_for_many_is_the_same_as_one(
 @given(st.lists(st.tuples(st.integers(1, 65_535), st.sampled_from([0, 0x10, 0x97])), max_size=20), versions)
 def test_joined_pubacks_are_single_ones(answers: list[tuple[int, int]], version: int) -> None:
     expected = [Ack(Type.PUBACK, packet_id, reason if version == V5 else 0) for packet_id, reason in answers]
-    assert decode_all(pubacks(answers, version), version) == expected
+    assert decode_all(b"".join([puback(*answer, version) for answer in answers]), version) == expected
+    assert decode_all(positive_pubacks([one for one, _ in answers]), version) == [
+        Ack(Type.PUBACK, packet_id) for packet_id, _ in answers
+    ]
 
 
 @given(message_properties)

@@ -15,13 +15,14 @@ import msgspec
 
 from gateway.address import Address
 from gateway.crowd import Crowd
-from gateway.errors import ListenError, StoreError
+from gateway.errors import StoreError
 from gateway.policy import Octets, Seconds
 from gateway.transport import Gateway
 from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.topology import OWNER, Topology
-from transports.tcp import keep_alive
+from transports.port import open_port, urls
+from transports.tls import TlsSettings
 
 DISTRIBUTION = "mqtt-amqp-gateway"
 CLOSE_SECONDS = 1.0
@@ -45,10 +46,12 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     of these one user, so that others have room; without `users` it does not count. max_bindings: of one queue.
     max_unconfirmed: messages of a connection that wait for their commit before reading pauses.
     max_unacked: deliveries of a channel that wait for their settlement, whatever its prefetch.
-    max_consumers: of one connection. max_all_consumers: of all AMQP clients together."""
+    max_consumers: of one connection. max_all_consumers: of all AMQP clients together.
+    tls: encrypts (`amqps`)."""
 
     type: str = "amqp"
     listen: Address = Address.parse("127.0.0.1:5672")
+    tls: TlsSettings | None = None
     allow_anonymous: bool = False
     heartbeat: Seconds = Seconds(60)
     frame_max: Octets = Octets(131_072)
@@ -97,20 +100,24 @@ class AmqpListener:
         crowd = Crowd(self.settings.max_connections, self.settings.max_unfinished, counters)
         places = Places(self.settings.max_all_channels)
         loop = asyncio.get_running_loop()
-        listen = self.settings.listen
 
         def connect() -> AmqpConnection:
             return AmqpConnection(
                 gateway, counters, crowd, topology, self.settings, self.name, version, self.connections, places
             )
 
+        settings = self.settings
+        server = await open_port(
+            gateway,
+            self.name,
+            settings.listen,
+            connect,
+            settings.tls,
+            settings.connect_timeout,
+            settings.tcp_keep_alive,
+        )
         try:
-            server = await loop.create_server(connect, listen.host or None, listen.port, backlog=1024)
-        except OSError as error:
-            raise ListenError(f"transport {self.name}: can't listen on {listen}: {error.strerror or error}") from error
-        keep_alive(server.sockets, self.settings.tcp_keep_alive)
-        try:
-            gateway.started(self.name, [f"amqp://{_host(s.getsockname())}" for s in server.sockets])
+            gateway.started(self.name, urls(server, "amqp" if settings.tls is None else "amqps"))
             await loop.create_future()  # until cancelled
         finally:
             server.close()
@@ -154,8 +161,3 @@ def _version() -> str:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _host(name: tuple[str, int]) -> str:
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

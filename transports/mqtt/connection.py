@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from asyncio import Future, ensure_future
+from asyncio import BaseTransport, Future, ensure_future
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from gateway.crowd import Crowd
 from gateway.logs import log
+from gateway.scram import METHOD, Exchange, ScramError
 from gateway.transport import Gateway, Message, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
@@ -21,7 +22,9 @@ from transports.mqtt.inbound import Terms, capabilities, negotiate
 from transports.mqtt.outbound import Outbound, PublishCache
 from transports.mqtt.packets import (
     V5,
+    V311,
     Ack,
+    Auth,
     ConnAck,
     Connect,
     Disconnect,
@@ -40,7 +43,7 @@ from transports.mqtt.packets import (
     Unsubscribe,
 )
 from transports.mqtt.publishing import Publishing
-from transports.mqtt.session import NEVER, Session
+from transports.mqtt.session import NEVER, CarriedWill, Session
 from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError, StoreRefusesError
 from transports.mqtt.settings import MqttSettings
 from transports.mqtt.subscriptions import Granted, Subscriptions
@@ -77,10 +80,13 @@ class MqttConnection(TcpConnection):
         "_heard",
         "_outbound",
         "_patience",
+        "_proof",
+        "_proven",
         "_quiet",
         "_session",
         "_subscriptions",
         "_terms",
+        "_told",
         "_unanswered",
         "_will",
         "client_id",
@@ -111,7 +117,16 @@ class MqttConnection(TcpConnection):
         self._unanswered = 0
         self._draining = False
         self._authenticating: Future[User | None] | None = None
-        shared.connections.add(self)
+        self._proof: Exchange | None = None
+        """A login by SCRAM that is under way."""
+        self._proven = ""
+        """Who the client has proved to be."""
+        self._told: Properties5 = {}
+        """What CONNACK says besides."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        self.shared.connections.add(self)
+        super().connection_made(transport)
 
     # what comes in
 
@@ -135,6 +150,9 @@ class MqttConnection(TcpConnection):
         self.abort()
 
     def _handle_packets(self, packets: Sequence[Packet | Fault]) -> None:
+        if self._outbound is None:
+            self._handle_early(packets)
+            return
         publishes: list[Publish] = []
         acks: list[Ack] = []
         for packet in packets:
@@ -156,6 +174,20 @@ class MqttConnection(TcpConnection):
                 if self.closing:
                     return
         self._take(acks, publishes)
+
+    def _handle_early(self, packets: Sequence[Packet | Fault]) -> None:
+        """Before it is known who sends them [MQTT-3.1.2-30]."""
+        for packet in packets:
+            try:
+                if self._session is not None or type(packet) not in _EARLY:
+                    raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__} before CONNACK")
+                _HANDLERS[type(packet)](self, packet)
+            except ProtocolError as error:
+                self._count_fault(error.reason, error.why)
+                self.send(encode(ConnAck(error.reason), self.version))
+                self._end(lost=False)
+            if self.closing:
+                return
 
     def _take(self, acks: list[Ack], publishes: list[Publish]) -> None:
         """PUBACKs first: they are durable with the next commit, which is that of the messages (ruling 13)."""
@@ -192,11 +224,33 @@ class MqttConnection(TcpConnection):
         """Whether PUBACKs of the client are due; then it must be read."""
         return self._session is not None and bool(self._session.in_flight)
 
+    @property
+    def wants_reasons(self) -> bool:
+        """An MQTT 5 client that has not said otherwise."""
+        asked = self._connect.properties if self._connect is not None else {}
+        return self.version == V5 and bool(asked.get(Property.REQUEST_PROBLEM_INFORMATION, 1))
+
+    @property
+    def max_packet_size(self) -> int:
+        """That the client takes."""
+        return self._terms.max_packet_size if self._terms is not None else 0
+
     def refuse(self, why: str) -> None:
         """3.1.1 has no negative PUBACK: the client learns by the end of its connection (ruling 22)."""
         if not self.closing:
             self._say_closed(why)
+            self._disconnect(Reason.QUOTA_EXCEEDED, {})
             self._end(lost=False)
+
+    def _reply(self, packet: Packet) -> None:
+        """An answer that can't be shortened: a client that does not take it can't go on [MQTT-3.1.2-24]."""
+        data = encode(packet, self.version)
+        if len(data) <= self.max_packet_size:
+            self.send(data)
+            return
+        self.counters.refusals["packet-too-large"] += 1
+        self._say_closed(f"the client does not take a {type(packet).__name__} of {len(data)} bytes")
+        self._end(lost=False)
 
     # connecting
 
@@ -205,12 +259,20 @@ class MqttConnection(TcpConnection):
         self.version = connect.version
         shared = self.shared
         terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        if terms is Reason.TOPIC_NAME_INVALID and self.version == V311:  # [MQTT-3.1.4-1 of 3.1.1]
+            self._count_fault(terms, "the topic of the will is no topic name")
+            self._end(lost=False)
+            return
         if isinstance(terms, Reason):
             self._turn_away(terms)
             return
         self._terms = terms
         self.client_id = terms.client_id
         self.pause("connect")  # what follows waits until it is known who sends it
+        if Property.AUTHENTICATION_METHOD in connect.properties:
+            self._begin_proof(connect.properties)
+            self.resume("connect")  # it goes on by AUTH
+            return
         if self.gateway.anonymous or (shared.settings.allow_anonymous and connect.username is None):
             self._open(terms)
             return
@@ -228,6 +290,57 @@ class MqttConnection(TcpConnection):
                 self._open(self._terms)
         except Exception as error:
             self._broke(error)
+
+    # enhanced authentication [MQTT-4.12]
+
+    def _begin_proof(self, asked: Properties5) -> None:
+        """Of the CONNECT, or of an AUTH that asks to prove it again."""
+        self._proof = self.gateway.scram() if asked.get(Property.AUTHENTICATION_METHOD) == METHOD else None
+        if self._proof is None:
+            self._proof_failed(Reason.BAD_AUTHENTICATION_METHOD, "no such method, or nobody has a verifier for it")
+            return
+        try:
+            challenge = self._proof.first(asked.get(Property.AUTHENTICATION_DATA, b""))
+        except ScramError as error:
+            self._proof_failed(Reason.NOT_AUTHORIZED, str(error))
+            return
+        self._reply(Auth(Reason.CONTINUE_AUTHENTICATION, _proof_data(challenge)))
+
+    def _on_auth(self, packet: Auth) -> None:
+        connect, terms = self._connect, self._terms
+        assert connect is not None and terms is not None
+        method = packet.properties.get(Property.AUTHENTICATION_METHOD)
+        if method is None or method != connect.properties.get(Property.AUTHENTICATION_METHOD):  # [MQTT-4.12.0-5]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH by another method than CONNECT named")
+        if packet.reason == Reason.REAUTHENTICATE and self._session is not None and self._proof is None:
+            self._begin_proof(packet.properties)
+            return
+        if packet.reason != Reason.CONTINUE_AUTHENTICATION or self._proof is None:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"AUTH with reason {packet.reason:#04x} at this time")
+        proof, self._proof = self._proof, None
+        try:
+            answer = proof.final(packet.properties.get(Property.AUTHENTICATION_DATA, b""))
+            if self._proven and proof.name != self._proven:
+                raise ScramError(f"it proves to be {proof.name!r}, and was {self._proven!r}")
+        except ScramError as error:
+            self._proof_failed(Reason.NOT_AUTHORIZED, str(error))
+            return
+        self._proven = proof.name
+        if self._session is not None:
+            self._reply(Auth(Reason.SUCCESS, _proof_data(answer)))
+            return
+        self._told = _proof_data(answer)
+        self.pause("connect")
+        self._open(terms)
+
+    def _proof_failed(self, reason: Reason, why: str) -> None:
+        if self._session is not None:
+            self.counters.refusals[reason.label] += 1
+            self._say_closed(why, reason=reason.label)
+            self._disconnect(reason, {})
+            self._end(lost=True)
+        else:
+            self._turn_away(reason)
 
     def _open(self, terms: Terms) -> None:
         assert self._connect is not None
@@ -252,6 +365,7 @@ class MqttConnection(TcpConnection):
             self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID)
             return
         self._session = session
+        session.carried = None if terms.will is None else CarriedWill(terms.will, terms.will_delay)
         if session.expiry <= 0 and not present:
             self._opened(terms, present)
             return
@@ -283,11 +397,14 @@ class MqttConnection(TcpConnection):
     def _opened(self, terms: Terms, present: bool) -> None:
         assert self._connect is not None and self._session is not None
         shared, settings = self.shared, self.shared.settings
-        told = capabilities(self._connect, terms, settings) if self.version == V5 else {}
-        self.send(encode(ConnAck(Reason.SUCCESS, present, told), self.version))
+        told = capabilities(self._connect, terms, settings) | self._told if self.version == V5 else {}
+        self._reply(ConnAck(Reason.SUCCESS, present, told))
+        if self.closing:
+            return
         log.debug(
             "client connected", transport=shared.name, peer=self.peer, client_id=self.client_id, session_present=present
         )
+        self.publishing.session = self._session
         self._will = terms.will  # not before: a client that was never let in leaves none
         self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
         self._quiet = 0.0
@@ -303,6 +420,7 @@ class MqttConnection(TcpConnection):
             self._deliver,
             self.buffered,
             self._session_gone,
+            terms.topic_aliases,
         )
         self._subscriptions = Subscriptions(
             self.gateway, shared.sessions, self._session, outbound, settings, self.version
@@ -312,7 +430,7 @@ class MqttConnection(TcpConnection):
         self.resume("connect")
 
     def _turn_away(self, reason: Reason, version: int = 0) -> None:
-        """CONNACK with a reason, then the end [MQTT-3.1.4-5]."""
+        """CONNACK with a reason, then the end [MQTT-3.1.4-2]."""
         self.counters.refusals[reason.label] += 1
         log.info("connection refused", transport=self.shared.name, peer=self.peer, reason=reason.label)
         self.send(encode(ConnAck(reason), version or self.version))
@@ -328,15 +446,16 @@ class MqttConnection(TcpConnection):
         self._expect(partial(self._subscribed, packet.packet_id, granted), changes)
 
     def _subscribed(self, packet_id: int, granted: Granted, kept: bool) -> None:
-        self.send(encode(SubAck(packet_id, granted.reasons(kept)), self.version))
-        granted.begin()
+        self._reply(SubAck(packet_id, granted.reasons(kept)))
+        if not self.closing:
+            granted.begin()
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         assert self._subscriptions is not None and self._session is not None
         reasons = self._subscriptions.unsubscribe(packet)
         if self._session.expiry > 0:
             self.shared.sessions.keep(self._session)
-        self._expect(lambda kept: self.send(encode(UnsubAck(packet.packet_id, reasons), self.version)))
+        self._expect(lambda kept: self._reply(UnsubAck(packet.packet_id, reasons)))
 
     def _expect(self, answer: Callable[[bool], None], changes: Sequence[StateChange] = ()) -> None:
         """Answers once all that the packet changed is durable, or can't be."""
@@ -360,14 +479,29 @@ class MqttConnection(TcpConnection):
 
         self.gateway.put(changes).add_done_callback(durable)
 
+    def _on_ack(self, ack: Ack) -> None:
+        """Those of QoS 2; PUBACKs come by the batch."""
+        if self._outbound is None:
+            return
+        if ack.type is Type.PUBREL:
+            self.publishing.release(ack.packet_id)
+        elif ack.type is Type.PUBREC:
+            self._outbound.received(ack.packet_id, ack.reason)
+        else:
+            self._outbound.completed(ack.packet_id)
+        if self._draining:
+            self._end_if_drained()
+
     def _on_ping(self, packet: PingReq) -> None:
         self.send(PINGRESP)
 
     def _on_disconnect(self, packet: Disconnect) -> None:
-        assert self._session is not None
+        if self._session is None:
+            self._end(lost=False)
+            return
         expiry = packet.properties.get(Property.SESSION_EXPIRY_INTERVAL)
         if expiry is not None:
-            if expiry and self._session.expiry <= 0:  # [MQTT-3.1.2-23]
+            if expiry and self._session.expiry <= 0:  # [MQTT-3.14.2.2.2]
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "DISCONNECT gives a session without expiry one")
             asked = math.inf if expiry == NEVER else float(expiry)
             self._session.expiry = min(asked, float(self.shared.settings.max_session_expiry))
@@ -492,9 +626,13 @@ class MqttConnection(TcpConnection):
     def shut_down(self) -> None:
         if self.closing:
             return
-        if self._outbound is None and self.version:
-            self.send(encode(ConnAck(Reason.SERVER_SHUTTING_DOWN), self.version))
-        self._disconnect(Reason.SERVER_SHUTTING_DOWN, {})
+        reference = self.shared.settings.server_reference
+        reason = Reason.USE_ANOTHER_SERVER if reference else Reason.SERVER_SHUTTING_DOWN
+        properties: Properties5 = {Property.SERVER_REFERENCE: reference} if reference else {}
+        if self._outbound is None and self.version:  # CONNACK has no word for the end [MQTT-3.2.2-8]
+            told = reason if reference else Reason.SERVER_UNAVAILABLE
+            self.send(encode(ConnAck(told, False, properties), self.version))
+        self._disconnect(reason, properties)
         self._end(lost=False)
 
     # what the socket says
@@ -507,11 +645,18 @@ class MqttConnection(TcpConnection):
         self.flushed()
 
 
+def _proof_data(data: bytes) -> Properties5:
+    return {Property.AUTHENTICATION_METHOD: METHOD, Property.AUTHENTICATION_DATA: data}
+
+
 _HANDLERS: dict[type, Callable[[MqttConnection, Any], None]] = {
     Connect: MqttConnection._on_connect,
+    Ack: MqttConnection._on_ack,
+    Auth: MqttConnection._on_auth,
     Subscribe: MqttConnection._on_subscribe,
     Unsubscribe: MqttConnection._on_unsubscribe,
     PingReq: MqttConnection._on_ping,
     Disconnect: MqttConnection._on_disconnect,
     Fault: MqttConnection._on_fault,
 }
+_EARLY = (Connect, Auth, Disconnect, Fault)

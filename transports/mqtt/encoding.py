@@ -72,16 +72,11 @@ def positive_pubacks(packet_ids: Sequence[int]) -> bytes:
     return _pack(f">{len(packet_ids)}I", *[0x4002_0000 | packet_id for packet_id in packet_ids])
 
 
-def pubacks(answers: Sequence[tuple[int, int]], version: int) -> bytes:
-    """PUBACKs for (packet identifier, reason), in this order, as one piece; 3.1.1 has no reasons."""
-    return b"".join(
-        [
-            b"\x40\x03" + packet_id.to_bytes(2, "big") + bytes((reason,))
-            if reason and version == V5
-            else b"\x40\x02" + packet_id.to_bytes(2, "big")
-            for packet_id, reason in answers
-        ]
-    )
+def puback(packet_id: int, reason: int, version: int) -> bytes:
+    """Without words; 3.1.1 has no reasons."""
+    if reason and version == V5:
+        return b"\x40\x03" + packet_id.to_bytes(2, "big") + bytes((reason,))
+    return b"\x40\x02" + packet_id.to_bytes(2, "big")
 
 
 def encode(packet: Packet, version: int) -> bytes:

@@ -28,18 +28,18 @@ class Terms(msgspec.Struct, frozen=True):
     keep_alive: int
     expiry: float
     window: int
-    """How many QoS 1 messages may be on their way to the client."""
+    """How many messages of QoS 1 and 2 may be on their way to the client."""
     max_packet_size: int
     will: Message | None
     will_delay: float
+    topic_aliases: int
+    """How many we may use."""
 
 
 def negotiate(connect: Connect, settings: MqttSettings, source: str, new_id: Callable[[], str]) -> Terms | Reason:
     """The terms that a client gets, or why it gets none. Raises ProtocolError."""
     v5 = connect.version == V5
     asked = connect.properties
-    if Property.AUTHENTICATION_METHOD in asked:  # [MQTT-4.12.0-1]: none is supported
-        return Reason.BAD_AUTHENTICATION_METHOD
     client_id = connect.client_id
     if not client_id and not v5 and not connect.clean_start:  # [MQTT-3.1.3-8 of 3.1.1]
         return Reason.CLIENT_IDENTIFIER_NOT_VALID
@@ -56,8 +56,6 @@ def negotiate(connect: Connect, settings: MqttSettings, source: str, new_id: Cal
     will: Message | None = None
     will_delay = 0.0
     if connect.will is not None:
-        if v5 and connect.will.qos > 1:  # [MQTT-3.2.2-12]
-            return Reason.QOS_NOT_SUPPORTED
         found = will_message(connect.will, source, client_id)
         if isinstance(found, Reason):
             return found
@@ -72,6 +70,7 @@ def negotiate(connect: Connect, settings: MqttSettings, source: str, new_id: Cal
         asked.get(Property.MAXIMUM_PACKET_SIZE, 1 << 32),
         will,
         will_delay,
+        min(asked.get(Property.TOPIC_ALIAS_MAXIMUM, 0), settings.topic_alias_maximum),
     )
 
 
@@ -84,16 +83,19 @@ def _keep_alive(connect: Connect, settings: MqttSettings) -> int:
 
 def capabilities(connect: Connect, terms: Terms, settings: MqttSettings) -> Properties5:
     """What CONNACK tells an MQTT 5 client. Retained messages, wildcards, shared subscriptions and subscription
-    identifiers are there and need no word; topic aliases are not, nor QoS 2."""
+    identifiers are there and need no word, nor does QoS 2."""
     told: Properties5 = {
         Property.RECEIVE_MAXIMUM: settings.receive_maximum,
-        Property.MAXIMUM_QOS: 1,
         Property.MAXIMUM_PACKET_SIZE: int(settings.max_packet_size),
     }
+    if settings.topic_alias_maximum:
+        told[Property.TOPIC_ALIAS_MAXIMUM] = settings.topic_alias_maximum
     asked = connect.properties.get(Property.SESSION_EXPIRY_INTERVAL, 0)
     granted = NEVER if terms.expiry == math.inf else int(terms.expiry)
     if asked != granted:  # [MQTT-3.2.2-21]
         told[Property.SESSION_EXPIRY_INTERVAL] = granted
+    if settings.response_information and connect.properties.get(Property.REQUEST_RESPONSE_INFORMATION):
+        told[Property.RESPONSE_INFORMATION] = settings.response_information  # [MQTT-3.1.2-28]
     if terms.assigned:  # [MQTT-3.2.2-16]
         told[Property.ASSIGNED_CLIENT_IDENTIFIER] = terms.client_id
     if terms.keep_alive != connect.keep_alive:  # [MQTT-3.2.2-21]
@@ -101,16 +103,25 @@ def capabilities(connect: Connect, terms: Terms, settings: MqttSettings) -> Prop
     return told
 
 
-def message_of(publish: Publish, source: str, client_id: str) -> Message | Reason:
-    """The message of a PUBLISH, or why it is refused. Raises ProtocolError for what ends the connection."""
+def message_of(publish: Publish, source: str, client_id: str, check_format: bool) -> Message | Reason:
+    """The message of a PUBLISH, or why it is refused. Raises ProtocolError for what ends the connection.
+    check_format: text must be text."""
     properties = publish.properties
     if properties:
-        if Property.TOPIC_ALIAS in properties:  # [MQTT-3.3.2-8]: our Topic Alias Maximum is 0
-            raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "topic aliases are not supported")
+        if check_format and properties.get(Property.PAYLOAD_FORMAT_INDICATOR) == 1 and not _is_text(publish.payload):
+            return Reason.PAYLOAD_FORMAT_INVALID
         if Property.SUBSCRIPTION_IDENTIFIER in properties:  # [MQTT-3.3.4-6]
             raise ProtocolError(Reason.PROTOCOL_ERROR, "a client's PUBLISH has a subscription identifier")
         _check_response_topic(properties)
     return _message(publish.topic, publish.payload, publish.qos, publish.retain, properties, source, client_id)
+
+
+def _is_text(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def will_message(will: Will, source: str, client_id: str) -> Message | Reason:
@@ -118,7 +129,7 @@ def will_message(will: Will, source: str, client_id: str) -> Message | Reason:
     if check_name(will.topic):
         return Reason.TOPIC_NAME_INVALID
     _check_response_topic(will.properties)
-    return _message(will.topic, will.payload, min(will.qos, 1), will.retain, will.properties, source, client_id)
+    return _message(will.topic, will.payload, will.qos, will.retain, will.properties, source, client_id)
 
 
 def _check_response_topic(properties: Properties5) -> None:

@@ -11,17 +11,17 @@ from typing import ClassVar
 import anyio
 import msgspec
 
-from gateway.errors import ListenError
 from gateway.logs import log
 from gateway.transport import Gateway
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
-from transports.tcp import keep_alive
+from transports.port import open_port, urls
+from transports.proxy import proxied
+from transports.websocket import wrapped
 
 TICK_SECONDS = 1.0
 """How coarse keep-alives, session expiries and delayed wills are."""
-BACKLOG = 1024
 CLOSE_SECONDS = 1.0
 """How long clients that were told to go may take before they are cut off."""
 
@@ -39,15 +39,21 @@ class MqttListener:
         """Until cancelled; then drains within `gateway.drain_timeout`. Raises ListenError."""
         shared = Shared(self.name, self.settings, gateway, Sessions.of(gateway))
         loop = asyncio.get_running_loop()
-        address = self.settings.listen
-        try:
-            server = await loop.create_server(
-                lambda: MqttConnection(shared), address.host or None, address.port, backlog=BACKLOG
-            )
-        except OSError as error:
-            raise ListenError(f"transport {self.name} can't listen on {address}: {error.strerror or error}") from error
-        keep_alive(server.sockets, self.settings.tcp_keep_alive)
-        gateway.started(self.name, [_url(socket.getsockname()) for socket in server.sockets])
+        settings = self.settings
+        make = wrapped(lambda: MqttConnection(shared), settings.websocket, "mqtt", shared.counters)
+        if settings.proxy_protocol:
+            make = proxied(make, shared.counters, settings.connect_timeout)
+        server = await open_port(
+            gateway,
+            self.name,
+            settings.listen,
+            make,
+            settings.tls,
+            settings.connect_timeout,
+            settings.tcp_keep_alive,
+        )
+        scheme, path = ("mqtt", "") if settings.websocket is None else ("ws", settings.websocket.path)
+        gateway.started(self.name, urls(server, scheme + ("s" if settings.tls is not None else ""), path))
         try:
             last = loop.time()
             while True:
@@ -84,8 +90,3 @@ class MqttListener:
             await empty.wait()
         for connection in list(shared.connections):
             connection.abort()
-
-
-def _url(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    host, port = address[:2]
-    return f"mqtt://[{host}]:{port}" if ":" in host else f"mqtt://{host}:{port}"

@@ -1,6 +1,7 @@
 """Owns what goes out to one client: consumers of its queues, retained messages, credit and acknowledgements.
 
-Its rule: a delivery is in flight before its bytes are written, and leaves by PUBACK or with the connection.
+Its rule: a delivery is in flight before its bytes are written, and leaves by PUBACK, PUBREC or with the connection; of
+QoS 2 nothing is said to the client before the store has it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 from gateway.flow import Credit
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, Message
 from gateway.transport import Binding, Delivery, Gateway, Options, Subscription, TransportCounters, Verdict
-from transports.mqtt.encoding import EncodedPublish
-from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason
+from transports.mqtt.aliases import ServerAliases
+from transports.mqtt.encoding import EncodedPublish, encode
+from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason, Type
 from transports.mqtt.properties import is_topic_name, to_wire
 from transports.mqtt.session import Held, Kind, Retained, Session
 
@@ -40,18 +42,26 @@ class PublishCache:
         self._octets = 0
 
     def encode(
-        self, message: Message, topic: str, version: int, qos: int, retain: bool, ids: tuple[int, ...], expiry: int
+        self,
+        message: Message,
+        topic: str,
+        version: int,
+        qos: int,
+        retain: bool,
+        ids: tuple[int, ...],
+        expiry: int,
+        alias: int = 0,
     ) -> EncodedPublish | None:
         """None if no PUBLISH can hold it; a routing key of AMQP, for one, need be no topic name. expiry: seconds that
-        are left, -1 for no limit; `ids` are subscription identifiers."""
+        are left, -1 for no limit; `ids` are subscription identifiers. topic: "" if the alias stands for it."""
         if version != V5:
             ids, expiry = (), -1
         # A message is known by its identity: the entry keeps it alive, so its id is not used again meanwhile.
-        key = (id(message), topic, version, qos, retain, ids, expiry)
+        key = (id(message), topic, version, qos, retain, ids, expiry, alias)
         found = self._encoded.get(key)
         if found is not None:
             return found[1]
-        if not is_topic_name(topic):
+        if not (is_topic_name(topic) or (alias and not topic)):
             return None
         properties = NO_PROPERTIES5
         if version == V5:
@@ -60,6 +70,8 @@ class PublishCache:
                 properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: expiry}
             if ids:
                 properties = {**properties, Property.SUBSCRIPTION_IDENTIFIER: list(ids)}
+            if alias:
+                properties = {**properties, Property.TOPIC_ALIAS: alias}
         try:
             encoded = EncodedPublish(version, topic.encode(), message.body, qos, retain, properties)
         except (ProtocolError, UnicodeEncodeError):  # more than 256 MB, or a text that UTF-8 can't say
@@ -109,6 +121,8 @@ class Outbound:
     `session_gone` is called when somebody deleted the session's queue."""
 
     __slots__ = (
+        "_aliases",
+        "_lasts",
         "_leaving",
         "_open",
         "_stopped",
@@ -139,6 +153,7 @@ class Outbound:
         write: Callable[[list[bytes]], None],
         buffered: Callable[[], int],
         session_gone: Callable[[], None],
+        topic_aliases: int = 0,
     ) -> None:
         self.gateway = gateway
         self.session = session
@@ -150,7 +165,10 @@ class Outbound:
         self.write = write
         self.buffered = buffered
         self.session_gone = session_gone
+        self._aliases = ServerAliases(topic_aliases) if topic_aliases else None
         self.pool = Credit(window, OCTETS_AHEAD)
+        self._lasts = session.recorded
+        """What QoS 2 has come to outlives the daemon."""
         self.consumers: dict[str, MqttConsumer] = {}
         """By membership's filter; "" is the session's own queue."""
         self._leaving: list[MqttConsumer] = []
@@ -161,12 +179,15 @@ class Outbound:
 
     def resume(self) -> None:
         """Takes up the session: resends what needs it, attaches to its queues, goes on with retained messages."""
+        for packet_id in self.session.released:  # [MQTT-4.4.0-1]
+            self.pool.messages -= 1
+            self._write_release(packet_id)
         left_over: list[Retained] = []
         for packet_id, retained in self.session.retained_in_flight():
             if self.pool.messages > 0:
                 self._send_retained(retained, packet_id)
             else:  # this time the client takes fewer at once
-                del self.session.in_flight[packet_id]
+                self._give_up(packet_id)
                 left_over.append(retained)
         self.session.retained += reversed(left_over)
         self._attach("", Kind.OWN, self.session.queue, Options())
@@ -225,9 +246,10 @@ class Outbound:
     # deliveries
 
     def deliver(self, consumer: MqttConsumer, batch: Sequence[Delivery]) -> None:
-        session, version, cache = self.session, self.version, self.cache
+        session, version, cache, aliases = self.session, self.version, self.cache, self._aliases
         own = consumer.kind is Kind.OWN
         parts: list[bytes] = []
+        assured: list[tuple[int, int, Sequence[bytes]]] = []
         written: list[int] = []
         dropped = 0
         invalid: dict[str, list[int]] = {}
@@ -240,12 +262,20 @@ class Outbound:
                 qos = 1  # a PUBACK settles it, whatever it was sent with (ruling 12)
                 topic = _topic_name(delivery)
             else:
-                qos = min(message.qos, options.qos, 1)
+                qos = min(message.qos, options.qos)
                 topic = message.topic
             retain = message.retain and options.retain_as_published
+            alias = 0
+            if aliases is not None and qos < 2:  # a PUBLISH of QoS 2 may be overtaken
+                topic, alias = aliases.find(topic)
             encoded = cache.encode(
-                message, topic, version, qos, retain, options.subscription_ids, self._expiry(delivery)
+                message, topic, version, qos, retain, options.subscription_ids, self._expiry(delivery), alias
             )
+            if alias and topic and encoded is not None and encoded.size > self.max_packet_size:
+                alias = 0  # it may be small enough without
+                encoded = cache.encode(
+                    message, topic, version, qos, retain, options.subscription_ids, self._expiry(delivery)
+                )
             if encoded is None or encoded.size > self.max_packet_size:  # [MQTT-3.1.2-24]
                 why = "packet-too-large" if encoded is not None else "no-mqtt-message"
                 if id:
@@ -267,13 +297,24 @@ class Outbound:
                 parts.append(encoded.head)
                 written.append(id)
             else:
-                packet_id = session.take(Held(consumer, id, delivery.slot), delivery.redelivered)
+                ident = delivery.ident
+                packet_id = session.take(Held(consumer, id, ident, qos), delivery.redelivered)
                 # A retry from a shared queue is a new PUBLISH; only a session's own are resent (ruling 26).
-                parts += encoded.parts(packet_id, delivery.redelivered and own)
+                publish = encoded.parts(packet_id, delivery.redelivered and own)
+                if qos == 2:
+                    assured.append((packet_id, ident, publish))
+                else:
+                    parts += publish
+            if alias and aliases is not None:
+                aliases.given(topic, alias)
         refused = sum(map(len, invalid.values()))
         self.counters.messages_out += len(batch) - refused - dropped
         if parts:
             self.write(parts)
+        if assured:
+            self._write_assured(assured)
+        if session.abandoned:
+            self._release_abandoned()
         if written:
             consumer.subscription.settle(written, Verdict.DONE)
         for why, ids in invalid.items():
@@ -306,7 +347,7 @@ class Outbound:
         for ack in acks:
             held = in_flight.get(ack.packet_id)
             consumer = held.consumer if held is not None else None
-            if held is None or (consumer is not None and consumer.outbound is not self):
+            if held is None or held.qos == 2 or (consumer is not None and consumer.outbound is not self):
                 # A client's mistake, or it acknowledges to this connection what it got on an earlier one: that
                 # keeps its identifier and comes again.
                 self.counters.refusals["unknown-packet-identifier"] += 1
@@ -337,6 +378,92 @@ class Outbound:
             if consumer.leaving:
                 consumer.settled()
 
+    # QoS 2
+
+    def _write_assured(self, publishes: Sequence[tuple[int, int, Sequence[bytes]]]) -> None:
+        """(packet identifier, ident, PUBLISH) of QoS 2: the identifier is durable before the client hears of it
+        (ruling 5). If the store takes nothing it is written all the same, so that its messages can be had."""
+
+        def write(_: object = None) -> None:
+            if self._open:
+                self.write([part for _, _, parts in publishes for part in parts])
+
+        if not self._lasts:
+            write()
+            return
+        changes = [self.session.sent_change(packet_id, ident) for packet_id, ident, _ in publishes]
+        self.gateway.put(changes).add_done_callback(write)
+
+    def received(self, packet_id: int, reason: int) -> None:
+        """PUBREC: the client has the message, or does not want it, and in either case it is done with [MQTT-4.3.3]."""
+        session = self.session
+        held = session.in_flight.get(packet_id)
+        if held is None or held.qos != 2:
+            self.counters.refusals["unknown-packet-identifier"] += 1
+            if reason < Reason.UNSPECIFIED_ERROR:  # else there is nothing to release
+                self._write_release(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)
+            return
+        if held.released:
+            self._release(packet_id)
+            return
+        consumer = held.consumer
+        if held.retained is None and (consumer is None or consumer.outbound is not self):
+            return  # to what it got on an earlier connection; that comes again, and is answered again
+        if reason >= Reason.UNSPECIFIED_ERROR:
+            self._free(packet_id)
+        else:
+            session.release(packet_id)
+        if consumer is not None:
+            self._settle(consumer, [held.delivery_id])
+        if reason < Reason.UNSPECIFIED_ERROR:
+            self._release(packet_id)
+
+    def _release(self, packet_id: int) -> None:
+        """PUBREL, once the settlement is durable, with which the store hears of it: a resend after the client has
+        forgotten the identifier would be a second message."""
+
+        def write(_: object = None) -> None:
+            if self._open:
+                self._write_release(packet_id)
+
+        if not self._lasts:
+            write()
+            return
+        self.gateway.keep([self.session.sent_change(packet_id, 0)])
+        self.gateway.put().add_done_callback(write)
+
+    def _give_up(self, packet_id: int) -> None:
+        """A resend that does not take place. Of QoS 2 the client may have it, and then waits for the release."""
+        if self.session.in_flight[packet_id].qos == 2:
+            self.session.release(packet_id)
+            self.pool.messages -= 1
+            self._release(packet_id)
+        else:
+            del self.session.in_flight[packet_id]
+
+    def _release_abandoned(self) -> None:
+        abandoned, self.session.abandoned = self.session.abandoned, []
+        for packet_id in abandoned:
+            self.pool.messages -= 1  # until PUBCOMP, as if it had been sent on this connection
+            self._release(packet_id)
+
+    def _write_release(self, packet_id: int, reason: int = 0) -> None:
+        self.write([encode(Ack(Type.PUBREL, packet_id, reason), self.version)])
+
+    def completed(self, packet_id: int) -> None:
+        """PUBCOMP: the identifier is free."""
+        held = self.session.in_flight.get(packet_id)
+        if held is None or not held.released:
+            self.counters.refusals["unknown-packet-identifier"] += 1
+        else:
+            self._free(packet_id)
+
+    def _free(self, packet_id: int) -> None:
+        del self.session.in_flight[packet_id]
+        if self._lasts:
+            self.gateway.keep([self.session.sent_change(packet_id, None)])
+        self.pool.grant(messages=1)
+
     # retained messages
 
     def owe_retained(self, binding: Binding) -> None:
@@ -352,7 +479,10 @@ class Outbound:
         while self._open and not self._stopped:
             while waiting:
                 retained = waiting[-1]
-                qos = min(retained.message.qos, retained.options.qos, 1)
+                if not self._is_current(retained.message):
+                    waiting.pop()  # what has replaced it comes by itself, and must not come before it [MQTT-4.6.0-5]
+                    continue
+                qos = min(retained.message.qos, retained.options.qos)
                 if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
                     self.pool.wakes[self.read_retained] = None
                     return
@@ -361,6 +491,10 @@ class Outbound:
             if not owed:
                 return
             waiting += reversed(self._find_retained(owed.pop(next(iter(owed)))))
+
+    def _is_current(self, message: Message) -> bool:
+        # A message that expires is told each time with what is left of its time; its body stays the same object.
+        return any(found.body is message.body for found in self.gateway.retained(message.topic))
 
     def _find_retained(self, binding: Binding) -> list[Retained]:
         now = self.gateway.now()
@@ -373,25 +507,29 @@ class Outbound:
     def _send_retained(self, retained: Retained, packet_id: int) -> None:
         """packet_id: of a resend, otherwise 0."""
         message, options, expires = retained
-        qos = min(message.qos, options.qos, 1)
+        qos = min(message.qos, options.qos)
         left = -1 if expires is None else math.ceil(expires - self.gateway.now())
         if expires is not None and left <= 0:
             if packet_id:
-                del self.session.in_flight[packet_id]
+                self._give_up(packet_id)
             return
         encoded = self.cache.encode(message, message.topic, self.version, qos, True, options.subscription_ids, left)
         if encoded is None or encoded.size > self.max_packet_size:
             self.counters.dropped["packet-too-large" if encoded is not None else "no-mqtt-message"] += 1
             if packet_id:
-                del self.session.in_flight[packet_id]
+                self._give_up(packet_id)
             return
         dup = packet_id != 0
         if qos:
-            packet_id = packet_id or self.session.take(Held(None, 0, 0, retained), False)
+            packet_id = packet_id or self.session.take(Held(None, 0, 0, qos, retained), False)
             self.pool.messages -= 1
         self.pool.octets -= encoded.size
         self.counters.messages_out += 1
-        self.write(list(encoded.parts(packet_id, dup)))
+        publish = encoded.parts(packet_id, dup)
+        if qos == 2:
+            self._write_assured([(packet_id, 0, publish)])
+        else:
+            self.write(list(publish))
 
 
 def _topic_name(delivery: Delivery) -> str:

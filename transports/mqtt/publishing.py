@@ -1,6 +1,7 @@
-"""Owns what a client publishes: what is accepted, what is refused, and the PUBACKs.
+"""Owns what a client publishes: what is accepted, what is refused, and the PUBACKs, PUBRECs and PUBCOMPs.
 
-Its rule: a PUBACK is made from an Outcome alone, and PUBACKs go out in the order of their PUBLISHes [MQTT-4.6.0-2].
+Its rule: a PUBACK or PUBREC is made from an Outcome alone, and they go out in the order of their PUBLISHes
+[MQTT-4.6.0-2], [MQTT-4.6.0-3]; a message of QoS 2 and the identifier that it is known by are in one commit.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message
 from gateway.transport import Outcome
-from transports.mqtt.encoding import positive_pubacks, pubacks
+from transports.mqtt.aliases import ClientAliases
+from transports.mqtt.encoding import encode, positive_pubacks, puback
 from transports.mqtt.inbound import message_of
-from transports.mqtt.packets import V5, V311, ProtocolError, Publish, Reason
+from transports.mqtt.packets import V5, V311, Ack, Property, ProtocolError, Publish, Reason, Type
 
 if TYPE_CHECKING:
     from transports.mqtt.connection import MqttConnection
+    from transports.mqtt.session import Session
 
 _PUBACK_REASONS = {
     Outcome.STORED: Reason.SUCCESS,
@@ -26,11 +29,29 @@ _PUBACK_REASONS = {
     Outcome.REFUSED: Reason.QUOTA_EXCEEDED,
 }
 
+_WORDS = {
+    Reason.QUOTA_EXCEEDED: "a queue that wants it, or the daemon, has no room for it now",
+    Reason.TOPIC_NAME_INVALID: "messages are not published to such a topic",
+    Reason.NOT_AUTHORIZED: "this queue is another client's",
+    Reason.PAYLOAD_FORMAT_INVALID: "the payload is said to be UTF-8 text, and is none",
+}
+
 
 class Publishing:
     """The publishing half of one connection."""
 
-    __slots__ = ("connection", "counters", "gateway", "limit", "source", "unacked")
+    __slots__ = (
+        "_aliases",
+        "_checks_format",
+        "_unreleased",
+        "connection",
+        "counters",
+        "gateway",
+        "limit",
+        "session",
+        "source",
+        "unacked",
+    )
 
     def __init__(self, connection: MqttConnection) -> None:
         self.connection = connection
@@ -38,8 +59,13 @@ class Publishing:
         self.counters = connection.counters
         self.source = connection.shared.name
         self.limit = connection.shared.settings.receive_maximum
+        self.session: Session | None = None
+        self._aliases = ClientAliases(connection.shared.settings.topic_alias_maximum)
+        self._checks_format = connection.shared.settings.check_payload_format
         self.unacked = 0
-        """Messages of QoS 1 whose PUBACK is still to be written."""
+        """Messages of QoS 1 whose PUBACK is still to be written, and of QoS 2 without PUBCOMP (3.1.1: PUBREC)."""
+        self._unreleased: set[int] = set()
+        """The identifiers of these."""
 
     def take(self, publishes: Sequence[Publish]) -> None:
         """One batch, in order; one `accept` unless something in between is refused."""
@@ -47,19 +73,16 @@ class Publishing:
         client_id = connection.client_id
         messages: list[Message] = []
         packet_ids: list[int] = []
-        if self.gateway.pressure.high and connection.has_unsettled:
-            # It is not paused, so that its PUBACKs still come; it is refused instead (ruling 22).
-            self._refuse(publishes, Reason.QUOTA_EXCEEDED)
-            return
+        # It is not paused then, so that its PUBACKs still come; it is refused instead (ruling 22).
+        refuses = self.gateway.pressure.high and connection.has_unsettled
         for publish in publishes:
-            if publish.qos == 2:
-                self._accept(messages, packet_ids)
-                connection.fail(Reason.QOS_NOT_SUPPORTED, "QoS 2 is not supported")  # [MQTT-3.2.2-11]
-                return
             topic = publish.topic
             if publish.properties or topic[0] == "$":
                 try:
-                    message = message_of(publish, source, client_id)
+                    alias = publish.properties.get(Property.TOPIC_ALIAS)
+                    if alias is not None:
+                        publish = self._aliases.resolve(publish, alias)
+                    message = message_of(publish, source, client_id, self._checks_format)
                 except ProtocolError as error:
                     self._accept(messages, packet_ids)
                     connection.fail(error.reason, error.why)
@@ -69,8 +92,14 @@ class Publishing:
                     messages, packet_ids = [], []
                     self._refuse([publish], message)
                     continue
+                if refuses:
+                    self._refuse([publish], Reason.QUOTA_EXCEEDED)
+                    continue
                 if publish.retain and not message.retain:
                     self.counters.dropped["retain-on-queue"] += 1
+            elif refuses:
+                self._refuse([publish], Reason.QUOTA_EXCEEDED)
+                continue
             else:
                 message = Message(
                     topic,
@@ -84,6 +113,11 @@ class Publishing:
                     source,
                     client_id,
                 )
+            if publish.qos == 2:
+                self._accept(messages, packet_ids)
+                messages, packet_ids = [], []
+                self._accept_once(message, publish.packet_id)
+                continue
             messages.append(message)
             packet_ids.append(publish.packet_id)
         self._accept(messages, packet_ids)
@@ -98,13 +132,16 @@ class Publishing:
         self.counters.messages_in += len(messages)
         future = self.gateway.accept(messages)
         future.add_done_callback(partial(self._accepted, packet_ids))
-        pressure = self.gateway.pressure
+        self._feel_pressure()
+
+    def _feel_pressure(self) -> None:
+        connection, pressure = self.connection, self.gateway.pressure
         if pressure.high and not connection.has_unsettled:
             connection.pause("pressure")
             pressure.on_low(partial(connection.resume, "pressure"))
 
     def _count_unacked(self, packet_ids: Sequence[int]) -> bool:
-        """False if these are more than the client may send ahead [MQTT-3.3.4-9]. 3.1.1 has no such limit: its
+        """False if these are more than the client may send ahead [MQTT-3.3.4-7]. 3.1.1 has no such limit: its
         clients wait."""
         connection = self.connection
         self.unacked += len(packet_ids) - packet_ids.count(0)
@@ -124,7 +161,7 @@ class Publishing:
         if stored and 0 not in packet_ids:
             self._answer(len(packet_ids), positive_pubacks(packet_ids))
             return
-        answers: list[tuple[int, int]] = []
+        answers: list[bytes] = []
         refused = False
         for packet_id, outcome in zip(packet_ids, outcomes, strict=True):
             if outcome is Outcome.REFUSED:
@@ -135,29 +172,134 @@ class Publishing:
                 if connection.version == V311:
                     refused = True
                     break
-            if packet_id:
-                answers.append((packet_id, _PUBACK_REASONS[outcome]))
-        self._answer(len(packet_ids) - packet_ids.count(0), pubacks(answers, connection.version))
+                answers.append(self._negative(Type.PUBACK, packet_id, Reason.QUOTA_EXCEEDED))
+            elif packet_id:
+                answers.append(puback(packet_id, _PUBACK_REASONS[outcome], connection.version))
+        self._answer(len(packet_ids) - packet_ids.count(0), b"".join(answers))
         if refused:
             connection.refuse("a message was refused")
 
+    # QoS 2
+
+    def _accept_once(self, message: Message, packet_id: int) -> None:
+        """Alone, so that its identifier is known if and only if it is stored (ruling 5)."""
+        connection, session = self.connection, self.session
+        if session is None or connection.closing or not self._count_unreleased(packet_id):
+            return
+        if packet_id in session.received:  # [MQTT-4.3.3-10]: again, for its PUBREC was lost
+            self.gateway.put().add_done_callback(partial(self._received, session, packet_id))
+            return
+        session.received.add(packet_id)
+        self.counters.messages_in += 1
+        changes = [session.received_change(packet_id, True)] if session.recorded else []
+        future = self.gateway.accept((message,), changes)
+        future.add_done_callback(partial(self._received, session, packet_id))
+        self._feel_pressure()
+
+    def _count_unreleased(self, packet_id: int) -> bool:
+        if packet_id in self._unreleased:
+            return True
+        self._unreleased.add(packet_id)
+        return self._count_unacked((packet_id,))
+
+    def _received(self, session: Session, packet_id: int, future: Future[Any]) -> None:
+        """PUBREC, from the message's Outcome, or for a message that was known."""
+        if future.cancelled():
+            return
+        connection, found = self.connection, future.result()
+        if isinstance(found, bool):  # what it repeats was refused meanwhile, or is stored
+            reason = Reason.SUCCESS if packet_id in session.received else Reason.QUOTA_EXCEEDED
+        else:
+            reason = _PUBACK_REASONS[found[0]]
+        if reason is Reason.QUOTA_EXCEEDED:
+            session.received.discard(packet_id)
+            self.counters.refusals["queue-full"] += 1
+            if connection.version == V311:
+                connection.refuse("a message was refused")
+                return
+        data = (
+            self._negative(Type.PUBREC, packet_id, reason)
+            if reason is Reason.QUOTA_EXCEEDED
+            else encode(Ack(Type.PUBREC, packet_id, reason), connection.version)
+        )
+        if reason is Reason.QUOTA_EXCEEDED or connection.version == V311:
+            # No more is to come [MQTT-4.3.3-9]; and a 3.1.1 client that was paused could not send its PUBRELs.
+            self._complete(packet_id, data)
+        else:
+            connection.answered(data)
+
+    def release(self, packet_id: int) -> None:
+        """PUBREL: the identifier may stand for another message, once the store knows that it may."""
+        connection, session = self.connection, self.session
+        assert session is not None
+        if packet_id not in session.received:
+            self._complete(
+                packet_id, encode(Ack(Type.PUBCOMP, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND), connection.version)
+            )
+            return
+        if not session.recorded:
+            session.received.discard(packet_id)
+            self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
+            return
+
+        def released(done: Future[bool]) -> None:
+            if done.cancelled():
+                return
+            if not done.result():
+                # After a crash the store would take the identifier's next message for this one.
+                connection.refuse("a message could not be released")
+                return
+            session.received.discard(packet_id)
+            self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
+
+        self.gateway.put([session.received_change(packet_id, False)]).add_done_callback(released)
+
+    def _complete(self, packet_id: int, data: bytes) -> None:
+        known = packet_id in self._unreleased
+        self._unreleased.discard(packet_id)
+        self._answer(int(known), data)
+
+    # refusals
+
     def _refuse(self, publishes: Sequence[Publish], reason: Reason) -> None:
         """Not accepted, for a reason of this transport; answered behind all that came before."""
-        connection = self.connection
-        packet_ids = [publish.packet_id for publish in publishes if publish.packet_id]
-        if len(packet_ids) < len(publishes):
-            self.counters.dropped[f"qos0-{reason.label}"] += len(publishes) - len(packet_ids)
+        connection, known = self.connection, self.session.received if self.session is not None else ()
+        packet_ids: list[int] = []
+        answers: list[bytes] = []
+        refused = 0
+        for publish in publishes:
+            packet_id = publish.packet_id
+            if not publish.qos:
+                self.counters.dropped[f"qos0-{reason.label}"] += 1
+                continue
+            packet_ids.append(packet_id)
+            if publish.qos == 2 and packet_id in known:  # it is stored already
+                answers.append(encode(Ack(Type.PUBREC, packet_id), connection.version))
+            else:
+                refused += 1
+                answers.append(self._negative(Type.PUBREC if publish.qos == 2 else Type.PUBACK, packet_id, reason))
         if not packet_ids or connection.closing or not self._count_unacked(packet_ids):
             return
-        self.counters.refusals[reason.label] += len(packet_ids)
+        self.counters.refusals[reason.label] += refused
 
         def answer(barrier: Future[bool]) -> None:
-            if connection.version == V311:
+            if connection.version == V311 and refused:
                 connection.refuse(f"a message was refused: {reason.label}")
             else:
-                self._answer(len(packet_ids), pubacks([(one, reason) for one in packet_ids], V5))
+                self._answer(len(packet_ids), b"".join(answers))
 
         self.gateway.put().add_done_callback(answer)
+
+    def _negative(self, type: Type, packet_id: int, reason: Reason) -> bytes:
+        """With the reason in words, if the client wants them and takes so large a packet [MQTT-3.1.2-29],
+        [MQTT-3.4.2-2]."""
+        connection = self.connection
+        if connection.wants_reasons:
+            why = _WORDS.get(reason, "")
+            told = encode(Ack(type, packet_id, reason, {Property.REASON_STRING: why}), connection.version)
+            if why and len(told) <= connection.max_packet_size:
+                return told
+        return encode(Ack(type, packet_id, reason), connection.version)
 
     def _answer(self, count: int, data: bytes) -> None:
         self.unacked -= count

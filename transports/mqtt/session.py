@@ -1,7 +1,7 @@
 """Owns Session: what one client has beyond its connection, and what a topic filter asks for.
 
-Its rule: pure data; a packet identifier is in flight from before its PUBLISH is written until its PUBACK came, and
-survives a lost connection with the message it stands for.
+Its rule: pure data; a packet identifier is in flight from before its PUBLISH is written until its PUBACK or PUBCOMP
+came, and survives a lost connection with the message it stands for.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import msgspec
 
 from gateway.message import QUEUE_PREFIX, RESERVED_QUEUES, Message
 from gateway.topics import check_filter, check_name
-from gateway.transport import Binding, Options
+from gateway.transport import Binding, Options, StateChange
 from transports.mqtt.packets import Reason
 
 if TYPE_CHECKING:
     from transports.mqtt.outbound import MqttConsumer
 
+OWNER = "mqtt"
+"""Owns the queues and bindings of sessions and shares, and the state kept for them: `session/CLIENT`, and of QoS 2
+`sent/CLIENT/ID` and `received/CLIENT/ID`."""
 QUEUE_NAMES = "mqtt."
 """All queues of sessions and shares begin so; no other client may name them."""
+SENT, RECEIVED = "sent/", "received/"
 SHARE_PREFIX = "$share/"
 MAX_CLIENT_ID_BYTES = 1024
 NEVER = 0xFFFF_FFFF
@@ -58,23 +62,38 @@ class DelayedWill(msgspec.Struct, frozen=True, array_like=True):
     due: float
 
 
+class CarriedWill(msgspec.Struct, frozen=True, array_like=True):
+    """The will of a client that is connected: if the daemon dies, its connection is lost. delay: seconds."""
+
+    message: Message
+    delay: float
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """A session as it stands in the store. expiry: seconds, inf for never. ended: when its connection was closed,
-    None while it is connected."""
+    None while it is connected; then `carried` is its will."""
 
     expiry: float
     ended: float | None = None
     memberships: tuple[Membership, ...] = ()
     will: DelayedWill | None = None
+    carried: CarriedWill | None = None
 
 
 class Held(NamedTuple):
-    """What a packet identifier in flight stands for: a delivery of a consumer, or a retained message."""
+    """What a packet identifier in flight stands for: a delivery of a consumer (None: by an earlier run of the daemon),
+    or a retained message. ident: of the delivery. released: of QoS 2, the client has the message (PUBREC), and it may
+    forget the identifier (PUBREL)."""
 
     consumer: MqttConsumer | None
     delivery_id: int
-    slot: int
+    ident: int
+    qos: int = 1
     retained: Retained | None = None
+    released: bool = False
+
+
+RELEASED = Held(None, 0, 0, 2, released=True)
 
 
 class Retained(NamedTuple):
@@ -91,7 +110,9 @@ class Session:
     __slots__ = (
         "_last_packet_id",
         "_resend",
+        "abandoned",
         "bindings",
+        "carried",
         "client_id",
         "ended",
         "expiry",
@@ -99,6 +120,7 @@ class Session:
         "memberships",
         "owed",
         "queue",
+        "received",
         "recorded",
         "retained",
         "will",
@@ -113,15 +135,21 @@ class Session:
         """The bindings of its own queue, by filter, as the gateway has them."""
         self.memberships: dict[str, Membership] = {}
         self.will: DelayedWill | None = None
+        self.carried: CarriedWill | None = None
         self.recorded = False
         """The store may have a record of it."""
         self.in_flight: dict[int, Held] = {}
+        self.received: set[int] = set()
+        """Packet identifiers of what the client has published with QoS 2 and not released yet."""
+        self.abandoned: list[int] = []
+        """Packet identifiers of QoS 2 in flight whose message is gone: they are to be released."""
         self.retained: list[Retained] = []
         """Retained messages that wait for their turn, the next one last."""
         self.owed: dict[str, Binding] = {}
         """Subscriptions that get theirs after these, by filter: each has them read from the store when its turn comes,
         once, however often it was made meanwhile."""
         self._resend: dict[int, int] = {}
+        """Packet identifiers by the ident of what they stood for."""
         self._last_packet_id = 0
 
     @property
@@ -130,7 +158,8 @@ class Session:
         return math.inf if self.ended is None else self.ended + self.expiry
 
     def record(self) -> bytes:
-        return _encode(Record(self.expiry, self.ended, tuple(self.memberships.values()), self.will))
+        carried = self.carried if self.ended is None else None
+        return _encode(Record(self.expiry, self.ended, tuple(self.memberships.values()), self.will, carried))
 
     @classmethod
     def restored(cls, client_id: str, record: bytes, bindings: list[Binding], now: float) -> Session:
@@ -141,6 +170,8 @@ class Session:
         session.bindings = {binding.filter: binding for binding in bindings}
         session.memberships = {membership.filter: membership for membership in found.memberships}
         session.will = found.will
+        if found.carried is not None:  # [MQTT-3.1.2-8]: its connection was lost with the daemon
+            session.will = DelayedWill(found.carried.message, now + min(found.carried.delay, found.expiry))
         session.recorded = True
         return session
 
@@ -150,14 +181,12 @@ class Session:
         """A packet identifier for what is about to be written: the old one if this is the resend of it
         [MQTT-4.4.0-1], otherwise one that is free [MQTT-2.2.1-4]. There is one, since the window is smaller."""
         if self._resend and held.consumer is not None and held.consumer.kind is Kind.OWN:
-            packet_id = self._resend.pop(held.slot, 0) if redelivered else 0
+            packet_id = self._resend.pop(held.ident, 0)
             if packet_id:
                 self.in_flight[packet_id] = held
                 return packet_id
-            # Resends come first; what is left expired or was dropped meanwhile.
-            for packet_id in self._resend.values():
-                del self.in_flight[packet_id]
-            self._resend.clear()
+            if not redelivered:
+                self._abandon_resends()
         packet_id = self._last_packet_id
         in_flight = self.in_flight
         while True:
@@ -168,17 +197,59 @@ class Session:
         in_flight[packet_id] = held
         return packet_id
 
+    def _abandon_resends(self) -> None:
+        """Resends come first; what is left expired or was dropped meanwhile."""
+        for packet_id in self._resend.values():
+            held = self.in_flight.pop(packet_id)
+            if held.qos == 2:  # the client may have it, and waits for the release
+                self.in_flight[packet_id] = RELEASED
+                self.abandoned.append(packet_id)
+        self._resend.clear()
+
+    def release(self, packet_id: int) -> None:
+        """PUBREC came. In the order of these PUBRELs go out, also on later connections [MQTT-4.6.0-4]."""
+        del self.in_flight[packet_id]
+        self.in_flight[packet_id] = RELEASED
+
+    def sent_change(self, packet_id: int, ident: int | None) -> StateChange:
+        """An identifier of QoS 2 for the store: what it stands for, 0 once it is released, None when it is free."""
+        value = None if ident is None else ident.to_bytes(8, "big")
+        return StateChange(OWNER, f"{SENT}{self.client_id}/{packet_id}", value)
+
+    def received_change(self, packet_id: int, there: bool) -> StateChange:
+        return StateChange(OWNER, f"{RECEIVED}{self.client_id}/{packet_id}", b"1" if there else None)
+
+    def forget_ids(self) -> list[StateChange]:
+        """What the store may have of QoS 2 goes with the session."""
+        sent = [packet_id for packet_id, held in self.in_flight.items() if held.qos == 2]
+        return [
+            *[self.sent_change(packet_id, None) for packet_id in sent],
+            *[self.received_change(packet_id, False) for packet_id in self.received],
+        ]
+
     def lose_connection(self) -> None:
         """Keeps the identifiers of its own queue's deliveries and of retained messages, for the resend; what came
         from shared queues belongs to the others again."""
         self._resend.clear()
         for packet_id, held in list(self.in_flight.items()):
-            if held.retained is not None:
+            if held.retained is not None or held.released:
                 continue
-            if held.consumer is not None and held.consumer.kind is Kind.OWN:
-                self._resend[held.slot] = packet_id
+            if held.consumer is None or held.consumer.kind is Kind.OWN:
+                self._resend[held.ident] = packet_id
             else:
                 del self.in_flight[packet_id]
+
+    def restore_id(self, packet_id: int, ident: int) -> None:
+        """An identifier of QoS 2 that was in flight when the daemon ended; ident 0: it is released, or what it stood
+        for is not kept."""
+        self.in_flight[packet_id] = RELEASED if not ident else Held(None, 0, ident, 2)
+        if ident:
+            self._resend[ident] = packet_id
+
+    @property
+    def released(self) -> list[int]:
+        """Identifiers of QoS 2 that wait for their PUBCOMP, in order."""
+        return [packet_id for packet_id, held in self.in_flight.items() if held.released]
 
     def retained_in_flight(self) -> list[tuple[int, Retained]]:
         """Retained messages that were sent and not acknowledged, in order."""

@@ -19,7 +19,10 @@ from gateway.logs import log
 from gateway.message import Message
 from gateway.transport import Binding, Gateway, Options, Outcome, StateChange
 from transports.mqtt.session import (
+    OWNER,
     QUEUE_NAMES,
+    RECEIVED,
+    SENT,
     DelayedWill,
     Kind,
     Session,
@@ -28,7 +31,6 @@ from transports.mqtt.session import (
 )
 from transports.mqtt.settings import MqttSettings
 
-OWNER = "mqtt"
 _STATE = "session/"
 
 
@@ -81,7 +83,8 @@ class Sessions:
     def _restore(self) -> None:
         now = self.gateway.now()
         changes = []
-        for key, record in self.gateway.state(OWNER).items():
+        state = self.gateway.state(OWNER)
+        for key, record in state.items():
             if not key.startswith(_STATE):
                 continue
             client_id = key[len(_STATE) :]
@@ -104,12 +107,30 @@ class Sessions:
                     self._shares.setdefault(target.queue, set()).add(client_id)
             changes.append(self.change(session))
             self._watch(session)
+        for key, value in state.items():
+            if not self._restore_id(key, value):
+                changes.append(StateChange(OWNER, key, None))
         for view in list(self.gateway.queues()):
             kept = view.name in self._shares or view.name[len(QUEUE_NAMES) :] in self._sessions
             if view.owner == OWNER and not kept:
                 self.gateway.delete(view.name)  # of sessions that ended with the last run
         if changes:
             self.gateway.keep(changes)
+
+    def _restore_id(self, key: str, value: bytes) -> bool:
+        """An identifier of QoS 2 in flight; False if nobody has it any more."""
+        section, _, rest = key.partition("/")
+        client_id, _, number = rest.rpartition("/")
+        if section + "/" not in (SENT, RECEIVED):
+            return True
+        session = self._sessions.get(client_id)
+        if session is None:
+            return False
+        if section + "/" == SENT:
+            session.restore_id(int(number), int.from_bytes(value, "big"))
+        else:
+            session.received.add(int(number))
+        return True
 
     # a client comes and goes
 
@@ -165,6 +186,7 @@ class Sessions:
         if self._clients.get(session.client_id) is not client:
             return
         del self._clients[session.client_id]
+        session.carried = None
         now = self.gateway.now()
         delay = min(will_delay, session.expiry)
         if will is not None and delay > 0:
@@ -188,7 +210,7 @@ class Sessions:
                 self.leave(session, target.queue)
         self._delete(session.queue)
         if session.recorded:
-            self.gateway.keep([StateChange(OWNER, _STATE + session.client_id, None)])
+            self.gateway.keep([StateChange(OWNER, _STATE + session.client_id, None), *session.forget_ids()])
 
     def forget(self, session: Session) -> None:
         """Its queue was deleted by an operator: it is no more."""

@@ -11,6 +11,8 @@ import msgspec
 
 from gateway.address import Address
 from gateway.policy import DISCARD, Octets, QueuePolicy, Seconds
+from transports.tls import TlsSettings
+from transports.websocket import WebSocketSettings
 
 
 class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +25,7 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kernel asks whether a client is still there, 0 for never; for those without a keep-alive of their own.
     max_packet_size: the largest packet a client may send. receive_maximum: how many QoS 1 messages a client may
     send ahead of their PUBACKs. max_in_flight: how many we send ahead of a client's PUBACKs.
+    topic_alias_maximum: how many topic aliases a client may give, and how many we give to it if it takes so many.
     max_session_expiry: seconds a session is kept for an absent client; 3.1.1 sessions without clean session are
     kept so long. max_messages, max_bytes: of one session's or share's queue, which then drops its oldest.
     max_buffered: bytes that wait for a slow reader; beyond it QoS 0 messages are dropped.
@@ -30,10 +33,19 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     earliest is cut off. max_unfinished: bytes of packets that have begun and are not whole, of all clients together;
     beyond it the client is cut off that has taken longest.
     max_subscriptions: of one client. max_topic_levels: of a topic name that a client publishes to.
+    check_payload_format: a payload that its PUBLISH calls UTF-8 text, and that is none, is refused.
+    response_information: what CONNACK says to an MQTT 5 client that asks for it, e.g. where answers should go; "":
+    nothing. server_reference: where a stopping daemon sends MQTT 5 clients: host:port; "": nowhere else.
+    proxy_protocol: every connection comes from a proxy that says whose it is (PROXY protocol, version 2); not together
+    with tls, which then is the proxy's.
+    tls: encrypts (`mqtts`, `wss`). websocket: packets come in WebSocket messages (`ws`, `wss`); the port serves nothing
+    else.
     """
 
     type: str = "mqtt"
     listen: Address = Address.parse("127.0.0.1:1883")
+    tls: TlsSettings | None = None
+    websocket: WebSocketSettings | None = None
     allow_anonymous: bool = False
     connect_timeout: Seconds = Seconds(10)
     max_keep_alive: Seconds = Seconds(0)
@@ -48,6 +60,11 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     max_unfinished: Octets = Octets(64 << 20)
     max_sessions: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    topic_alias_maximum: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 16
+    check_payload_format: bool = False
+    response_information: str = ""
+    server_reference: str = ""
+    proxy_protocol: bool = False
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 1000
     max_topic_levels: Annotated[int, msgspec.Meta(ge=1, le=128)] = 128
 
@@ -58,6 +75,8 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("max_unfinished must be at least max_packet_size")
         if self.max_keep_alive > 65_535:
             raise ValueError("max_keep_alive must be at most 65535s")
+        if self.proxy_protocol and self.tls is not None:
+            raise ValueError("proxy_protocol and tls do not go together; let the proxy have the certificate")
         if self.connect_timeout <= 0:
             raise ValueError("connect_timeout must be above 0")
 

@@ -12,8 +12,8 @@ from gateway.logs import log
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
-from transports.mqtt.session import Kind, Membership, Session, Target, target_of
-from transports.mqtt.sessions import OWNER, Sessions
+from transports.mqtt.session import OWNER, Kind, Membership, Session, Target, target_of
+from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
 
 
@@ -101,7 +101,8 @@ class Subscriptions:
         if is_new and len(session.bindings) + len(session.memberships) >= self.settings.max_subscriptions:
             self.outbound.counters.refusals["subscriptions"] += 1
             return Reason.QUOTA_EXCEEDED
-        options = Options(min(request.qos, 1), ids, request.retain_as_published)
+        highest = 2 if target.kind is Kind.OWN else 1  # a retry is a new PUBLISH, so not exactly one (ruling 26)
+        options = Options(min(request.qos, highest), ids, request.retain_as_published)
         if target.kind is Kind.OWN:
             binding = Binding(
                 queue=session.queue,
@@ -128,8 +129,9 @@ class Subscriptions:
         else:
             if request.no_local and target.kind is Kind.SHARE:
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription")  # [MQTT-3.8.3-4]
-            if target.kind is Kind.QUEUE and request.qos == 0:
-                return Reason.QOS_NOT_SUPPORTED  # its PUBACK is what settles (ruling 12)
+            if target.kind is Kind.QUEUE and (request.qos == 0 or request.no_local):
+                # Its PUBACK is what settles (ruling 12), and it is not the client's own queue.
+                return Reason.IMPLEMENTATION_SPECIFIC_ERROR
             membership = Membership(filter, options)
             lasts = self._lasts and session.memberships.get(filter) != membership
             lasts = lasts or (target.kind is Kind.SHARE and not self.sessions.has_share(target))
