@@ -442,7 +442,7 @@ class Outbound:
             del self.session.in_flight[packet_id]
 
     def _release_abandoned(self) -> None:
-        abandoned, self.session.abandoned = self.session.abandoned, []
+        abandoned, self.session.abandoned = self.session.abandoned, ()
         for packet_id in abandoned:
             self.pool.messages -= 1  # until PUBCOMP, as if it had been sent on this connection
             self._release(packet_id)

@@ -60,12 +60,12 @@ class Publishing:
         self.source = connection.shared.name
         self.limit = connection.shared.settings.receive_maximum
         self.session: Session | None = None
-        self._aliases = ClientAliases(connection.shared.settings.topic_alias_maximum)
+        self._aliases: ClientAliases | None = None
         self._checks_format = connection.shared.settings.check_payload_format
         self.unacked = 0
         """Messages of QoS 1 whose PUBACK is still to be written, and of QoS 2 without PUBCOMP (3.1.1: PUBREC)."""
-        self._unreleased: set[int] = set()
-        """The identifiers of these."""
+        self._unreleased: set[int] | None = None
+        """The identifiers of these; None before the first."""
 
     def take(self, publishes: Sequence[Publish]) -> None:
         """One batch, in order; one `accept` unless something in between is refused."""
@@ -81,6 +81,8 @@ class Publishing:
                 try:
                     alias = publish.properties.get(Property.TOPIC_ALIAS)
                     if alias is not None:
+                        if self._aliases is None:
+                            self._aliases = ClientAliases(connection.shared.settings.topic_alias_maximum)
                         publish = self._aliases.resolve(publish, alias)
                     message = message_of(publish, source, client_id, self._checks_format)
                 except ProtocolError as error:
@@ -189,7 +191,7 @@ class Publishing:
         if packet_id in session.received:  # [MQTT-4.3.3-10]: again, for its PUBREC was lost
             self.gateway.put().add_done_callback(partial(self._received, session, packet_id))
             return
-        session.received.add(packet_id)
+        session.receive(packet_id)
         self.counters.messages_in += 1
         changes = [session.received_change(packet_id, True)] if session.recorded else []
         future = self.gateway.accept((message,), changes)
@@ -197,6 +199,8 @@ class Publishing:
         self._feel_pressure()
 
     def _count_unreleased(self, packet_id: int) -> bool:
+        if self._unreleased is None:
+            self._unreleased = set()
         if packet_id in self._unreleased:
             return True
         self._unreleased.add(packet_id)
@@ -212,7 +216,7 @@ class Publishing:
         else:
             reason = _PUBACK_REASONS[found[0]]
         if reason is Reason.QUOTA_EXCEEDED:
-            session.received.discard(packet_id)
+            session.forget(packet_id)
             self.counters.refusals["queue-full"] += 1
             if connection.version == V311:
                 connection.refuse("a message was refused")
@@ -238,7 +242,7 @@ class Publishing:
             )
             return
         if not session.recorded:
-            session.received.discard(packet_id)
+            session.forget(packet_id)
             self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
             return
 
@@ -249,15 +253,17 @@ class Publishing:
                 # After a crash the store would take the identifier's next message for this one.
                 connection.refuse("a message could not be released")
                 return
-            session.received.discard(packet_id)
+            session.forget(packet_id)
             self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
 
         self.gateway.put([session.received_change(packet_id, False)]).add_done_callback(released)
 
     def _complete(self, packet_id: int, data: bytes) -> None:
-        known = packet_id in self._unreleased
-        self._unreleased.discard(packet_id)
-        self._answer(int(known), data)
+        counted = 0
+        if self._unreleased is not None and packet_id in self._unreleased:
+            self._unreleased.discard(packet_id)
+            counted = 1
+        self._answer(counted, data)
 
     # refusals
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -93,6 +94,7 @@ class Held(NamedTuple):
     released: bool = False
 
 
+_NOTHING: frozenset[int] = frozenset()
 RELEASED = Held(None, 0, 0, 2, released=True)
 
 
@@ -139,9 +141,9 @@ class Session:
         self.recorded = False
         """The store may have a record of it."""
         self.in_flight: dict[int, Held] = {}
-        self.received: set[int] = set()
+        self.received: Set[int] = _NOTHING
         """Packet identifiers of what the client has published with QoS 2 and not released yet."""
-        self.abandoned: list[int] = []
+        self.abandoned: Sequence[int] = ()
         """Packet identifiers of QoS 2 in flight whose message is gone: they are to be released."""
         self.retained: list[Retained] = []
         """Retained messages that wait for their turn, the next one last."""
@@ -203,8 +205,20 @@ class Session:
             held = self.in_flight.pop(packet_id)
             if held.qos == 2:  # the client may have it, and waits for the release
                 self.in_flight[packet_id] = RELEASED
-                self.abandoned.append(packet_id)
+                self.abandoned = (*self.abandoned, packet_id)
         self._resend.clear()
+
+    def receive(self, packet_id: int) -> None:
+        """The client has published with QoS 2 under this identifier."""
+        if isinstance(self.received, set):
+            self.received.add(packet_id)
+        else:  # most sessions never have one, and an empty set for each would be 200 bytes
+            self.received = {packet_id}
+
+    def forget(self, packet_id: int) -> None:
+        """The identifier is the client's again."""
+        if isinstance(self.received, set):
+            self.received.discard(packet_id)
 
     def release(self, packet_id: int) -> None:
         """PUBREC came. In the order of these PUBRELs go out, also on later connections [MQTT-4.6.0-4]."""

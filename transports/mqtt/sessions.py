@@ -129,7 +129,7 @@ class Sessions:
         if section + "/" == SENT:
             session.restore_id(int(number), int.from_bytes(value, "big"))
         else:
-            session.received.add(int(number))
+            session.receive(int(number))
         return True
 
     # a client comes and goes
