@@ -9,18 +9,16 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests"
+from tests.unit.documents import FUNCTIONS, ROOT, TEST, check_tests, files_of, functions_of
+
 CODE = ROOT / "transports"
 TEXT = (ROOT / "docs" / "mqtt-conformance.md").read_text()
-TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 PLACE = re.compile(r"`([\w./]+\.py):([A-Za-z_][\w.]*)`")
 _NUMBER = r"\d+\.\d+\.\d+-\d+"
 STATEMENT = re.compile(rf"(?:3\.1\.1: )?{_NUMBER}\??(?: \(3\.1\.1: {_NUMBER}(?:, {_NUMBER})*\))?")
 NUMBER = re.compile(r"(\d+\.\d+\.\d+)-(\d+)")
 MISSING = {"2.2.1": {1}}
 """Numbers that MQTT 5.0 leaves out."""
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def tables() -> dict[str, list[list[str]]]:
@@ -39,11 +37,6 @@ TABLES = tables()
 ROWS = [row for rows in TABLES.values() for row in rows]
 
 
-def functions_of(path: Path) -> set[str]:
-    """The names of the functions in a file, found without importing it."""
-    return {one.name for one in ast.parse(path.read_text()).body if isinstance(one, FUNCTIONS)}
-
-
 def places_of(path: Path) -> set[str]:
     """`function`, `Class` and `Class.method`."""
     found = functions_of(path)
@@ -53,13 +46,9 @@ def places_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", sorted({file for file, _ in TEST.findall(TEXT)}))
+@pytest.mark.parametrize("file", files_of(TEXT))
 def test_every_test_that_the_document_names_is_there(file: str) -> None:
-    named = {name for found, name in TEST.findall(TEXT) if found == file}
-    path = TESTS / file
-    assert path.is_file(), f"docs/mqtt-conformance.md names tests/{file}, which is not there"
-    assert path.name.startswith("test_") and all(name.startswith("test_") for name in named)
-    assert named <= functions_of(path), f"not in tests/{file}: {', '.join(sorted(named - functions_of(path)))}"
+    check_tests("docs/mqtt-conformance.md", TEXT, file)
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in PLACE.findall(TEXT)}))

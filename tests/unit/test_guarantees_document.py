@@ -9,22 +9,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests"
+from tests.unit.documents import ROOT, TEST, check_tests, files_of
+
 DOCUMENT = (ROOT / "docs" / "guarantees.md").read_text()
-NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 COMMAND = re.compile(r"`make ([a-z]+)")
 ROW = re.compile(r"^\| (?!promise \|)(.+) \| (.+) \|$", re.MULTILINE)
 PROMISES, _, REST = DOCUMENT.partition("\n## Not promised")
 READERS = {"gateway/document.py", "gateway/policy.py"}
 """What reads the configuration: numbers, durations, sizes, variables."""
 PATTERN_MODULES = {"re", "regex", "fnmatch", "glob"}
-
-
-def functions_of(path: Path) -> set[str]:
-    """The names of the functions in a file, found without importing it."""
-    body = ast.parse(path.read_text()).body
-    return {one.name for one in body if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -35,19 +28,15 @@ def imports(path: Path) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
 
 
-@pytest.mark.parametrize("file", sorted({file for file, _ in NAMED.findall(DOCUMENT)}))
+@pytest.mark.parametrize("file", files_of(DOCUMENT))
 def test_every_test_that_the_document_names_is_there(file: str) -> None:
-    named = {name for found, name in NAMED.findall(DOCUMENT) if found == file}
-    path = TESTS / file
-    assert path.is_file(), f"docs/guarantees.md names tests/{file}, which is not there"
-    assert path.name.startswith("test_") and all(name.startswith("test_") for name in named)
-    assert named <= functions_of(path), f"not in tests/{file}: {', '.join(sorted(named - functions_of(path)))}"
+    check_tests("docs/guarantees.md", DOCUMENT, file)
 
 
 def test_every_promise_names_its_test() -> None:
     rows = ROW.findall(PROMISES)
     assert len(rows) > 90
-    assert [promise for promise, proof in rows if not NAMED.fullmatch(proof.split(", ")[0])] == []
+    assert [promise for promise, proof in rows if not TEST.fullmatch(proof.split(", ")[0])] == []
 
 
 def test_every_command_that_the_document_names_is_there() -> None:
