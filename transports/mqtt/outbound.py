@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 
 from gateway.flow import Credit
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, Message
-from gateway.transport import Binding, Delivery, Gateway, Options, Subscription, TransportCounters, Verdict
+from gateway.transport import (
+    Binding,
+    Delivery,
+    Gateway,
+    Options,
+    StateChange,
+    Subscription,
+    TransportCounters,
+    Verdict,
+)
 from transports.mqtt.aliases import ServerAliases
 from transports.mqtt.encoding import EncodedPublish, encode
 from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason, Type
@@ -181,7 +190,7 @@ class Outbound:
         """Takes up the session: resends what needs it, attaches to its queues, goes on with retained messages."""
         for packet_id in self.session.released:  # [MQTT-4.4.0-1]
             self.pool.messages -= 1
-            self._write_release(packet_id)
+            self.write([self._pubrel(packet_id)])
         left_over: list[Retained] = []
         for packet_id, retained in self.session.retained_in_flight():
             if self.pool.messages > 0:
@@ -382,17 +391,22 @@ class Outbound:
 
     def _write_assured(self, publishes: Sequence[tuple[int, int, Sequence[bytes]]]) -> None:
         """(packet identifier, ident, PUBLISH) of QoS 2: the identifier is durable before the client hears of it
-        (ruling 5). If the store takes nothing it is written all the same, so that its messages can be had."""
+        (ruling 5)."""
+        changes = [self.session.sent_change(packet_id, ident) for packet_id, ident, _ in publishes]
+        self._write_behind([part for _, _, parts in publishes for part in parts], changes)
+
+    def _write_behind(self, parts: list[bytes], changes: Sequence[StateChange] = ()) -> None:
+        """Writes when these changes, and all before them, are durable; at once for a session that does not last. If
+        the store takes nothing it is written all the same, so that a client can have its messages."""
 
         def write(_: object = None) -> None:
             if self._open:
-                self.write([part for _, _, parts in publishes for part in parts])
+                self.write(parts)
 
-        if not self._lasts:
+        if self._lasts:
+            self.gateway.put(changes).add_done_callback(write)
+        else:
             write()
-            return
-        changes = [self.session.sent_change(packet_id, ident) for packet_id, ident, _ in publishes]
-        self.gateway.put(changes).add_done_callback(write)
 
     def received(self, packet_id: int, reason: int) -> None:
         """PUBREC: the client has the message, or does not want it, and in either case it is done with [MQTT-4.3.3]."""
@@ -401,7 +415,7 @@ class Outbound:
         if held is None or held.qos != 2:
             self.counters.refusals["unknown-packet-identifier"] += 1
             if reason < Reason.UNSPECIFIED_ERROR:  # else there is nothing to release
-                self._write_release(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)
+                self.write([self._pubrel(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)])
             return
         if held.released:
             self._release(packet_id)
@@ -421,16 +435,9 @@ class Outbound:
     def _release(self, packet_id: int) -> None:
         """PUBREL, once the settlement is durable, with which the store hears of it: a resend after the client has
         forgotten the identifier would be a second message."""
-
-        def write(_: object = None) -> None:
-            if self._open:
-                self._write_release(packet_id)
-
-        if not self._lasts:
-            write()
-            return
-        self.gateway.keep([self.session.sent_change(packet_id, 0)])
-        self.gateway.put().add_done_callback(write)
+        if self._lasts:
+            self.gateway.keep([self.session.sent_change(packet_id, 0)])
+        self._write_behind([self._pubrel(packet_id)])
 
     def _give_up(self, packet_id: int) -> None:
         """A resend that does not take place. Of QoS 2 the client may have it, and then waits for the release."""
@@ -447,8 +454,8 @@ class Outbound:
             self.pool.messages -= 1  # until PUBCOMP, as if it had been sent on this connection
             self._release(packet_id)
 
-    def _write_release(self, packet_id: int, reason: int = 0) -> None:
-        self.write([encode(Ack(Type.PUBREL, packet_id, reason), self.version)])
+    def _pubrel(self, packet_id: int, reason: int = 0) -> bytes:
+        return encode(Ack(Type.PUBREL, packet_id, reason), self.version)
 
     def completed(self, packet_id: int) -> None:
         """PUBCOMP: the identifier is free."""
@@ -476,10 +483,11 @@ class Outbound:
     def read_retained(self) -> None:
         """Sends retained messages as far as the credit goes; called again when there is more."""
         waiting, owed = self.session.retained, self.session.owed
+        have_waited = True
         while self._open and not self._stopped:
             while waiting:
                 retained = waiting[-1]
-                if not self._is_current(retained.message):
+                if have_waited and not self._is_current(retained.message):
                     waiting.pop()  # what has replaced it comes by itself, and must not come before it [MQTT-4.6.0-5]
                     continue
                 qos = min(retained.message.qos, retained.options.qos)
@@ -491,6 +499,7 @@ class Outbound:
             if not owed:
                 return
             waiting += reversed(self._find_retained(owed.pop(next(iter(owed)))))
+            have_waited = False
 
     def _is_current(self, message: Message) -> bool:
         # A message that expires is told each time with what is left of its time; its body stays the same object.

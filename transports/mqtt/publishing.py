@@ -220,14 +220,11 @@ class Publishing:
             self.counters.refusals["queue-full"] += 1
             if connection.version == V311:
                 connection.refuse("a message was refused")
-                return
-        data = (
-            self._negative(Type.PUBREC, packet_id, reason)
-            if reason is Reason.QUOTA_EXCEEDED
-            else encode(Ack(Type.PUBREC, packet_id, reason), connection.version)
-        )
-        if reason is Reason.QUOTA_EXCEEDED or connection.version == V311:
-            # No more is to come [MQTT-4.3.3-9]; and a 3.1.1 client that was paused could not send its PUBRELs.
+            else:
+                self._complete(packet_id, self._negative(Type.PUBREC, packet_id, reason))  # [MQTT-4.3.3-9]
+            return
+        data = self._ack(Type.PUBREC, packet_id, reason)
+        if connection.version == V311:  # if it were paused until PUBCOMP it could not send its PUBRELs
             self._complete(packet_id, data)
         else:
             connection.answered(data)
@@ -237,26 +234,25 @@ class Publishing:
         connection, session = self.connection, self.session
         assert session is not None
         if packet_id not in session.received:
-            self._complete(
-                packet_id, encode(Ack(Type.PUBCOMP, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND), connection.version)
-            )
+            self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND))
             return
-        if not session.recorded:
+
+        def free() -> None:
             session.forget(packet_id)
-            self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
-            return
+            self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id))
 
         def released(done: Future[bool]) -> None:
             if done.cancelled():
                 return
-            if not done.result():
-                # After a crash the store would take the identifier's next message for this one.
+            if done.result():
+                free()
+            else:  # after a crash the store would take the identifier's next message for this one
                 connection.refuse("a message could not be released")
-                return
-            session.forget(packet_id)
-            self._complete(packet_id, encode(Ack(Type.PUBCOMP, packet_id), connection.version))
 
-        self.gateway.put([session.received_change(packet_id, False)]).add_done_callback(released)
+        if session.recorded:
+            self.gateway.put([session.received_change(packet_id, False)]).add_done_callback(released)
+        else:
+            free()
 
     def _complete(self, packet_id: int, data: bytes) -> None:
         counted = 0
@@ -280,7 +276,7 @@ class Publishing:
                 continue
             packet_ids.append(packet_id)
             if publish.qos == 2 and packet_id in known:  # it is stored already
-                answers.append(encode(Ack(Type.PUBREC, packet_id), connection.version))
+                answers.append(self._ack(Type.PUBREC, packet_id))
             else:
                 refused += 1
                 answers.append(self._negative(Type.PUBREC if publish.qos == 2 else Type.PUBACK, packet_id, reason))
@@ -305,7 +301,10 @@ class Publishing:
             told = encode(Ack(type, packet_id, reason, {Property.REASON_STRING: why}), connection.version)
             if why and len(told) <= connection.max_packet_size:
                 return told
-        return encode(Ack(type, packet_id, reason), connection.version)
+        return self._ack(type, packet_id, reason)
+
+    def _ack(self, type: Type, packet_id: int, reason: int = 0) -> bytes:
+        return encode(Ack(type, packet_id, reason), self.connection.version)
 
     def _answer(self, count: int, data: bytes) -> None:
         self.unacked -= count
