@@ -138,15 +138,11 @@ class Committer:
     def purge(self, name: str) -> asyncio.Future[int]:
         future: asyncio.Future[int] = self._loop.create_future()
 
-        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+        def stored(_: object) -> None:
             if not future.done():
                 future.set_result(count)
 
-        def removed() -> None:
-            self.core.accept(Accept((), (), resolve))
-            self.poke()
-
-        count = self.core.get(name).purge(removed)
+        count = self.core.get(name).purge(lambda: self.put().add_done_callback(stored))
         return future
 
     def _refuse_all(self) -> None:
