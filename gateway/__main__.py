@@ -174,7 +174,8 @@ def explain(
     else:
         rows = []
         for step in steps:
-            fate = f"dead letters: {step.invalid}" if step.invalid else "stored"
+            fate = "stored" if step.target is None else f"stored, sent to {step.target}"
+            fate = f"dead letters: {step.invalid}" if step.invalid else fate
             rows.append((step.queue, "; ".join(step.bindings), step.group, step.dedup_key, fate))
         tables.show(("queue", "because", "group", "dedup key", "then"), rows, f"unrouted: nothing takes {topic}")
     if not steps:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway import plugins
+from gateway import links, plugins
 from gateway.address import Address
 from gateway.document import Faults, Node, nearest
 from gateway.message import RESERVED_QUEUES
@@ -52,40 +52,41 @@ class Checks:
             if why := _bad_name(name, self.transports):
                 self._fault(why, "queues", name)
         for name, policy in self.settings.queues.items():
-            self._check_policy(name, policy)
-            target = policy.dead_letter
-            if not isinstance(target, str):
-                self._fault("expected the name of a queue", "queues", name, "dead_letter")
-            elif target not in self.queues and target not in (DEAD_LETTERS, DISCARD):
-                near = nearest(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
-                self._fault(f'no queue is named "{target}"{near}', "queues", name, "dead_letter")
+            self._check_policy(policy, "queues", name)
         self._check_cycles(self.settings.queues)
 
-    def _check_policy(self, name: str, policy: QueuePolicy) -> None:
+    def _check_policy(self, policy: QueuePolicy, *place: str) -> None:
+        """`place`: the keys that lead to it."""
+        target = policy.dead_letter
+        if not isinstance(target, str):
+            self._fault("expected the name of a queue", *place, "dead_letter")
+        elif target not in self.queues and target not in (DEAD_LETTERS, DISCARD):
+            near = nearest(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
+            self._fault(f'no queue is named "{target}"{near}', *place, "dead_letter")
         for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
             if text is None or (key == "dedup" and text == "sha256"):
                 continue
             try:
                 Template(text)
             except ValueError as error:
-                self._fault(str(error), "queues", name, key, *(["key"] if key == "dedup" else []))
+                self._fault(str(error), *place, key, *(["key"] if key == "dedup" else []))
         if policy.group is None:
             if policy.on_exhausted == "park":
-                self._fault("park holds a group; give the queue a group", "queues", name, "on_exhausted")
+                self._fault("park holds a group; give the queue a group", *place, "on_exhausted")
             if policy.group_in_flight > 1:
-                self._fault("needs a group; a queue without one has no such limit", "queues", name, "group_in_flight")
+                self._fault("needs a group; a queue without one has no such limit", *place, "group_in_flight")
             if policy.dedup and policy.dedup.scope == "group":
-                self._fault("scope group needs a group", "queues", name, "dedup", "scope")
+                self._fault("scope group needs a group", *place, "dedup", "scope")
         if policy.delay > policy.max_delay:
-            self._fault("is longer than max_delay", "queues", name, "delay")
+            self._fault("is longer than max_delay", *place, "delay")
         if policy.max_bytes is not None and policy.max_bytes <= 0:
-            self._fault("must be above 0; leave it out for no limit", "queues", name, "max_bytes")
+            self._fault("must be above 0; leave it out for no limit", *place, "max_bytes")
         if policy.ack_timeout is not None and policy.ack_timeout <= 0:
-            self._fault("must be above 0; leave it out for no timeout", "queues", name, "ack_timeout")
+            self._fault("must be above 0; leave it out for no timeout", *place, "ack_timeout")
         if policy.dedup and policy.dedup.window <= 0:
-            self._fault("must be above 0; leave dedup out to store every message", "queues", name, "dedup", "window")
+            self._fault("must be above 0; leave dedup out to store every message", *place, "dedup", "window")
         if policy.expires is not None:
-            self._fault("a queue of the configuration does not expire; take this key out", "queues", name, "expires")
+            self._fault("a queue of the configuration does not expire; take this key out", *place, "expires")
 
     def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
         told: set[str] = set()
@@ -123,29 +124,42 @@ class Checks:
                     self.faults.add(node.child("to").line, f"{key}.to", why)
 
     def _bad_target(self, target: str) -> str:
-        if target in self.queues or target == DEAD_LETTERS:
-            return ""
-        link, colon, path = target.partition(":")
-        if not colon:
-            return f'no queue is named "{target}"{nearest(target, self.queues, "queues")}'
+        queue, link, path = links.parse(target, self.queues)
+        if link is None or path is None:
+            if queue in self.queues or queue == DEAD_LETTERS:
+                return ""
+            if queue in self.transports and self._is_link(queue):
+                return f'"{queue}" is a link; say where it sends, as in "{queue}:{{topic}}"'
+            return f'no queue is named "{queue}"{nearest(queue, self.queues, "queues")}'
         if link not in self.transports:
             return f'no link is named "{link}"{nearest(link, self.transports, "transports")}'
-        found = self.settings.transports.get(link)
-        if found is not None and not isinstance(found, plugins.Unloaded) and not plugins.is_link(found.type):
-            return f'transport "{link}" of type {found.type} takes no messages from routes; a link does'
+        if not self._is_link(link):
+            kind = self.settings.transports[link].type
+            return f'transport "{link}" of type {kind} takes no messages from routes; a link does'
+        if not path:
+            return f'says no place at the link; write for example "{link}:{{topic}}"'
         try:
             Template(path)
         except ValueError as error:
             return str(error)
         return ""
 
+    def _is_link(self, name: str) -> bool:
+        """Also of a transport whose section has a fault or whose plugin can't be imported: it may be one."""
+        found = self.settings.transports.get(name)
+        return found is None or isinstance(found, plugins.Unloaded) or plugins.is_link(found.type)
+
     def _check_transports(self) -> None:
-        """A transport that takes from a queue of ours names one that is there."""
+        """What a transport says of queues of ours."""
         for name, section in self.settings.transports.items():
-            queue = getattr(section, "queue", None)
-            if isinstance(queue, str) and queue not in self.queues and queue != DEAD_LETTERS:
-                near = nearest(queue, self.queues, "queues")
-                self._fault(f'no queue is named "{queue}"{near}', "transports", name, "queue")
+            for key in ("queue", "unroutable"):
+                queue = getattr(section, key, None)
+                if isinstance(queue, str) and queue not in self.queues and queue != DEAD_LETTERS:
+                    near = nearest(queue, self.queues, "queues")
+                    self._fault(f'no queue is named "{queue}"{near}', "transports", name, key)
+            policy = getattr(section, "outbox", None)
+            if isinstance(policy, QueuePolicy):
+                self._check_policy(policy, "transports", name, "outbox")
 
     def _check_listeners(self) -> None:
         listeners: list[tuple[tuple[str, ...], Any]] = [

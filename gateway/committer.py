@@ -22,7 +22,7 @@ from gateway.order import NEVER
 from gateway.reading import BodyReader
 from gateway.replay import Refresh, Restored, live_octets, snapshot
 from gateway.storage.journal import Commit, Journal, Rebuilt, StateChange
-from gateway.transport import Outcome
+from gateway.transport import Offer, Outcome
 from gateway.worker import Worker
 
 SETTLE_DELAY_SECONDS = 0.005
@@ -107,7 +107,7 @@ class Committer:
     # the contract's calls
 
     def accept(
-        self, batch: Sequence[Message], changes: Sequence[StateChange] = ()
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
     ) -> asyncio.Future[Sequence[Outcome]]:
         future: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
 
@@ -115,7 +115,7 @@ class Committer:
             if not future.done():
                 future.set_result(outcomes)
 
-        self.core.accept(Accept(batch, changes, resolve))
+        self.core.accept(Accept(batch, changes, resolve, offer=offer))
         self._relieve()
         self.poke()
         return future

@@ -105,7 +105,10 @@ class Core:
 
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
-        accept.outcomes = self.intake.take(accept.messages)
+        if accept.offer is None:
+            accept.outcomes = self.intake.take(accept.messages)
+        else:
+            accept.outcomes = self.intake.take_in_order(accept.messages, accept.offer)
         accept.counts, self.counts = self.counts, []
         gather = self.gather
         gather.accepts.append(accept)

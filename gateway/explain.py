@@ -5,52 +5,56 @@ Its rule: it asks the same router and templates that decide, and changes nothing
 
 from __future__ import annotations
 
+import msgspec
+
+from gateway import links
 from gateway.core import Core
 from gateway.declarations import configure
 from gateway.message import Message
 from gateway.operations import Step
 from gateway.queue import Queue
 from gateway.settings import Settings
-from gateway.template import Fields, MissingValueError
+from gateway.template import Fields, MissingValueError, Template
 from gateway.transport import Binding
-
-
-def configured_bindings(settings: Settings) -> list[Binding]:
-    """The bindings that the configured routes stand for."""
-    return [
-        Binding(queue=target, filter=route.filter, source=route.source, owner="config")
-        for route in settings.routes
-        for target in route.targets
-    ]
 
 
 def configured(settings: Settings) -> Core:
     """A core as the configuration makes it, without a store, to be asked."""
     core = Core(lambda: 0.0, secret=b"")
-    configure(core, settings.queues, configured_bindings(settings))
+    configure(core, links.policies(settings), links.bindings(settings))
     return core
 
 
 def explain(core: Core, message: Message) -> list[Step]:
-    """By queue; empty if no binding matches."""
-    bindings: dict[str, list[str]] = {}
-    for binding in core.router.find(message):
-        bindings.setdefault(binding.queue, []).append(_describe(binding))
+    """By queue, and for an outbox by target; empty if no binding matches."""
     fields = Fields(message)
-    return [_step(core.queues[queue], tuple(lines), fields) for queue, lines in bindings.items()]
+    bindings: dict[tuple[str, str | None], list[str]] = {}
+    for binding in core.router.find(message):
+        bindings.setdefault((binding.queue, binding.options.target), []).append(_describe(binding))
+    steps: dict[tuple[str, str | None, str | None], Step] = {}
+    for (queue, template), lines in bindings.items():
+        step = _step(core.queues[queue], template, tuple(lines), fields)
+        same = steps.get((queue, step.target, step.invalid))
+        if same is not None:  # two templates of one text
+            step = msgspec.structs.replace(step, bindings=same.bindings + step.bindings)
+        steps[queue, step.target, step.invalid] = step
+    return list(steps.values())
 
 
-def _step(queue: Queue, bindings: tuple[str, ...], fields: Fields) -> Step:
+def _step(queue: Queue, template: str | None, bindings: tuple[str, ...], fields: Fields) -> Step:
+    target: str | None = None
     group: str | None = None
     key: str | None = None
     try:
+        if template is not None:
+            target = Template(template).render(fields)
         if queue.group_template is not None:
             group = queue.group_template.render(fields)
         if queue.dedup_key is not None:
             key = queue.dedup_key(fields)
     except MissingValueError as error:
-        return Step(queue.name, bindings, group, key, invalid=str(error))
-    return Step(queue.name, bindings, group, key)
+        return Step(queue.name, bindings, group, key, invalid=str(error), target=target)
+    return Step(queue.name, bindings, group, key, target=target)
 
 
 def _describe(binding: Binding) -> str:

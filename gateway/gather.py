@@ -15,7 +15,7 @@ from gateway.dedup import pack_keys
 from gateway.message import Message
 from gateway.records import Extra, Record, encode, pack
 from gateway.storage.journal import Commit, StateChange
-from gateway.transport import Options, Outcome
+from gateway.transport import Offer, Options, Outcome
 
 if TYPE_CHECKING:
     from gateway.ledger import Counters
@@ -55,9 +55,9 @@ class Relocation(NamedTuple):
 class Accept:
     """One call of `accept`, `put` or `keep`. outcomes are what will be true once the commit is done, and counts,
     (counters of a queue, which), what is counted then: a call that is decided again counts once. insists: its changes
-    are true already, so they are never refused."""
+    are true already, so they are never refused. offer: how a link's source offers its messages."""
 
-    __slots__ = ("changes", "counts", "insists", "messages", "outcomes", "resolve")
+    __slots__ = ("changes", "counts", "insists", "messages", "offer", "outcomes", "resolve")
 
     def __init__(
         self,
@@ -65,8 +65,10 @@ class Accept:
         changes: Sequence[StateChange],
         resolve: Callable[[Sequence[Outcome], bool], None],
         insists: bool = False,
+        offer: Offer | None = None,
     ) -> None:
         self.messages = messages
+        self.offer = offer
         self.changes = changes
         self.resolve = resolve
         self.insists = insists

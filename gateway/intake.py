@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway.dead_letter import UNSTORED_OCTETS
 from gateway.gather import Pending
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import Grouped
 from gateway.policy import QueuePolicy
 from gateway.records import Extra
-from gateway.template import Fields, MissingValueError
-from gateway.transport import NO_OPTIONS, Options, Outcome
+from gateway.template import Fields, MissingValueError, Template
+from gateway.transport import NO_OPTIONS, Offer, Options, Outcome
 
 if TYPE_CHECKING:
     from gateway.core import Core
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 class Intake:
     """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
 
-    __slots__ = ("_core", "_ends")
+    __slots__ = ("_core", "_ends", "_fallback", "_targets")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._fallback: tuple[tuple[Queue, Options], ...] = ()
+        """What gets, in this call, what no binding leads anywhere."""
+        self._targets: dict[str, Template] = {}
+        """Of the configured routes, by their text."""
         self._ends: dict[float, float] = {}
         """When the dedup keys of this call end, by their window: one float for all of them."""
 
@@ -38,6 +44,21 @@ class Intake:
         self._ends = {}
         return [decide(message, now) for message in messages]
 
+    def take_in_order(self, messages: Sequence[Message], offer: Offer) -> list[Outcome]:
+        """The same for a link's source: behind a REFUSED message all are REFUSED."""
+        now = self._core.now()
+        self._ends = {}
+        keeper = self._core.queues.get(offer.unroutable) if offer.unroutable is not None else None
+        self._fallback = ((keeper, NO_OPTIONS),) if keeper is not None else ()
+        outcomes: list[Outcome] = []
+        for message in messages:
+            outcomes.append(self._decide(message, now))
+            if outcomes[-1] is Outcome.REFUSED and not (offer.drops_qos0 and message.qos == 0):
+                outcomes += [Outcome.REFUSED] * (len(messages) - len(outcomes))
+                break
+        self._fallback = ()
+        return outcomes
+
     def _decide(self, message: Message, now: float) -> Outcome:
         core = self._core
         if core.overloaded:
@@ -46,6 +67,9 @@ class Intake:
         if retains and (core.refusing or self._retained_is_full(message, now)):
             return Outcome.REFUSED
         targets = core.router.route(message)
+        unrouted = not targets
+        if unrouted:
+            targets = self._fallback
         if not targets:
             if retains:
                 self._retain(message, now)
@@ -67,10 +91,14 @@ class Intake:
                 return Outcome.REFUSED
             group: str | None = None
             digest: bytes | None = None
-            if queue.reads_fields:
+            if queue.reads_fields or options.target is not None:
                 if fields is None:
                     fields = Fields(message)
                 try:
+                    if options.target is not None:
+                        options = self._address(options, options.target, fields)
+                        if any(planned[0] is queue and planned[1].target == options.target for planned in plan):
+                            continue  # two templates of one text: one entry for each distinct target (ruling 8)
                     if queue.group_template is not None:
                         group = queue.group_template.render(fields)
                     if queue.dedup_key is not None:
@@ -110,7 +138,16 @@ class Intake:
             core.dead_letters.bury_unstored(queue, dead, bins, why, now)
         if retains:
             self._retain(message, now)
+        if unrouted:
+            return Outcome.UNROUTED
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
+
+    def _address(self, options: Options, text: str, fields: Fields) -> Options:
+        """With the target that a message has in an outbox. Raises MissingValueError."""
+        template = self._targets.get(text)
+        if template is None:
+            template = self._targets[text] = Template(text)
+        return msgspec.structs.replace(options, target=template.render(fields))
 
     def _store(
         self,

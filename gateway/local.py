@@ -18,7 +18,7 @@ from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
-from gateway.transport import Binding, Consumer, Outcome, QueueView, Subscription, User
+from gateway.transport import Binding, Consumer, Offer, Outcome, QueueView, Subscription, User
 
 
 class LocalGateway:
@@ -35,6 +35,8 @@ class LocalGateway:
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.on_started: Callable[[], None] | None = None
         self.reloads: dict[str, Callable[[], None]] = {}
+        self.impaired: dict[str, tuple[str, bool]] = {}
+        """What keeps transports from their work, by name, and whether the daemon is not ready for it."""
 
     @property
     def anonymous(self) -> bool:
@@ -44,8 +46,10 @@ class LocalGateway:
     def refusing(self) -> str:
         return self.core.refusing
 
-    def accept(self, batch: Sequence[Message], changes: Sequence[StateChange] = ()) -> Future[Sequence[Outcome]]:
-        return self.committer.accept(batch, changes)
+    def accept(
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
+    ) -> Future[Sequence[Outcome]]:
+        return self.committer.accept(batch, changes, offer)
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
         return self.committer.put(changes)
@@ -103,6 +107,12 @@ class LocalGateway:
 
     def counters(self, transport: str) -> TransportCounters:
         return self.all_counters.setdefault(transport, TransportCounters())
+
+    def impair(self, transport: str, why: str, unready: bool = False) -> None:
+        if why:
+            self.impaired[transport] = (why, unready)
+        else:
+            self.impaired.pop(transport, None)
 
     def on_reload(self, transport: str, call: Callable[[], None]) -> None:
         self.reloads[transport] = call

@@ -118,10 +118,12 @@ class RedriveProgress(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """ready only if nothing stands in `reasons` (replaying, draining, store failed: ...)."""
+    """ready only if nothing stands in `reasons` (replaying, draining, store failed: ...). impaired: transports that
+    can't do their work at present, and why; a link that is down stands here, and its outbox waits."""
 
     ready: bool
     reasons: tuple[str, ...] = ()
+    impaired: dict[str, str] = {}
 
 
 class Operations(Protocol):

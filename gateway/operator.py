@@ -87,7 +87,9 @@ class Operator:
         reasons = list(self.reasons)
         if self._gateway is not None and self._gateway.core.refusing:
             reasons.append(self._gateway.core.refusing)
-        return Readiness(not reasons, tuple(reasons))
+        impaired = self._gateway.impaired if self._gateway is not None else {}
+        reasons += [f"{name}: {why}" for name, (why, unready) in impaired.items() if unready]
+        return Readiness(not reasons, tuple(reasons), {name: why for name, (why, _) in impaired.items()})
 
     def transports(self) -> Mapping[str, TransportCounters]:
         return self._gateway.all_counters if self._gateway is not None else {}

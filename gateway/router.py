@@ -218,7 +218,12 @@ def _identity(binding: Binding) -> tuple[object, ...]:
 
 
 def is_conditional(binding: Binding) -> bool:
-    return binding.match is not None or binding.source is not None or binding.not_from is not None
+    return (
+        binding.match is not None
+        or binding.source is not None
+        or binding.not_from is not None
+        or binding.not_source is not None
+    )
 
 
 def applies(binding: Binding, message: Message) -> bool:
@@ -226,6 +231,8 @@ def applies(binding: Binding, message: Message) -> bool:
     if binding.source is not None and binding.source != message.source:
         return False
     if binding.not_from is not None and binding.not_from == message.client_id:
+        return False
+    if binding.not_source is not None and binding.not_source == message.source:
         return False
     return binding.match is None or binding.match.matches(message)
 

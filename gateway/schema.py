@@ -232,7 +232,8 @@ class SchemaWriter:
             entry = dict(self.schema(field.type))
             default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
             if default is not msgspec.NODEFAULT and default is not None:
-                entry["default"] = [] if default == () else msgspec.to_builtins(default, enc_hook=_plain)
+                # As JSON has it: a range of durations is a list there.
+                entry["default"] = msgspec.json.decode(msgspec.json.encode(default, enc_hook=_plain))
             properties[field.encode_name] = entry
             if field.required:
                 names = (

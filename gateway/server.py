@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import uvloop
 
-from gateway import logs, plugins
+from gateway import links, logs, plugins
 from gateway.access import Access
 from gateway.admin import NAME as ADMIN
 from gateway.admin import Admin
@@ -29,7 +29,6 @@ from gateway.committer import Committer
 from gateway.core import Core
 from gateway.declarations import configure, secret_state
 from gateway.errors import ConfigError, GatewayError
-from gateway.explain import configured_bindings
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
 from gateway.logs import log
@@ -154,7 +153,7 @@ class Daemon:
         clock.not_before(restored.time)
         # A new store gets its secret now, an old one has brought its own.
         core.gather.forced_states.append(secret_state(core))
-        for note in configure(core, settings.queues, configured_bindings(settings)):
+        for note in configure(core, links.policies(settings), links.bindings(settings)):
             log.warning(note)
         if lost := len(core.rows.unreadable):
             log.error("bodies are missing in the store, their messages can't be delivered", rows=lost)
@@ -210,7 +209,7 @@ class Daemon:
             core = self._gateway.core
             if "replaying" in self._operator.reasons:
                 raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
-            notes = configure(core, settings.queues, configured_bindings(settings))
+            notes = configure(core, links.policies(settings), links.bindings(settings))
             self._gateway.access.replace(*credentials(settings))
         except (ConfigError, GatewayError, ValueError) as error:
             log.error("reload refused, the old configuration stays", error=str(error))

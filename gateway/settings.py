@@ -247,7 +247,9 @@ class _Loader:
 
     def _dead_letters(self, settings: Settings) -> dict[str, QueuePolicy]:
         """A queue of dead letters tries for ever and discards what is dead there (ruling 20), unless it says more."""
-        targets = {DEAD_LETTERS, *(policy.dead_letter for policy in settings.queues.values())}
+        outboxes = [getattr(section, "outbox", None) for section in settings.transports.values()]
+        policies = [*settings.queues.values(), *(found for found in outboxes if isinstance(found, QueuePolicy))]
+        targets = {DEAD_LETTERS, *(policy.dead_letter for policy in policies)}
         queues = dict(settings.queues)
         for name, policy in settings.queues.items():
             node = self.root.child("queues", name)

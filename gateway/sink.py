@@ -72,6 +72,8 @@ class _Driver:
         self.sends: set[asyncio.Task[None]] = set()
         self.wake = asyncio.Event()
         self.draining = False
+        self.lost = False
+        """A delivery's connection was; it is given back as the driver ends."""
         self.deleted: str | None = None
         self.pause = 0.0
         self.paused_until = 0.0
@@ -155,11 +157,16 @@ class _Driver:
             self.waiting.clear()
             self._settle(waiting, [Verdict.RETURNED] * len(waiting))
 
-    def _settle(self, batch: Sequence[Delivery], verdicts: Sequence[Verdict | tuple[Verdict, str]]) -> None:
+    def _settle(self, batch: Sequence[Delivery], verdicts: Sequence[Verdict | tuple[Verdict, str] | None]) -> None:
         if self.deleted is not None:
             return
+        if None in verdicts:
+            self.lost = True
+            pairs = [pair for pair in zip(batch, verdicts, strict=True) if pair[1] is not None]
+            batch, verdicts = [delivery for delivery, _ in pairs], [verdict for _, verdict in pairs]
         alike: dict[tuple[Verdict, str], list[int]] = {}
         for delivery, verdict in zip(batch, verdicts, strict=True):
+            assert verdict is not None
             decided, reason = (verdict, "") if isinstance(verdict, Verdict) else verdict
             alike.setdefault((decided, reason[:_MAX_REASON]), []).append(delivery.id)
         for (decided, reason), ids in alike.items():
@@ -193,4 +200,4 @@ class _Driver:
                 log.warning("sends cut short", queue=self.queue, sends=len(late))
                 await asyncio.wait(late)
         if self.deleted is None:
-            self.subscription.detach()
+            self.subscription.detach(self.lost)

@@ -30,6 +30,7 @@ __all__ = [
     "Gateway",
     "HeadersMatch",
     "Message",
+    "Offer",
     "Options",
     "Outcome",
     "Pressure",
@@ -71,7 +72,8 @@ class Options(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What bindings add to a message in one queue (ruling 8); merged where several bindings of a queue match.
 
     qos: the highest QoS granted. subscription_ids: of all matching MQTT subscriptions, ascending.
-    retain_as_published: the retain flag goes out as it came in. target: an outbox's rendered target.
+    retain_as_published: the retain flag goes out as it came in. target: where a link sends it; a template in a binding,
+    its text for the message in the entry of an outbox.
     """
 
     qos: int = 2
@@ -104,7 +106,8 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
 
     filter: in MQTT form (`+`, `#`); with `literal`, wildcards in it are plain text (a direct exchange).
     match: asked of each message besides. source: only messages that this transport accepted.
-    not_from: not those of this client id (MQTT no local).
+    not_from: not those of this client id (MQTT no local). not_source: not those that this transport accepted, so that
+    nothing goes back over the link it came by.
     owner: who may take it away: `config`, or a transport's own name for the thing that made it.
     Two bindings with equal (owner, queue, exchange, filter, match) are one: the later replaces the earlier.
     """
@@ -116,8 +119,21 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     match: HeadersMatch | None = None
     source: str | None = None
     not_from: str | None = None
+    not_source: str | None = None
     owner: str = ""
     options: Options = NO_OPTIONS
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """How a link's source offers messages (ruling 23): what comes after a REFUSED one is REFUSED too, so that all of it
+    can be offered again in its order.
+
+    unroutable: a queue that keeps what no binding leads anywhere, as it is; the Outcome stays UNROUTED.
+    drops_qos0: a REFUSED message of QoS 0 holds up nothing, as it is not offered again.
+    """
+
+    unroutable: str | None = None
+    drops_qos0: bool = False
 
 
 class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -245,10 +261,12 @@ class Gateway(Protocol):
         """The one time of the daemon in seconds since 1970; never runs backwards (ruling 6)."""
         ...
 
-    def accept(self, batch: Sequence[Message], changes: Sequence[StateChange] = ()) -> Future[Sequence[Outcome]]:
+    def accept(
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
+    ) -> Future[Sequence[Outcome]]:
         """Decides at once, in the order of calls; the Future resolves, in that same order over all callers, after
         the commit, with an Outcome for each message. It never raises for what a message says. `changes` are in
-        the same commit; if all of the batch is REFUSED they are not made."""
+        the same commit; if all of the batch is REFUSED they are not made. `offer`: as a link's source does."""
         ...
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
@@ -317,6 +335,11 @@ class Gateway(Protocol):
 
     def counters(self, transport: str) -> TransportCounters: ...
 
+    def impair(self, transport: str, why: str, unready: bool = False) -> None:
+        """What keeps this transport from its work at present, as /readyz tells it; "" when nothing does. unready: the
+        daemon is not ready until then."""
+        ...
+
     def on_reload(self, transport: str, call: Callable[[], None]) -> None:
         """Called after each reload (SIGHUP) that was not refused: for what a transport has read from files itself. The
         last that a transport names counts."""
@@ -330,7 +353,10 @@ class Transport(Protocol):
     which is made with (name, settings), the settings decoded from the YAML into `Settings`."""
 
     Settings: ClassVar[type[msgspec.Struct]]
-    """Has at least `type: str`; `listen: str`, if it has one, is held to the rule for access (users)."""
+    """Has at least `type: str`; `listen: str`, if it has one, is held to the rule for access (users). `queue` and
+    `unroutable`, if it has them, name queues. With `is_link = True` beside it, routes may name the transport as a
+    target: it sends what its outbox (`gateway.links.outbox(name)`) holds, whose policy is the setting
+    `outbox: OutboxPolicy`."""
 
     async def run(self, gateway: Gateway) -> None:
         """Until cancelled; cancelling = drain within `gateway.drain_timeout`, then return. Raises ListenError
@@ -341,8 +367,10 @@ class Transport(Protocol):
 class Sink(Protocol):
     """All that most outgoing plugins need to write; `gateway.sink.drive` does the rest."""
 
-    async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict | tuple[Verdict, str]]:
-        """One verdict for each delivery, in order, or (verdict, reason). Raising = RETRY all."""
+    async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict | tuple[Verdict, str] | None]:
+        """One verdict for each delivery, in order, or (verdict, reason). Raising = RETRY all. None: its connection was
+        lost before the peer answered. Such deliveries stay unsettled until `drive` is cancelled, as it should be then,
+        and go back as those of any consumer that is lost (ruling 14)."""
         ...
 
 

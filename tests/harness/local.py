@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gateway import links
 from gateway.access import Access
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
 from gateway.declarations import configure
-from gateway.explain import configured_bindings
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
 from gateway.operator import Operator
@@ -39,7 +39,7 @@ async def local_gateway(
     gateway = LocalGateway(committer, access, pressure, drain_timeout)
     operator = Operator()
     restored = restore(core, journal)
-    configure(core, settings.queues, configured_bindings(settings))
+    configure(core, links.policies(settings), links.bindings(settings))
     committer.start(restored)
     operator.take_over(gateway)
     try:

@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from tests.harness.process import Address, ServerError, ServerProcess, free_port
+from tests.harness.process import Address, ServerError, ServerProcess, quiet_port
 
 START_SECONDS = 10.0
 
@@ -28,7 +28,7 @@ class Mosquitto:
 
     def __init__(self, folder: Path, *, settings: str = "") -> None:
         """`settings` are further lines of its configuration."""
-        self.address = Address("127.0.0.1", free_port())
+        self.address = Address("127.0.0.1", quiet_port())
         self._config = folder / "mosquitto.conf"
         self._config.write_text(
             f"listener {self.address.port} {self.address.host}\n"

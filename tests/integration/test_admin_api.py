@@ -108,7 +108,7 @@ class Feed:
 def test_health(http):
     assert http.get("/healthz").json() == {"status": "ok"}
     ready = http.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
+    assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": [], "impaired": {}})
 
 
 def test_publish_says_what_became_of_it(http):

@@ -26,8 +26,10 @@ class Recorder:
         self.decide = decide
         self.batches: list[list[bytes]] = []
         self.bodies: asyncio.Queue[bytes] = asyncio.Queue()
+        self.attempts: list[int] = []
 
     async def send(self, batch):
+        self.attempts += [delivery.attempts for delivery in batch]
         bodies = [delivery.message.body for delivery in batch]
         self.batches.append(bodies)
         for body in bodies:
@@ -44,6 +46,32 @@ async def settled(operator, queue: str, count: int) -> None:
     while True:
         found = next(stats for stats in operator.stats() if stats.name == queue)
         if found.settled + found.dead_lettered >= count and not found.in_flight:
+            return
+        await asyncio.sleep(0.001)
+
+
+async def test_what_had_no_answer_goes_back_as_of_a_lost_consumer_at_the_end_and_not_before():
+    config = "queues: {q: {retry_delay: 1h}}\nroutes: [{from: '#', to: q}]"
+    async with local_gateway(config) as (gateway, operator):
+        await publish(gateway, *(Message("a", b"%d" % n) for n in range(4)))
+        recorder = Recorder(lambda body: Verdict.DONE if body == b"1" else None)
+        task = asyncio.create_task(drive(gateway, "q", recorder, batch=2))
+        assert [await recorder.bodies.get() for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+        await settled_done(operator, "q", 1)
+        assert operator.stats()[-1].in_flight == 3
+        await stop(task)
+        again = Recorder()
+        task = asyncio.create_task(drive(gateway, "q", again))
+        # At once, whatever the pause for retries is, and the oldest alone has one attempt.
+        assert [await again.bodies.get() for _ in range(3)] == [b"0", b"2", b"3"]
+        assert again.attempts == [1, 0, 0]
+        await stop(task)
+
+
+async def settled_done(operator, queue: str, count: int) -> None:
+    """Returns when that many were settled done, whatever is in flight."""
+    while True:
+        if next(stats for stats in operator.stats() if stats.name == queue).settled >= count:
             return
         await asyncio.sleep(0.001)
 

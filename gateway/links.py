@@ -1,0 +1,91 @@
+"""Owns what a configuration says about links: the targets of routes, written `LINK:TEMPLATE`, and the outboxes.
+
+Its rule: what routes send to a link stands in one queue, its outbox, which is there as long as the link is configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from gateway import plugins
+from gateway.policy import DEAD_LETTERS, QueuePolicy, SecondsRange, decode_custom
+from gateway.transport import Binding, Options
+
+if TYPE_CHECKING:
+    from gateway.settings import Route, Settings
+
+OUTBOX_PREFIX = "link."
+
+
+class OutboxPolicy(QueuePolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the outbox of a link promises: a queue's policy (`queues`) with defaults of its own. Messages of one topic
+    keep their order, a full outbox refuses what is routed to it, and what the remote refuses is tried again with a
+    growing pause.
+    """
+
+    group: str | None = "{topic}"
+    retry_delay: SecondsRange | None = SecondsRange((1.0, 60.0))
+
+
+class Target(NamedTuple):
+    """Where a route sends: a queue of ours, or, with a template of the address there, a link's outbox."""
+
+    queue: str
+    link: str | None = None
+    template: str | None = None
+
+
+def outbox(link: str) -> str:
+    """The name of a link's outbox."""
+    return OUTBOX_PREFIX + link
+
+
+def parse(text: str, queues: Collection[str]) -> Target:
+    """What an entry of `to` means. The name of a queue counts before that of a link."""
+    link, colon, template = text.partition(":")
+    if not colon or text in queues or text == DEAD_LETTERS:
+        return Target(text)
+    return Target(outbox(link), link, template)
+
+
+def policies(settings: Settings) -> dict[str, QueuePolicy]:
+    """All queues of a configuration by name: those that it lists, and an outbox for each link."""
+    # A plugin that can't be imported is taken for a link if a route says so.
+    named = {parse(text, settings.queues).link for route in settings.routes for text in route.targets}
+    outboxes = {
+        outbox(name): _policy(section)
+        for name, section in settings.transports.items()
+        if name in named or plugins.is_link(section.type)
+    }
+    return {**settings.queues, **outboxes}
+
+
+def _policy(section: Any) -> QueuePolicy:
+    found = getattr(section, "outbox", None)
+    if isinstance(section, plugins.Unloaded):
+        try:
+            found = msgspec.convert(section.section.get("outbox") or {}, OutboxPolicy, dec_hook=decode_custom)
+        except msgspec.ValidationError:
+            found = None  # whoever can read the section will name the fault
+    policy = found if isinstance(found, OutboxPolicy) else OutboxPolicy()
+    # As any other queue has it: the journal gives it back as this type.
+    return QueuePolicy(**msgspec.structs.asdict(policy))
+
+
+def bindings(settings: Settings) -> list[Binding]:
+    """What the configured routes stand for."""
+    return [_binding(route, parse(text, settings.queues)) for route in settings.routes for text in route.targets]
+
+
+def _binding(route: Route, target: Target) -> Binding:
+    return Binding(
+        queue=target.queue,
+        filter=route.filter,
+        source=route.source,
+        not_source=target.link,
+        owner="config",
+        options=Options(target=target.template),
+    )
