@@ -22,7 +22,7 @@ from gateway.order import NEVER
 from gateway.reading import BodyReader
 from gateway.replay import Refresh, Restored, live_octets, snapshot
 from gateway.storage.journal import Commit, Journal, Rebuilt, StateChange
-from gateway.transport import Offer, Outcome
+from gateway.transport import PLAIN, Offer, Outcome
 from gateway.worker import Worker
 
 SETTLE_DELAY_SECONDS = 0.005
@@ -107,7 +107,7 @@ class Committer:
     # the contract's calls
 
     def accept(
-        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer = PLAIN
     ) -> asyncio.Future[Sequence[Outcome]]:
         future: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
 

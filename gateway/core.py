@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
+from typing import cast
 
 from gateway.dead_letter import DeadLetters, Reason
-from gateway.declarations import CONFIG, binding_state, queue_state
+from gateway.declarations import CONFIG, binding_state, link_state, queue_state
 from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
 from gateway.errors import BindingsFullError, GatewayError, UnknownQueueError
 from gateway.flow import Credit
@@ -32,7 +33,7 @@ from gateway.router import MAX_BINDINGS_OCTETS, Router
 from gateway.rows import Rows, runs
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
-from gateway.transport import Binding, Consumer, Delivery, Options, Outcome
+from gateway.transport import Binding, Consumer, Delivery, Link, Options, Outcome, Verdict
 
 _queue_of: Callable[[Pending], Queue] = attrgetter("queue")
 
@@ -105,15 +106,15 @@ class Core:
 
     def accept(self, accept: Accept) -> None:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
-        if accept.offer is None:
-            accept.outcomes = self.intake.take(accept.messages)
-        else:
-            accept.outcomes = self.intake.take_in_order(accept.messages, accept.offer)
+        accept.outcomes = self.intake.take(accept.messages, accept.offer)
         accept.counts, self.counts = self.counts, []
         gather = self.gather
         gather.accepts.append(accept)
         if accept.changes and not accept.is_refused():
             gather.states += accept.changes
+        if accept.offer.done and accept.settles():
+            for subscription, ids in accept.offer.done:
+                gather.done += cast(QueueSubscription, subscription).journaled(ids)
 
     def group_number(self, queue: Queue, group: str, ident: int) -> int:
         number, is_new = queue.groups.number(group, ident)
@@ -198,6 +199,9 @@ class Core:
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
             accept.count()
+            if accept.offer.done and accept.settles():
+                for subscription, ids in accept.offer.done:
+                    subscription.settle(ids, Verdict.DONE)
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
         batches: dict[Queue, list[Delivery]] = {}
@@ -492,9 +496,7 @@ class Core:
 
     def bind(self, binding: Binding) -> None:
         self.get(binding.queue)
-        if self.router.octets > self.max_bindings:
-            self.refused["bindings"] += 1
-            raise BindingsFullError(f"all bindings take {self.router.octets} bytes, above {self.max_bindings}")
+        self._check_bindings()
         self.router.bind(binding)
         self._journal_binding(binding, True)
 
@@ -508,12 +510,31 @@ class Core:
         if binding.owner != CONFIG and self.queues[binding.queue].policy.durable:
             self.gather.forced_states.append(binding_state(binding, bound))
 
-    def attach(self, name: str, consumer: Consumer, pools: Sequence[Credit], live: bool) -> QueueSubscription:
+    def link(self, link: Link) -> None:
+        self._check_bindings()
+        self.router.link(link)
+        if link.durable:
+            self.gather.forced_states.append(link_state(link, True))
+
+    def unlink(self, link: Link) -> bool:
+        old = self.router.unlink(link)
+        if old is not None and old.durable:
+            self.gather.forced_states.append(link_state(old, False))
+        return old is not None
+
+    def _check_bindings(self) -> None:
+        if self.router.octets > self.max_bindings:
+            self.refused["bindings"] += 1
+            raise BindingsFullError(f"all bindings take {self.router.octets} bytes, above {self.max_bindings}")
+
+    def attach(
+        self, name: str, consumer: Consumer, pools: Sequence[Credit], live: bool, priority: int = 0
+    ) -> QueueSubscription:
         queue = self.get(name)
         if live and not queue.live:
             queue.live = True
             self.journal_queue(queue)
-        return queue.attach(consumer, pools, live)
+        return queue.attach(consumer, pools, live, priority)
 
 
 def _nobody() -> None:

@@ -14,7 +14,9 @@ import msgspec
 from gateway.gather import Pending
 from gateway.message import Message
 from gateway.policy import DEAD_LETTERS, DISCARD, ExchangeTarget
+from gateway.priority import PriorityName
 from gateway.records import NO_EXTRA, Extra
+from gateway.template import Fields
 from gateway.transport import Death
 
 if TYPE_CHECKING:
@@ -50,10 +52,12 @@ def died(
     last: float,
     group: str | None,
     sequence: int = 0,
+    sent: Message | None = None,
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
-    since redrive puts it back there."""
-    death = Death(queue, reason.value, attempts, error, first, last)
+    since redrive puts it back there. `sent`: the message with the address that it had, if it has another now."""
+    exchange, topic = (sent.exchange, sent.topic) if sent is not None else (None, None)
+    death = Death(queue, reason.value, attempts, error, first, last, exchange, topic)
     deaths = (death, *extra.deaths)
     if len(deaths) > MAX_DEATHS:
         deaths = (*deaths[: MAX_DEATHS - 1], deaths[-1])
@@ -72,14 +76,15 @@ class DeadLetters:
         entries = queue.entries
         target = queue.policy.dead_letter
         message: Message | None = None
+        sent: Message | None = None
         octets = entries.length[slot]
         if isinstance(target, ExchangeTarget):
             # Its routing needs the message itself, which may have to be read first.
-            found_here = queue.message(slot)
-            if found_here is None:
+            sent = queue.message(slot)
+            if sent is None:
                 return False
-            message, targets = self.routes(queue, found_here)
-            octets += _readdressing_octets(found_here, message)
+            message, targets = self.routes(queue, sent)
+            octets += _readdressing_octets(sent, message)
             if reason is not Reason.REJECTED:
                 # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
                 been = {queue.name, *(death.queue for death in self._core.extras[entries.extra[slot]].deaths)}
@@ -97,7 +102,7 @@ class DeadLetters:
         old = self._core.extras[entries.extra[slot]]
         group = queue.groups.name(entries.group[slot])
         first, last = entries.accepted[slot], self._core.now()
-        extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot])
+        extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot], sent)
         for found in targets:
             self.move(queue, slot, found, extra, message)
         return True
@@ -130,10 +135,14 @@ class DeadLetters:
             return False
         return any(self.refuses(found, octets) for found in self._queues_named(queue, policy.dead_letter))
 
-    def bury_unstored(self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float) -> None:
-        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10)."""
+    def bury_unstored(
+        self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float, sent: Message
+    ) -> None:
+        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10). `sent`: as it
+        was, before it got another address."""
         self._core.counts.append((queue.counters, "dead_lettered" if targets else "dropped"))
-        extra = died(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None)
+        readdressed = sent if sent is not message else None
+        extra = died(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None, 0, readdressed)
         row = offset = length = 0
         for found in targets:
             place = (0, 0, len(message.body) + UNSTORED_OCTETS)
@@ -183,6 +192,9 @@ class DeadLetters:
     ) -> None:
         ident = self._core.next_ident
         self._core.next_ident = ident + 1
+        template = target.group_template
+        if isinstance(template, PriorityName) and message is not None:
+            group = template.render(Fields(message))
         number = self._core.group_number(target, group or "", ident) if target.group_template is not None else 0
         expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
         target.pending_count += 1

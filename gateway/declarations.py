@@ -15,7 +15,7 @@ from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, QueuePolicy, decode
 from gateway.queue import Queue, templates_of
 from gateway.storage.journal import StateChange
 from gateway.topics import check_filter
-from gateway.transport import Binding
+from gateway.transport import Binding, Link
 
 if TYPE_CHECKING:
     from gateway.core import Core
@@ -35,6 +35,7 @@ class QueueDefinition(msgspec.Struct, frozen=True, array_like=True):
 
 decode_definition = msgspec.msgpack.Decoder(QueueDefinition, dec_hook=decode_custom).decode
 decode_binding = msgspec.msgpack.Decoder(Binding).decode
+decode_link = msgspec.msgpack.Decoder(Link).decode
 
 
 def queue_state(queue: Queue) -> StateChange:
@@ -62,6 +63,14 @@ def binding_state(binding: Binding, bound: bool) -> StateChange:
     return StateChange(OWNER, key, msgspec.msgpack.encode(binding) if bound else None)
 
 
+def link_state(link: Link, linked: bool) -> StateChange:
+    """One key for all that `Router.link` takes as the same link."""
+    match = None if link.match is None else repr(link.match)
+    parts = (link.owner, link.exchange, link.to, link.filter, link.literal, match, link.otherwise)
+    key = f"link/{msgspec.json.encode(parts).decode()}"
+    return StateChange(OWNER, key, msgspec.msgpack.encode(link) if linked else None)
+
+
 def secret_state(core: Core) -> StateChange:
     """Of the dedup keys, without which they mean nothing."""
     return StateChange(OWNER, "secret", core.dedup.secret)
@@ -75,6 +84,7 @@ def states(core: Core) -> list[StateChange]:
             changes.append(queue_state(queue))
             bindings = core.router.bindings(queue.name)
             changes += [binding_state(binding, True) for binding in bindings if binding.owner != CONFIG]
+    changes += [link_state(link, True) for link in core.router.links() if link.durable]
     return changes
 
 

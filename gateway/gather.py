@@ -15,7 +15,7 @@ from gateway.dedup import pack_keys
 from gateway.message import Message
 from gateway.records import Extra, Record, encode, pack
 from gateway.storage.journal import Commit, StateChange
-from gateway.transport import Offer, Options, Outcome
+from gateway.transport import PLAIN, Offer, Options, Outcome
 
 if TYPE_CHECKING:
     from gateway.ledger import Counters
@@ -55,7 +55,7 @@ class Relocation(NamedTuple):
 class Accept:
     """One call of `accept`, `put` or `keep`. outcomes are what will be true once the commit is done, and counts,
     (counters of a queue, which), what is counted then: a call that is decided again counts once. insists: its changes
-    are true already, so they are never refused. offer: how a link's source offers its messages."""
+    are true already, so they are never refused. offer: as `Gateway.accept` has it."""
 
     __slots__ = ("changes", "counts", "insists", "messages", "offer", "outcomes", "resolve")
 
@@ -65,7 +65,7 @@ class Accept:
         changes: Sequence[StateChange],
         resolve: Callable[[Sequence[Outcome], bool], None],
         insists: bool = False,
-        offer: Offer | None = None,
+        offer: Offer = PLAIN,
     ) -> None:
         self.messages = messages
         self.offer = offer
@@ -79,6 +79,10 @@ class Accept:
         """It is about to be answered."""
         for counters, name in self.counts:
             setattr(counters, name, getattr(counters, name) + 1)
+
+    def settles(self) -> bool:
+        """Its deliveries are done: none of its messages was refused."""
+        return bool(self.offer.done) and Outcome.REFUSED not in self.outcomes
 
     def is_refused(self) -> bool:
         """All of its messages were; then its changes are not made."""
@@ -134,6 +138,7 @@ class Gather:
         "attempts",
         "bodies",
         "copied_bodies",
+        "done",
         "dropped",
         "dues",
         "expired",
@@ -165,6 +170,8 @@ class Gather:
         self.volatile_keys: list[bytes] = []
         """Of transient queues: kept in memory only."""
         self.states: list[StateChange] = []
+        self.done: list[int] = []
+        """Entries that leave with the calls of this commit, and stay if these are refused."""
         self.retained: list[tuple[Message, float]] = []
         self.live: list[tuple[Queue, Message, Options]] = []
         self.relocations: list[Relocation] = []
@@ -258,8 +265,8 @@ class Gather:
         record = Record(now)
         if durable:
             fill(record, durable)
-        if self.settled:
-            record.settled = pack("q", self.settled)
+        if self.settled or self.done:
+            record.settled = pack("q", [*self.settled, *self.done])
         record.attempts = self.attempts
         record.dues = self.dues
         record.groups_named = self.groups
@@ -271,6 +278,7 @@ class Gather:
         # A state alone has a record, too: the next start must know that time had come so far.
         said = (
             self.settled,
+            self.done,
             self.attempts,
             self.groups,
             self.extras,

@@ -17,7 +17,7 @@ from gateway.order import Grouped
 from gateway.policy import QueuePolicy
 from gateway.records import Extra
 from gateway.template import Fields, MissingValueError, Template
-from gateway.transport import NO_OPTIONS, Offer, Options, Outcome
+from gateway.transport import NO_OPTIONS, PLAIN, Offer, Options, Outcome
 
 if TYPE_CHECKING:
     from gateway.core import Core
@@ -27,49 +27,50 @@ if TYPE_CHECKING:
 class Intake:
     """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
 
-    __slots__ = ("_core", "_ends", "_fallback", "_targets")
+    __slots__ = ("_core", "_ends", "_targets")
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._fallback: tuple[tuple[Queue, Options], ...] = ()
         """What gets, in this call, what no binding leads anywhere."""
         self._targets: dict[str, Template] = {}
         """Of the configured routes, by their text."""
         self._ends: dict[float, float] = {}
         """When the dedup keys of this call end, by their window: one float for all of them."""
 
-    def take(self, messages: Sequence[Message]) -> list[Outcome]:
+    def take(self, messages: Sequence[Message], offer: Offer) -> list[Outcome]:
         """One Outcome for each, in order; they become true with the next commit."""
-        now, decide = self._core.now(), self._decide
+        now, decide, route = self._core.now(), self._decide, self._core.router.route
         self._ends = {}
-        return [decide(message, now) for message in messages]
+        if offer is PLAIN:
+            return [decide(message, now, route(message)) for message in messages]
+        return self._take_as_offered(messages, offer, now)
 
-    def take_in_order(self, messages: Sequence[Message], offer: Offer) -> list[Outcome]:
-        """The same for a link's source: behind a REFUSED message all are REFUSED."""
-        now = self._core.now()
-        self._ends = {}
-        keeper = self._core.queues.get(offer.unroutable) if offer.unroutable is not None else None
-        self._fallback = ((keeper, NO_OPTIONS),) if keeper is not None else ()
+    def _take_as_offered(self, messages: Sequence[Message], offer: Offer, now: float) -> list[Outcome]:
+        core, decide = self._core, self._decide
+        keeper = core.queues.get(offer.unroutable) if offer.unroutable is not None else None
         outcomes: list[Outcome] = []
-        for message in messages:
-            outcomes.append(self._decide(message, now))
-            if outcomes[-1] is Outcome.REFUSED and not (offer.drops_qos0 and message.qos == 0):
+        for place, message in enumerate(messages):
+            topics = offer.also.get(place)
+            targets = core.router.route(message) if topics is None else core.router.route_also(message, topics)
+            if targets or keeper is None:
+                outcome = decide(message, now, targets)
+            else:
+                outcome = decide(message, now, ((keeper, NO_OPTIONS),))
+                if outcome is not Outcome.REFUSED:
+                    outcome = Outcome.UNROUTED
+            outcomes.append(outcome)
+            if outcome is Outcome.REFUSED and offer.in_order and not (offer.drops_qos0 and message.qos == 0):
                 outcomes += [Outcome.REFUSED] * (len(messages) - len(outcomes))
                 break
-        self._fallback = ()
         return outcomes
 
-    def _decide(self, message: Message, now: float) -> Outcome:
+    def _decide(self, message: Message, now: float, targets: Sequence[tuple[Queue, Options]]) -> Outcome:
         core = self._core
         if core.overloaded:
             return Outcome.REFUSED
         retains = message.retain and message.exchange == TOPIC_EXCHANGE
         if retains and (core.refusing or self._retained_is_full(message, now)):
             return Outcome.REFUSED
-        targets = core.router.route(message)
-        unrouted = not targets
-        if unrouted:
-            targets = self._fallback
         if not targets:
             if retains:
                 self._retain(message, now)
@@ -102,8 +103,9 @@ class Intake:
                     if queue.group_template is not None:
                         group = queue.group_template.render(fields)
                     if queue.dedup_key is not None:
-                        scope = group if queue.dedup_by_group else None
-                        digest = core.dedup.digest(queue.name, scope, queue.dedup_key(fields))
+                        key = queue.dedup_key(fields)
+                        if key is not None:
+                            digest = core.dedup.digest(queue.name, group if queue.dedup_by_group else None, key)
                 except MissingValueError as error:
                     dead, bins = core.dead_letters.routes(queue, message)
                     if any(core.dead_letters.refuses(found, octets) for found in bins):
@@ -135,11 +137,9 @@ class Intake:
         for queue, options in live or ():
             core.gather.live.append((queue, message, options))
         for queue, dead, bins, why in invalid or ():
-            core.dead_letters.bury_unstored(queue, dead, bins, why, now)
+            core.dead_letters.bury_unstored(queue, dead, bins, why, now, message)
         if retains:
             self._retain(message, now)
-        if unrouted:
-            return Outcome.UNROUTED
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
 
     def _address(self, options: Options, text: str, fields: Fields) -> Options:
@@ -194,9 +194,9 @@ class Intake:
     def _names_are_full(self, queue: Queue, group: str | None, digest: bytes | None, now: float) -> bool:
         """Whether there may be no group, or no dedup key, that is not known yet."""
         core, groups = self._core, queue.groups
-        if group is not None and len(groups) >= queue.policy.max_groups and not groups.find(group):
-            assert isinstance(queue.order, Grouped)
-            groups.free_idle(queue.order.heads, core.committed_ident)
+        order, limit = queue.order, queue.policy.max_groups
+        if isinstance(order, Grouped) and group is not None and len(groups) >= limit and not groups.find(group):
+            groups.free_idle(order.heads, core.committed_ident)
             if len(groups) >= queue.policy.max_groups:
                 core.refused["groups"] += 1
                 return True

@@ -18,7 +18,7 @@ from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
-from gateway.transport import Binding, Consumer, Offer, Outcome, QueueView, Subscription, User
+from gateway.transport import PLAIN, Binding, Consumer, Link, Offer, Outcome, QueueView, Subscription, User
 
 
 class LocalGateway:
@@ -47,7 +47,7 @@ class LocalGateway:
         return self.core.refusing
 
     def accept(
-        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer = PLAIN
     ) -> Future[Sequence[Outcome]]:
         return self.committer.accept(batch, changes, offer)
 
@@ -91,8 +91,22 @@ class LocalGateway:
     def bindings(self, queue: str) -> Sequence[Binding]:
         return self.core.router.bindings(queue)
 
-    def attach(self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False) -> Subscription:
-        subscription = self.core.attach(queue, consumer, pools, live)
+    def link(self, link: Link) -> None:
+        self.core.link(link)
+        self.committer.poke()
+
+    def unlink(self, link: Link) -> bool:
+        found = self.core.unlink(link)
+        self.committer.poke()
+        return found
+
+    def links(self) -> Sequence[Link]:
+        return self.core.router.links()
+
+    def attach(
+        self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False, priority: int = 0
+    ) -> Subscription:
+        subscription = self.core.attach(queue, consumer, pools, live, priority)
         self.committer.poke()
         return subscription
 
@@ -101,6 +115,9 @@ class LocalGateway:
 
     def scram(self) -> Exchange | None:
         return Exchange(self.access.scram) if self.access.scram is not None else None
+
+    def user(self, name: str) -> User | None:
+        return self.access.find(name)
 
     def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
         return self.access.authenticate(name, password)

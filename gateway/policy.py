@@ -91,11 +91,13 @@ class DedupPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A second message with `key` in `window` (from the first one) is answered with success and not stored.
 
     key: a template, or `sha256` for the hash of the body. scope: in the whole queue, or in the message's group.
+    required: false stores a message for which the key has no value, never as a duplicate; true makes it a dead letter.
     """
 
     key: str
     window: Seconds = Seconds(300)
     scope: Literal["queue", "group"] = "queue"
+    required: bool = True
 
 
 class ExchangeTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +124,9 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_groups: groups that hold messages; a message of one more is refused.
     overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight.
     expires: seconds without a consumer after which the queue is deleted with what it holds; None: never.
+    max_priority: 1 to 255; messages of a higher priority are delivered first, and what is above it counts as it. None:
+    priorities mean nothing. Not together with `group`.
+    single_active: only one consumer at a time gets messages; another does when it has left and holds none.
     """
 
     durable: bool = True
@@ -141,6 +146,8 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_groups: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     overflow: Literal["refuse", "drop-oldest", "dead-letter"] = "refuse"
     expires: Seconds | None = None
+    max_priority: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
+    single_active: bool = False
 
 
 DISCARD = "none"

@@ -7,8 +7,9 @@ registered before its consumer hears of it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,6 +26,7 @@ from gateway.ledger import RESIDENT_OCTETS, Counters, Ledger
 from gateway.message import Message
 from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
+from gateway.priority import Prioritized, PriorityName
 from gateway.records import NO_EXTRA
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, Template
@@ -43,13 +45,19 @@ SPARED_OCTETS = 64 << 10
 SPILLED = Message("", b"")
 """Stands for the message of a delivery in flight whose body is on disk alone."""
 
+_priority: Callable[[QueueSubscription], int] = attrgetter("priority")
 decode_message = msgspec.msgpack.Decoder(Message).decode
 
 
-def templates_of(policy: QueuePolicy) -> tuple[Template | None, Template | None]:
-    """For the group and for the dedup key. Raises ValueError for a text that is no template."""
+def templates_of(policy: QueuePolicy) -> tuple[Template | PriorityName | None, Template | None]:
+    """For the group and for the dedup key. Raises ValueError for a text that is no template, or for groups together
+    with priorities."""
     dedup = policy.dedup
-    group = Template(policy.group) if policy.group is not None else None
+    group: Template | PriorityName | None = Template(policy.group) if policy.group is not None else None
+    if policy.max_priority is not None:
+        if group is not None:
+            raise ValueError("a queue has group or max_priority, not both")
+        group = PriorityName(policy.max_priority)
     return group, Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
 
 
@@ -70,6 +78,7 @@ class Queue:
         "_leaving",
         "_memory",
         "_over",
+        "_prioritized",
         "_purge",
         "_timeouts",
         "_turn",
@@ -97,6 +106,7 @@ class Queue:
         "pending_count",
         "pending_octets",
         "policy",
+        "ranks",
         "reads_fields",
         "removed",
         "resident",
@@ -135,6 +145,10 @@ class Queue:
         self._again = NEVER
         """When refused dead letters are tried again."""
         self._turn = 0
+        self._prioritized = 0
+        """Consumers with a priority of their own."""
+        self.ranks = False
+        """Its consumers do not simply take turns."""
         self._timeouts = Timeouts(self.flying)
         self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
@@ -146,28 +160,39 @@ class Queue:
         """From now on. Group values and dedup keys of what is here stay as they are (ruling 24)."""
         self.policy = policy
         self.group_template, template = templates_of(policy)
-        self.dedup_key: Callable[[Fields], str] | None = None
+        self.dedup_key: Callable[[Fields], str | None] | None = None
         """Where its messages' dedup keys come from."""
-        if policy.dedup is not None:
-            self.dedup_key = template.render if template is not None else body_key
+        if policy.dedup is not None and template is None:
+            self.dedup_key = body_key
+        elif policy.dedup is not None and template is not None:
+            self.dedup_key = template.render if policy.dedup.required else template.find
         self.dedup_by_group = policy.dedup is not None and policy.dedup.scope == "group"
         self.reads_fields = self.group_template is not None or policy.dedup is not None
         self.is_timed = policy.ttl is not None or bool(policy.delay)
+        self.rank()
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
         latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
         self._timeouts.shorten(latest, (*self.subscriptions, *self._leaving))
-        if isinstance(self.order, Grouped) and self.group_template is not None:
+        order = self._order()
+        if type(order) is not type(self.order):
+            self._reorder(order)
+        elif isinstance(self.order, Grouped):
             self.order.allow(policy.group_in_flight)
-        elif isinstance(self.order, Grouped) or self.group_template is not None:
-            self._reorder()
 
-    def _reorder(self) -> None:
+    def _order(self) -> Order:
+        """An empty one of the kind that the policy asks for."""
+        if self.policy.max_priority is not None:
+            return Prioritized(self.entries, self.groups.name)
+        if self.group_template is not None:
+            return Grouped(self.entries, self.policy.group_in_flight)
+        return Competing(self.entries)
+
+    def _reorder(self, order: Order) -> None:
         for subscription in (*self.subscriptions, *self._leaving):
             subscription.settle(list(subscription.held), Verdict.RETURNED)
-        grouped = self.group_template is not None
         before, now = self.order, self.ledger.now()
-        self.order = Grouped(self.entries, self.policy.group_in_flight) if grouped else Competing(self.entries)
+        self.order = order
         for slot in self.entries.slots():
             due = before.due(slot)
             self.order.add(slot, due if due > now else 0.0)
@@ -401,11 +426,36 @@ class Queue:
                 last = row
                 self.ledger.body(row)
 
+    def rank(self, change: int = 0) -> None:
+        """Consumers with a priority of their own came or left, or the policy is another."""
+        self._prioritized += change
+        self.ranks = self.policy.single_active or bool(self._prioritized)
+
+    def _tiers(self) -> Iterator[list[QueueSubscription]]:
+        """Those with credit, each tier to be served before the next."""
+        ranked = sorted(self.subscriptions, key=_priority, reverse=True)  # equal ones by arrival
+        if self.policy.single_active:
+            holding = [one for one in (*self._leaving, *ranked) if one.held]
+            # Another takes over only when nothing is in flight, so that the order is kept.
+            if ranked and all(one is ranked[0] for one in holding) and ranked[0].has_credit():
+                yield ranked[:1]
+            return
+        for _, same in groupby(ranked, _priority):
+            if active := [subscription for subscription in same if subscription.has_credit()]:
+                yield active
+
     def dispatch(self, now: float) -> None:
         """Hands out what is ready, one message a consumer in turn, as far as credit and bodies go."""
-        active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
-        if not active:
+        if self.ranks:
+            for tier in self._tiers():
+                self._hand_out(tier, now)
             return
+        active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
+        if active:
+            self._hand_out(active, now)
+
+    def _hand_out(self, active: list[QueueSubscription], now: float) -> None:
+        """To these consumers, all of which have credit."""
         competing = len(active) > 1
         ledger = self.ledger
         ids = ledger.deliveries
@@ -663,7 +713,8 @@ class Queue:
 
     # consumers
 
-    def attach(self, consumer: Consumer, pools: Sequence[Credit], live: bool) -> QueueSubscription:
-        subscription = QueueSubscription(self, consumer, tuple(pools), live)
+    def attach(self, consumer: Consumer, pools: Sequence[Credit], live: bool, priority: int = 0) -> QueueSubscription:
+        subscription = QueueSubscription(self, consumer, tuple(pools), live, priority)
         self.subscriptions.append(subscription)
+        self.rank(1 if priority else 0)
         return subscription

@@ -16,7 +16,7 @@ import msgspec
 
 from gateway import declarations, retained
 from gateway.core import Core
-from gateway.declarations import OWNER, decode_binding, decode_definition
+from gateway.declarations import OWNER, decode_binding, decode_definition, decode_link
 from gateway.dedup import pack_keys
 from gateway.errors import StoreError
 from gateway.gather import fill
@@ -108,6 +108,8 @@ class _Restore:
             core.dedup.secret = change.value
         elif kind == "bind":
             bindings.append(decode_binding(change.value))
+        elif kind == "link":
+            core.router.link(decode_link(change.value))
 
     def _read_all_but_entries(self) -> None:
         core = self.core

@@ -1,18 +1,22 @@
-"""Owns the bindings: which queues a message goes to, and with which options (rulings 7 and 8).
+"""Owns the bindings and links: which queues a message goes to, and with which options (rulings 7 and 8).
 
 Its rule: what has not changed is not matched again; an edit of bindings forgets the answers it affects, and others only
 if these are many.
+
+Links are followed when an answer is worked out, not when it is used: a message that has come this way before costs the
+same, whichever exchanges it passes. Each exchange is passed once, so links may lead in circles.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
 from gateway.topics import FilterTree, NameTree, check_filter
-from gateway.transport import Binding, Options
+from gateway.transport import Binding, Link, Options
 
 CACHE_OCTETS = 32 << 20
 MAX_BINDINGS_OCTETS = 256 << 20
@@ -29,27 +33,28 @@ Q = TypeVar("Q")
 
 class _Answer(Generic[Q]):
     """What one (exchange, topic) leads to. `plain` is merged already; where a binding asks something of the message
-    itself, `all` is asked each time."""
+    itself, `all` is asked each time; if that decides where the message goes on to, the way is walked each time."""
 
-    __slots__ = ("all", "conditional", "plain")
+    __slots__ = ("all", "conditional", "plain", "walks")
 
-    def __init__(self, found: Sequence[tuple[Binding, Q]]) -> None:
+    def __init__(self, found: Sequence[tuple[Binding, Q]], walks: bool = False) -> None:
         self.all = found
-        self.conditional = any(is_conditional(binding) for binding, _ in found)
+        self.walks = walks
+        self.conditional = walks or any(is_conditional(binding) for binding, _ in found)
         self.plain = () if self.conditional else merge(found)
 
 
 class _Exchange(Generic[Q]):
     """octets: what the cached answers take, roughly."""
 
-    __slots__ = ("_hide", "answers", "cached", "literal", "octets", "tree")
+    __slots__ = ("answers", "cached", "hides", "literal", "octets", "tree")
 
     def __init__(self, name: str) -> None:
-        self._hide = name == TOPIC_EXCHANGE
-        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree(self._hide)
+        self.hides = name == TOPIC_EXCHANGE
+        self.tree: FilterTree[tuple[Binding, Q]] = FilterTree(self.hides)
         self.literal: dict[str, dict[object, tuple[Binding, Q]]] = {}
         self.answers: dict[str, _Answer[Q]] = {}
-        self.cached: NameTree[str] = NameTree(self._hide)
+        self.cached: NameTree[str] = NameTree(self.hides)
         self.octets = 0
 
     def remember(self, topic: str, answer: _Answer[Q]) -> int:
@@ -74,8 +79,44 @@ class _Exchange(Generic[Q]):
     def forget_all(self) -> int:
         before, self.octets = self.octets, 0
         self.answers = {}
-        self.cached = NameTree(self._hide)
+        self.cached = NameTree(self.hides)
         return -before
+
+
+class _Links:
+    """Those that lead on from one exchange. otherwise: where what nothing else matches goes."""
+
+    __slots__ = ("_literal", "_tree", "all", "otherwise")
+
+    def __init__(self, exchange: str) -> None:
+        self.all: dict[tuple[object, ...], Link] = {}
+        self.otherwise: Link | None = None
+        self._tree: FilterTree[Link] = FilterTree(exchange == TOPIC_EXCHANGE)
+        self._literal: dict[str, dict[object, Link]] = {}
+
+    def put(self, identity: tuple[object, ...], link: Link) -> None:
+        """None of that identity may be there."""
+        self.all[identity] = link
+        if link.otherwise:
+            self.otherwise = link
+        elif link.literal:
+            self._literal.setdefault(link.filter, {})[identity] = link
+        else:
+            self._tree.put(link.filter, identity, link)
+
+    def remove(self, identity: tuple[object, ...]) -> None:
+        link = self.all.pop(identity)
+        if link.otherwise:
+            self.otherwise = None
+        elif link.literal:
+            del self._literal[link.filter][identity]
+            if not self._literal[link.filter]:
+                del self._literal[link.filter]
+        else:
+            self._tree.remove(link.filter, identity)
+
+    def match(self, topic: str) -> list[Link]:
+        return [*self._tree.match(topic), *self._literal.get(topic, {}).values()]
 
 
 class Router(Generic[Q]):
@@ -84,6 +125,9 @@ class Router(Generic[Q]):
     def __init__(self, cache_octets: int = CACHE_OCTETS) -> None:
         self._exchanges: dict[str, _Exchange[Q]] = {}
         self._queues: dict[str, tuple[Q, dict[tuple[object, ...], Binding]]] = {}
+        self._links: dict[str, _Links] = {}
+        self._sources: dict[str, Counter[str]] = {}
+        """The exchanges that lead to each one, with the number of links."""
         self._limit = cache_octets
         self._cached = 0
         self.octets = 0
@@ -119,7 +163,7 @@ class Router(Generic[Q]):
         else:
             self.octets += _NODE_OCTETS * exchange.tree.put(binding.filter, identity, (binding, queue))
         self.octets += _cost(binding)
-        self._forget_matching(binding)
+        self._forget_matching(binding.exchange, binding.filter, binding.literal)
 
     def unbind(self, binding: Binding) -> bool:
         """False if there was none."""
@@ -137,8 +181,46 @@ class Router(Generic[Q]):
         else:
             self.octets -= _NODE_OCTETS * exchange.tree.remove(old.filter, identity)
         self.octets -= _cost(old)
-        self._forget_matching(old)
+        self._forget_matching(old.exchange, old.filter, old.literal)
         return True
+
+    def link(self, link: Link) -> None:
+        """Raises ValueError for a filter that can't be held."""
+        if not link.literal and link.filter and (why := check_filter(link.filter)):
+            raise ValueError(f"the filter {link.filter!r} {why}")
+        self.unlink(link)
+        links = self._links.get(link.exchange)
+        if links is None:
+            links = self._links[link.exchange] = _Links(link.exchange)
+        if link.otherwise and links.otherwise is not None:
+            self.unlink(links.otherwise)
+            links = self._links.setdefault(link.exchange, links)
+        links.put(_link_identity(link), link)
+        self._sources.setdefault(link.to, Counter())[link.exchange] += 1
+        self.octets += _cost(link)
+        self._forget_link(link)
+
+    def unlink(self, link: Link) -> Link | None:
+        """The one that there was."""
+        links, identity = self._links.get(link.exchange), _link_identity(link)
+        if links is None or identity not in links.all:
+            return None
+        old = links.all[identity]
+        links.remove(identity)
+        if not links.all:
+            del self._links[link.exchange]
+        sources = self._sources[link.to]
+        sources[link.exchange] -= 1
+        if not sources[link.exchange]:
+            del sources[link.exchange]
+        if not sources:
+            del self._sources[link.to]
+        self.octets -= _cost(old)
+        self._forget_link(old)
+        return old
+
+    def links(self) -> list[Link]:
+        return [link for links in self._links.values() for link in links.all.values()]
 
     def bindings(self, queue: str) -> list[Binding]:
         found = self._queues.get(queue)
@@ -152,13 +234,22 @@ class Router(Generic[Q]):
             answer = self._answer(message.exchange, message.topic)
         if not answer.conditional:
             return answer.plain
+        if answer.walks:
+            return merge(self._walk(message.exchange, message.topic, message)[0])
         return merge([item for item in answer.all if applies(item[0], message)])
+
+    def route_also(self, message: Message, topics: Sequence[str]) -> Sequence[tuple[Q, Options]]:
+        """As `route`, for a message that these topics lead to its queues besides its own; a binding counts once."""
+        found: dict[object, tuple[Binding, Q]] = {}
+        for topic in (message.topic, *topics):
+            for binding, queue in self._walk(message.exchange, topic, message)[0]:
+                found[_identity(binding)] = (binding, queue)
+        return merge(list(found.values()))
 
     def find(self, message: Message) -> Iterator[Binding]:
         """The bindings by which `route` leads there."""
-        for binding, _ in self._answer(message.exchange, message.topic).all:
-            if applies(binding, message):
-                yield binding
+        for binding, _ in self._walk(message.exchange, message.topic, message)[0]:
+            yield binding
 
     def _answer(self, exchange: str, topic: str) -> _Answer[Q]:
         found = self._exchanges.get(exchange)
@@ -166,31 +257,86 @@ class Router(Generic[Q]):
             found = self._exchanges[exchange] = _Exchange(exchange)
         answer = found.answers.get(topic)
         if answer is None:
-            answer = self._match(exchange, found, topic)
+            answer = _Answer(*self._walk(exchange, topic, None))
             self._cached += found.remember(topic, answer)
             if self._cached > self._limit:
                 self._cached += sum(each.forget_all() for each in self._exchanges.values())
         return answer
 
-    def _match(self, name: str, exchange: _Exchange[Q], topic: str) -> _Answer[Q]:
-        found = list(exchange.tree.match(topic))
-        if topic in exchange.literal:
+    def _walk(self, start: str, topic: str, message: Message | None) -> tuple[list[tuple[Binding, Q]], bool]:
+        """What such a topic is led to from there, over links too; of `message`, only what wants it. And whether it is
+        the message itself that decides over a link."""
+        if start not in self._links:
+            here = self._here(start, topic)
+            return (here if message is None else [item for item in here if applies(item[0], message)]), False
+        found: list[tuple[Binding, Q]] = []
+        decides = False
+        names, passed = [start], {start}
+        for name in names:  # it grows
+            here, links = self._here(name, topic), self._links.get(name)
+            onward = links.match(topic) if links is not None else []
+            otherwise = links.otherwise if links is not None else None
+            asked = any(link.match is not None for link in onward)
+            asked = asked or (otherwise is not None and any(is_conditional(binding) for binding, _ in here))
+            decides = decides or asked
+            if message is not None:
+                here = [item for item in here if applies(item[0], message)]
+                onward = [link for link in onward if link.match is None or link.match.matches(message)]
+            found += here
+            if otherwise is not None and (not (here or onward) or (asked and message is None)):
+                onward.append(otherwise)
+            for link in onward:
+                if link.to not in passed:
+                    passed.add(link.to)
+                    names.append(link.to)
+        return found, decides
+
+    def _here(self, name: str, topic: str) -> list[tuple[Binding, Q]]:
+        """What the bindings of one exchange lead to."""
+        exchange = self._exchanges.get(name)
+        found = list(exchange.tree.match(topic)) if exchange is not None else []
+        if exchange is not None and topic in exchange.literal:
             found += exchange.literal[topic].values()
         if name == DEFAULT_EXCHANGE and topic in self._queues:
             found.append((Binding(queue=topic, filter=topic, exchange=name, literal=True), self._queues[topic][0]))
-        return _Answer(found)
+        return found
 
-    def _forget_matching(self, binding: Binding) -> None:
-        exchange = self._exchanges[binding.exchange]
-        if binding.literal:
-            self._cached += exchange.forget(binding.filter)
-        else:
-            self._cached += exchange.forget_matching(binding.filter)
+    def _leading_to(self, exchange: str) -> list[str]:
+        """The exchange itself, first, and all from which links lead there."""
+        names, passed = [exchange], {exchange}
+        for name in names:  # it grows
+            for source in self._sources.get(name, ()):
+                if source not in passed:
+                    passed.add(source)
+                    names.append(source)
+        return names
+
+    def _forget_matching(self, exchange: str, filter: str, literal: bool) -> None:
+        if literal:
+            self._forget(exchange, filter)
+            return
+        for name in self._leading_to(exchange):
+            found = self._exchanges.get(name)
+            if found is None:
+                continue
+            # A filter of another exchange may match what this one hides from its own.
+            forgets_all = found.hides and name != exchange
+            self._cached += found.forget_all() if forgets_all else found.forget_matching(filter)
 
     def _forget(self, exchange: str, topic: str) -> None:
-        found = self._exchanges.get(exchange)
-        if found is not None:
-            self._cached += found.forget(topic)
+        for name in self._leading_to(exchange):
+            found = self._exchanges.get(name)
+            if found is not None:
+                self._cached += found.forget(topic)
+
+    def _forget_link(self, link: Link) -> None:
+        if not link.otherwise:
+            self._forget_matching(link.exchange, link.filter, link.literal)
+            return
+        for name in self._leading_to(link.exchange):
+            found = self._exchanges.get(name)
+            if found is not None:
+                self._cached += found.forget_all()
 
 
 def _size(topic: str, answer: _Answer[Any]) -> int:
@@ -198,7 +344,7 @@ def _size(topic: str, answer: _Answer[Any]) -> int:
     return _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
 
 
-def _cost(binding: Binding) -> int:
+def _cost(binding: Binding | Link) -> int:
     """Bytes of a binding without its levels, roughly."""
     return _BINDING_OCTETS + 3 * len(binding.filter) + (0 if binding.match is None else 2 * len(repr(binding.match)))
 
@@ -215,6 +361,11 @@ def _identity(binding: Binding) -> tuple[object, ...]:
         binding.source,
         binding.options.target,
     )
+
+
+def _link_identity(link: Link) -> tuple[object, ...]:
+    match = None if link.match is None else repr(link.match)
+    return (link.owner, link.exchange, link.to, link.filter, link.literal, match, link.otherwise)
 
 
 def is_conditional(binding: Binding) -> bool:

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 class QueueSubscription:
     """A Subscription of the contract. Credit is its own and its pools'."""
 
-    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "queue")
+    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "priority", "queue")
 
-    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool) -> None:
+    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool, priority: int) -> None:
         self._queue = queue
         self.queue = queue.name
         self.consumer = consumer
         self.pools = pools
         self.live = live
+        self.priority = priority
         self.messages = 0
         self.octets = UNLIMITED
         self.held: dict[int, Delivery] = {}
@@ -94,11 +95,21 @@ class QueueSubscription:
                     queue.give_back(delivery)
         return len(found)
 
+    def journaled(self, ids: Iterable[int]) -> list[int]:
+        """The idents by which the journal knows those of these deliveries that it holds."""
+        queue = self._queue
+        if not queue.policy.durable or queue.deleted:
+            return []
+        found = [delivery for id in ids if (delivery := self.held.get(id)) is not None]
+        row = queue.entries.row
+        return [one.ident for one in found if queue.flying.get(one.slot) is one and row[one.slot]]
+
     def cancel(self) -> None:
         queue = self._queue
         if self in queue.subscriptions:
             queue.subscriptions.remove(self)
             queue._leaving[self] = None
+            queue.rank(-1 if self.priority else 0)
             queue.order.forget(self, [delivery.slot for delivery in self.held.values()])
             queue.idle_since = queue.ledger.now()
             queue.ledger.wake(queue)

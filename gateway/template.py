@@ -157,6 +157,13 @@ class Template:
         else:
             self.render = self._render
 
+    def find(self, fields: Fields) -> str | None:
+        """As `render`; None where a variable without a default is not there at all."""
+        for part in self._parts:
+            if not isinstance(part, str) and part[2] is None and part[1](fields) is None:
+                return None
+        return self.render(fields)
+
     def _remembering(self, known: dict[str, str]) -> Callable[[Fields], str]:
         """Of the topic alone: the same topics come again and again."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from gateway.storage.journal import StateChange
 __all__ = [
     "NO_OPTIONS",
     "NO_PROPERTIES",
+    "PLAIN",
     "Binding",
     "Consumer",
     "Credit",
@@ -29,6 +30,7 @@ __all__ = [
     "Delivery",
     "Gateway",
     "HeadersMatch",
+    "Link",
     "Message",
     "Offer",
     "Options",
@@ -124,22 +126,30 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     options: Options = NO_OPTIONS
 
 
-class Offer(msgspec.Struct, frozen=True):
-    """How a link's source offers messages (ruling 23): what comes after a REFUSED one is REFUSED too, so that all of it
-    can be offered again in its order.
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """Leads from one exchange to another, with the same topic.
 
-    unroutable: a queue that keeps what no binding leads anywhere, as it is; the Outcome stays UNROUTED.
-    drops_qos0: a REFUSED message of QoS 0 holds up nothing, as it is not offered again.
+    filter, literal, match: what goes there, as in a Binding. otherwise: instead, whatever nothing else in `exchange`
+    matches (an alternate exchange); there is one at most.
+    durable: kept over a restart. owner: as in a Binding.
+    Two links that differ in `durable` alone are one: the later replaces the earlier.
     """
 
-    unroutable: str | None = None
-    drops_qos0: bool = False
+    exchange: str
+    to: str
+    filter: str = "#"
+    literal: bool = False
+    match: HeadersMatch | None = None
+    otherwise: bool = False
+    durable: bool = False
+    owner: str = ""
 
 
 class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One time that a queue gave a message up. Times are wall-clock seconds since 1970.
 
     reason: rejected, exhausted, expired, overflow, unroutable or invalid. first: accepted by that queue.
+    exchange, topic: where the message had been sent to, if it was given another address then.
     """
 
     queue: str
@@ -148,6 +158,8 @@ class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str
     first: float
     last: float
+    exchange: str | None = None
+    topic: str | None = None
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):
@@ -239,6 +251,29 @@ class User(msgspec.Struct, frozen=True):
     name: str
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What else a batch asks for, beside being decided and stored.
+
+    also: topics of the same exchange that lead the message at this place of the batch to queues besides its own topic;
+    each queue gets it once, with its own topic.
+    done: deliveries by subscription that are DONE in the same commit, and only if nothing of the batch is REFUSED.
+    Until the Future resolves their consumers hold them; what is given back meanwhile comes again.
+    in_order: what comes after a REFUSED message is REFUSED too, so that all of it can be offered again in its order
+    (ruling 23). drops_qos0: except after one of QoS 0, which is not offered again.
+    unroutable: a queue that keeps what no binding leads anywhere, as it is; the Outcome stays UNROUTED.
+    """
+
+    also: Mapping[int, Sequence[str]] = {}
+    done: Sequence[tuple[Subscription, Sequence[int]]] = ()
+    in_order: bool = False
+    drops_qos0: bool = False
+    unroutable: str | None = None
+
+
+PLAIN = Offer()
+"""Of every batch that asks for nothing else; the same object, so that it is known at a glance."""
+
+
 class Gateway(Protocol):
     """All that a transport may do. Everything here is called on the event loop's thread."""
 
@@ -262,11 +297,11 @@ class Gateway(Protocol):
         ...
 
     def accept(
-        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer | None = None
+        self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer = PLAIN
     ) -> Future[Sequence[Outcome]]:
         """Decides at once, in the order of calls; the Future resolves, in that same order over all callers, after
         the commit, with an Outcome for each message. It never raises for what a message says. `changes` are in
-        the same commit; if all of the batch is REFUSED they are not made. `offer`: as a link's source does."""
+        the same commit; if all of the batch is REFUSED they are not made. `offer`: what else the batch asks for."""
         ...
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:
@@ -315,10 +350,25 @@ class Gateway(Protocol):
         """All bindings of that queue."""
         ...
 
-    def attach(self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False) -> Subscription:
+    def link(self, link: Link) -> None:
+        """From now on. Journaled (with the next commit) if it is durable. Raises BindingsFullError, and ValueError for
+        a filter the tree can't hold."""
+
+    def unlink(self, link: Link) -> bool:
+        """False if there was none."""
+        ...
+
+    def links(self) -> Sequence[Link]:
+        """All there are."""
+        ...
+
+    def attach(
+        self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False, priority: int = 0
+    ) -> Subscription:
         """`pools` are shared credit: a delivery takes from the subscription's own and from each of these.
         live: besides, entries of QoS 0 go straight to `deliver`, with id 0 and without credit, and entries of
-        QoS 0 are never queued there (an MQTT session's queue). Raises UnknownQueueError."""
+        QoS 0 are never queued there (an MQTT session's queue).
+        priority: who has a higher one is served first, as long as it has credit. Raises UnknownQueueError."""
         ...
 
     def retained(self, filter: str) -> Sequence[Message]:
@@ -327,6 +377,10 @@ class Gateway(Protocol):
 
     def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
         """None if refused. Takes its time in a thread; never raises for what a client sent."""
+        ...
+
+    def user(self, name: str) -> User | None:
+        """For one who has shown to be it without a password (a client certificate); None if there is no such user."""
         ...
 
     def scram(self) -> Exchange | None:

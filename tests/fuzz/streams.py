@@ -66,13 +66,20 @@ def mqtt_packets(draw: st.DrawFn) -> list[bytes]:
 
 # AMQP
 
-_names = st.sampled_from(["jobs", "lines", "q1", "q2", "", "a", "mqtt.x", "link.x", "amq.topic", "amq.gen-1"])
+_names = st.sampled_from(
+    ["jobs", "lines", "q1", "q2", "", "a", "mqtt.x", "link.x", "amq.topic", "amq.gen-1", "amq.rabbitmq.reply-to"]
+)
 _tables = st.sampled_from(
     [
         {},
         {"x-max-length": 2},
         {"x-expires": 1000},
         {"x-dead-letter-exchange": ""},
+        {"x-group": True},
+        {"x-dedup-window": 1000, "x-delay": 1},
+        {"x-max-priority": 3},
+        {"x-single-active-consumer": True},
+        {"alternate-exchange": "a"},
         {"a": {"b": [1, None, "x"]}},
         {"x": -1},
     ]
@@ -89,8 +96,9 @@ _values: dict[str, st.SearchStrategy[Any]] = {
 }
 _FOR_SERVERS = """
     Basic.Ack Basic.Cancel Basic.Consume Basic.Get Basic.Nack Basic.Publish Basic.Qos Basic.Recover Basic.Reject
-    Channel.Close Channel.Flow Channel.Open Confirm.Select Exchange.Declare Exchange.Delete
-    Queue.Bind Queue.Declare Queue.Delete Queue.Purge Queue.Unbind
+    Channel.Close Channel.Flow Channel.Open Confirm.Select
+    Exchange.Bind Exchange.Declare Exchange.Delete Exchange.Unbind
+    Queue.Bind Queue.Declare Queue.Delete Queue.Purge Queue.Unbind Tx.Commit Tx.Rollback Tx.Select
 """.split()
 _KINDS = sorted(INDEX_MAPPING.values(), key=lambda kind: kind.index)
 _LIKELY = [kind for kind in _KINDS if kind.name in _FOR_SERVERS]
@@ -102,8 +110,18 @@ def _method(draw: st.DrawFn, kinds: list[Any]) -> bytes:
     arguments = {name: draw(_values[kind.amqp_type(name)]) for name in kind.attributes()}
     channel = draw(st.sampled_from([1, 1, 1, 1, 2, 0]))
     if kind is amqp.Basic.Consume:
-        arguments["arguments"] = {}
+        arguments["arguments"] = draw(st.sampled_from([{}, {}, {"x-priority": 1}]))
     return encode_method(channel, kind, **arguments)
+
+
+_PROPERTIES = [
+    b"\0\0",
+    b"\x10\0\x02",
+    b"\x10\0\xff",
+    amqp.Basic.Properties(reply_to="amq.rabbitmq.reply-to").marshal(),
+    amqp.Basic.Properties(headers={"CC": ["jobs", "q1"], "BCC": ["lines"]}).marshal(),
+    amqp.Basic.Properties(headers={"x-delay": 5, "group": "g", "x-deduplication-header": "k"}, priority=2).marshal(),
+]
 
 
 @st.composite
@@ -120,7 +138,7 @@ def _content(draw: st.DrawFn) -> bytes:
             encode_method(channel, amqp.Basic.Publish, exchange=exchange, routing_key=key, mandatory=mandatory)
         )
     body = draw(_bodies)
-    append_content(parts, channel, draw(st.sampled_from([b"\0\0", b"\x10\0\x02", b"\x10\0\xff"])), body, 4096)
+    append_content(parts, channel, draw(st.sampled_from(_PROPERTIES)), body, 4096)
     return b"".join(parts)
 
 

@@ -24,7 +24,7 @@ from gateway.replay import Refresh, Restored, restore
 from gateway.storage.journal import Commit, Journal, StateChange
 from gateway.storage.memory import MemoryJournal
 from gateway.subscription import QueueSubscription
-from gateway.transport import Binding, Credit, Delivery, Offer, Outcome, Verdict
+from gateway.transport import PLAIN, Binding, Credit, Delivery, Offer, Outcome, Verdict
 
 START = 1_000_000.0
 ALL = Selection()
@@ -171,7 +171,7 @@ class Kernel:
 
     # what comes in
 
-    def accept(self, *messages: Message, changes: Sequence[StateChange] = (), offer: Offer | None = None) -> Answer:
+    def accept(self, *messages: Message, changes: Sequence[StateChange] = (), offer: Offer = PLAIN) -> Answer:
         answer = Answer(self.answers)
         self.core.accept(Accept(messages, changes, answer.resolve, offer=offer))
         return answer

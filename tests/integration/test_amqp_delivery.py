@@ -15,6 +15,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.harness.daemon import Daemon
 from tests.harness.process import Address
+from tests.integration.amqp_calls import bind, bodies, consume, content, declare, delivery, depth, get, put, sync
 from tests.integration.amqp_raw import Raw
 
 Basic, Queue = commands.Basic, commands.Queue
@@ -49,66 +50,6 @@ def other(server: Address) -> Iterator[Raw]:
     client.login()
     yield client
     client.close()
-
-
-def declare(raw: Raw, arguments: dict[str, Any] | None = None, **options: Any) -> str:
-    method = Queue.Declare(arguments=arguments or {}, **{"exclusive": True, **options})
-    return str(raw.call(method, Queue.DeclareOk).queue)
-
-
-def put(raw: Raw, queue: str, *contents: bytes, exchange: str = "", **properties: Any) -> None:
-    """Publishes and waits for the confirms."""
-    for content in contents:
-        raw.publish(content, queue, exchange, properties=properties)
-    confirmed = 0
-    while confirmed < len(contents):
-        ack = raw.expect(Basic.Ack)
-        confirmed = len(contents) if ack.multiple else confirmed + 1
-        if ack.multiple and ack.delivery_tag < raw.published:
-            confirmed = len(contents) - (raw.published - ack.delivery_tag)
-
-
-def delivery(raw: Raw) -> tuple[Any, dict[str, Any], bytes]:
-    """(deliver or get-ok, headers, body) of the next content."""
-    method = raw.read()
-    assert isinstance(method, (Basic.Deliver, Basic.GetOk)), method
-    return method, *content(raw)
-
-
-def content(raw: Raw) -> tuple[dict[str, Any], bytes]:
-    head = raw.expect(header.ContentHeader)
-    data = b""
-    while len(data) < head.body_size:
-        data += raw.expect(body.ContentBody).value
-    return dict(head.properties.headers or {}), data
-
-
-def bodies(raw: Raw, count: int) -> list[bytes]:
-    return [delivery(raw)[2] for _ in range(count)]
-
-
-def sync(raw: Raw) -> None:
-    """Nothing is on its way any more that was caused before: a round over the same channel."""
-    raw.call(Basic.Qos(prefetch_count=raw.prefetch), Basic.QosOk)
-
-
-def consume(raw: Raw, queue: str, prefetch: int = 0, **options: Any) -> str:
-    raw.prefetch = prefetch
-    raw.call(Basic.Qos(prefetch_count=prefetch), Basic.QosOk)
-    return str(raw.call(Basic.Consume(queue=queue, **options), Basic.ConsumeOk).consumer_tag)
-
-
-def get(raw: Raw, queue: str, no_ack: bool = True) -> tuple[Any, dict[str, Any], bytes] | None:
-    raw.send(Basic.Get(queue=queue, no_ack=no_ack))
-    method = raw.read()
-    if isinstance(method, Basic.GetEmpty):
-        return None
-    assert isinstance(method, Basic.GetOk), method
-    return method, *content(raw)
-
-
-def depth(raw: Raw, queue: str) -> int:
-    return int(raw.call(Queue.Declare(queue=queue, passive=True), Queue.DeclareOk).message_count)
 
 
 # prefetch and acknowledgement
@@ -412,6 +353,29 @@ def test_expired_messages_are_dead_letters(raw: Raw) -> None:
         pass
     headers, data = content(raw)
     assert data == b"old" and headers["x-death"][0]["reason"] == "expired"
+    assert "original-expiration" not in headers["x-death"][0]
+
+
+def test_x_death_tells_where_each_time_it_had_been_sent(raw: Raw) -> None:
+    last = declare(raw)
+    middle = declare(raw, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": last})
+    first = declare(raw, {"x-dead-letter-exchange": "amq.direct", "x-dead-letter-routing-key": "deaths.middle"})
+    bind(raw, middle, "amq.direct", "deaths.middle")
+    bind(raw, first, "amq.topic", "deaths.#")
+    raw.publish(b"x", "deaths.one", "amq.topic", properties={"expiration": "1"})
+    raw.expect(Basic.Ack)
+    consume(raw, middle)
+    raw.send(Basic.Reject(delivery_tag=delivery(raw)[0].delivery_tag, requeue=False))
+    found = None
+    while found is None:
+        found = get(raw, last)
+    deaths = [(d["queue"], d["reason"], d["exchange"], d["routing-keys"]) for d in found[1]["x-death"]]
+    assert deaths == [
+        (middle, "rejected", "amq.direct", ["deaths.middle"]),
+        (first, "expired", "amq.topic", ["deaths.one"]),
+    ]
+    assert [d.get("original-expiration") for d in found[1]["x-death"]] == [None, "1"]
+    assert (found[1]["x-first-death-exchange"], found[1]["x-last-death-exchange"]) == ("amq.topic", "amq.direct")
 
 
 # the end of consumers, channels and connections

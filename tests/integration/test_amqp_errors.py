@@ -78,7 +78,27 @@ CHANNEL_ERRORS: list[tuple[str, Any, int]] = [
     ("exchange of another type", Exchange.Declare(exchange="amq.topic", exchange_type="direct", durable=True), 406),
     ("reserved exchange", Exchange.Declare(exchange="amq.mine"), 403),
     ("declare the default exchange", Exchange.Declare(exchange=""), 403),
-    ("exchange argument", Exchange.Declare(exchange="e", arguments={"alternate-exchange": "x"}), 406),
+    ("exchange argument", Exchange.Declare(exchange="e", arguments={"x-nonsense": "x"}), 406),
+    ("alternate that is none", Exchange.Declare(exchange="e", arguments={"alternate-exchange": 7}), 406),
+    ("default exchange as alternate", Exchange.Declare(exchange="e", arguments={"alternate-exchange": ""}), 406),
+    (
+        "another alternate",
+        Exchange.Declare(
+            exchange="amq.fanout", exchange_type="fanout", durable=True, arguments={"alternate-exchange": "x"}
+        ),
+        406,
+    ),
+    ("delayed exchange of no type", Exchange.Declare(exchange="e", exchange_type="x-delayed-message"), 406),
+    ("type argument of another exchange", Exchange.Declare(exchange="e", arguments={"x-delayed-type": "topic"}), 406),
+    ("bind no exchange", Exchange.Bind(destination="no", source="amq.direct"), 404),
+    ("bind to no exchange", Exchange.Bind(destination="amq.direct", source="no"), 404),
+    ("bind the default exchange", Exchange.Bind(destination="", source="amq.direct"), 403),
+    ("unbind from the default exchange", Exchange.Unbind(destination="amq.direct", source=""), 403),
+    (
+        "bad key between exchanges",
+        Exchange.Bind(destination="amq.direct", source="amq.topic", routing_key="#.a.#.a.#.a.#.a.#"),
+        406,
+    ),
     ("delete a predeclared exchange", Exchange.Delete(exchange="amq.topic"), 403),
     ("passive declare of no queue", Queue.Declare(queue="no", passive=True), 404),
     ("passive declare of no last queue", Queue.Declare(passive=True), 404),
@@ -88,8 +108,9 @@ CHANNEL_ERRORS: list[tuple[str, Any, int]] = [
     ("reserved queue", Queue.Declare(queue="mqtt.x"), 403),
     ("reserved outbox", Queue.Declare(queue="link.x"), 403),
     ("reserved prefix", Queue.Declare(queue="amq.x"), 403),
-    ("priority queue", Queue.Declare(queue="p", arguments={"x-max-priority": 5}), 406),
-    ("single active consumer", Queue.Declare(queue="p", arguments={"x-single-active-consumer": True}), 406),
+    ("priority too high", Queue.Declare(queue="p", arguments={"x-max-priority": 256}), 406),
+    ("priority and group", Queue.Declare(queue="p", arguments={"x-max-priority": 5, "x-group": True}), 406),
+    ("single active consumer", Queue.Declare(queue="p", arguments={"x-single-active-consumer": "yes"}), 406),
     ("stream", Queue.Declare(queue="p", durable=True, arguments={"x-queue-type": "stream"}), 406),
     ("unknown argument", Queue.Declare(queue="p", arguments={"x-nonsense": 1}), 406),
     ("ttl as text", Queue.Declare(queue="p", arguments={"x-message-ttl": "10"}), 406),
@@ -106,7 +127,14 @@ CHANNEL_ERRORS: list[tuple[str, Any, int]] = [
     ("unbind a YAML route", Queue.Unbind(queue="orders", exchange="amq.topic", routing_key="shop.*.orders"), 403),
     ("consume no queue", Basic.Consume(queue="no"), 404),
     ("consume a session", Basic.Consume(queue="mqtt.x"), 403),
-    ("consumer argument", Basic.Consume(queue="orders", arguments={"x-priority": 1}), 406),
+    ("consumer argument", Basic.Consume(queue="orders", arguments={"x-stream-offset": 1}), 406),
+    ("a second consumer argument", Basic.Consume(queue="orders", arguments={"x-priority": 1, "x-other": 1}), 406),
+    ("priority as text", Basic.Consume(queue="orders", arguments={"x-priority": "1"}), 406),
+    ("replies with acknowledgement", Basic.Consume(queue="amq.rabbitmq.reply-to"), 406),
+    ("get of replies", Basic.Get(queue="amq.rabbitmq.reply-to"), 404),
+    ("replies that nobody waits for", Queue.Declare(queue="amq.rabbitmq.reply-to.gone"), 404),
+    ("commit without tx", commands.Tx.Commit(), 406),
+    ("rollback without tx", commands.Tx.Rollback(), 406),
     ("get from no queue", Basic.Get(queue="no"), 404),
     ("ack of nothing", Basic.Ack(delivery_tag=7), 406),
     ("nack of nothing", Basic.Nack(delivery_tag=7, multiple=True), 406),
@@ -135,10 +163,9 @@ CONNECTION_ERRORS: list[tuple[str, Any, int, int]] = [
     ("unknown exchange type", Exchange.Declare(exchange="e", exchange_type="x-other"), 1, 503),
     ("immediate", Basic.Publish(immediate=True), 1, 540),
     ("prefetch_size", Basic.Qos(prefetch_size=1), 1, 540),
-    ("transactions", commands.Tx.Select(), 1, 540),
-    ("exchange to exchange", Exchange.Bind(destination="amq.topic", source="amq.direct"), 1, 540),
     ("no_local", Basic.Consume(queue="orders", no_local=True), 1, 540),
     ("recover without requeue", Basic.Recover(requeue=False), 1, 540),
+    ("second step of a login", commands.Connection.SecureOk("x"), 0, 503),
     ("header without method", header.ContentHeader(0, 1), 1, 505),
     ("body without header", body.ContentBody(b"x"), 1, 505),
 ]
@@ -315,6 +342,6 @@ def test_the_server_says_what_it_can(connect: Connect) -> None:
     raw = connect(login=False)
     raw.socket.sendall(HELLO)
     start = raw.expect(commands.Connection.Start)
-    assert start.mechanisms == "PLAIN" and start.server_properties["product"] == "mqtt-amqp-gateway"
+    assert start.mechanisms == "PLAIN AMQPLAIN" and start.server_properties["product"] == "mqtt-amqp-gateway"
     assert start.server_properties["capabilities"]["publisher_confirms"] is True
-    assert start.server_properties["capabilities"]["exchange_exchange_bindings"] is False
+    assert start.server_properties["capabilities"]["exchange_exchange_bindings"] is True

@@ -218,6 +218,56 @@ async def test_login(name: str, password: str, anonymous: bool, let_in: bool) ->
         peer.raw.close()
 
 
+AMQPLAIN = b"\x05LOGINS\0\0\0\x03ann\x08PASSWORDS\0\0\0\x05right"
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response", "let_in"),
+    [
+        ("AMQPLAIN", AMQPLAIN, True),
+        ("AMQPLAIN", AMQPLAIN.replace(b"right", b"wrong"), False),
+        ("AMQPLAIN", AMQPLAIN[:11], False),
+        ("AMQPLAIN", AMQPLAIN[:-1], False),
+        ("EXTERNAL", b"ann", False),
+        ("CRAM-MD5", b"", False),
+    ],
+)
+async def test_other_mechanisms(mechanism: str, response: bytes, let_in: bool) -> None:
+    async with listening({"ann": hash_password("right")}) as (_, address):
+        peer = Peer(await asyncio.to_thread(Raw, address))
+        peer.raw.socket.sendall(HELLO)
+        await peer.expect(commands.Connection.Start)
+        capabilities = {"capabilities": {"authentication_failure_close": True}}
+        await peer.send(commands.Connection.StartOk(capabilities, mechanism, response.decode()), 0)
+        if let_in:
+            await peer.expect(commands.Connection.Tune)
+        else:
+            assert (await peer.expect(commands.Connection.Close)).reply_code == 403
+        peer.raw.close()
+
+
+@pytest.mark.parametrize("secret", ["right", "wrong"])
+async def test_a_new_secret_is_checked(secret: str) -> None:
+    async with listening({"ann": hash_password("right")}) as (_, address):
+        peer = Peer(await asyncio.to_thread(Raw, address))
+        peer.raw.socket.sendall(HELLO)
+        await peer.expect(commands.Connection.Start)
+        await peer.send(commands.Connection.StartOk({}, "PLAIN", "\0ann\0right"), 0)
+        tune = await peer.expect(commands.Connection.Tune)
+        await peer.send(commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
+        await peer.send(commands.Connection.Open(), 0)
+        await peer.expect(commands.Connection.OpenOk)
+        await peer.send(commands.Connection.UpdateSecret(secret, "it was about to expire"), 0)
+        if secret == "right":
+            await peer.expect(commands.Connection.UpdateSecretOk)
+            await peer.send(commands.Channel.Open(), 1)
+            await peer.expect(commands.Channel.OpenOk)
+        else:
+            close = await peer.expect(commands.Connection.Close)
+            assert (close.reply_code, close.class_id, close.method_id) == (530, 10, 70)
+        peer.raw.close()
+
+
 async def test_a_pipelined_handshake_is_read_to_its_end() -> None:
     async with listening(heartbeat=Seconds(0)) as (_, address):
         peer = Peer(await asyncio.to_thread(Raw, address))

@@ -260,3 +260,24 @@ def test_a_device_answers_a_worker_in_its_queue(both: Daemon, worker: BlockingCh
         method, properties, body = worker.basic_get(answers, auto_ack=True)
     assert body == b"pong" and properties is not None and properties.correlation_id == "9"
     answering.close()
+
+
+def test_a_device_answers_a_worker_directly(both: Daemon, worker: BlockingChannel) -> None:
+    answering = Mqtt(both, "dev/9/ask")
+    got: list[tuple[str | None, bytes]] = []
+    tag = worker.basic_consume(
+        "amq.rabbitmq.reply-to",
+        lambda channel, method, properties, body: got.append((properties.correlation_id, body)),
+        auto_ack=True,
+    )
+    asks = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", correlation_id="9")
+    worker.basic_publish("amq.topic", "dev.9.ask", b"ping", asks)
+    asked = answering.read()
+    assert asked.properties is not None and asked.properties.ResponseTopic.startswith("$queue/amq.rabbitmq.reply-to.")
+    answer = mqtt_properties(CorrelationData=asked.properties.CorrelationData)
+    answering.publish(asked.properties.ResponseTopic, b"pong", 1, False, answer)
+    while not got:
+        worker.connection.process_data_events(SECONDS)
+    assert got == [("9", b"pong")]
+    worker.basic_cancel(tag)
+    answering.close()

@@ -12,10 +12,14 @@ from typing import Any
 
 import aiomqtt
 import paho.mqtt.client as paho
+import pika
+import pika.exceptions
 import pytest
 import trustme
 from paho.mqtt.enums import CallbackAPIVersion
+from pika.credentials import ExternalCredentials
 
+from gateway.access import hash_password
 from tests.faults.abuse import metric
 from tests.harness.daemon import Daemon
 from tests.integration.mqtt_raw import unique
@@ -160,6 +164,28 @@ def test_clients_may_have_to_show_a_certificate(daemon: Make, authority: Authori
                 assert not secured.recv(10)
                 raise ConnectionError("it was not let in")
     assert shown(server, context)
+
+
+@pytest.mark.parametrize(("name", "let_in"), [("device-7", True), ("nobody", False)])
+def test_an_amqp_client_is_the_user_that_its_certificate_names(
+    daemon: Make, authority: Authority, tmp_path: Path, name: str, let_in: bool
+) -> None:
+    tls = {**authority.sign("localhost"), "client_ca": str(authority.path)}
+    server = daemon({**config(tls), "users": {"device-7": {"password_hash": hash_password("not used")}}})
+    context = authority.client()
+    mine = authority.ca.issue_cert("localhost", common_name=name)
+    mine.private_key_and_cert_chain_pem.write_to_path(tmp_path / "mine.pem")
+    context.load_cert_chain(tmp_path / "mine.pem")
+    address = server.address("amqps")
+    parameters = pika.ConnectionParameters(
+        address.host, address.port, ssl_options=pika.SSLOptions(context), credentials=ExternalCredentials()
+    )
+    if let_in:
+        with pika.BlockingConnection(parameters) as connection:
+            connection.channel().queue_declare("mine")
+    else:
+        with pytest.raises(pika.exceptions.AMQPConnectionError):
+            pika.BlockingConnection(parameters)
 
 
 @pytest.mark.parametrize("said", [b"", b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01a", b"\x16\x03\x01\x02\x00\x01"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
+from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds
 from gateway.transport import HeadersMatch, Message, Properties
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.errors import AmqpError
@@ -46,6 +46,18 @@ class View(NamedTuple):
             {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "a.b", "x-overflow": "reject-publish"},
             {"dead_letter": ExchangeTarget("", "a.b"), "overflow": "refuse"},
         ),
+        ({"x-single-active-consumer": True}, {"single_active": True}),
+        ({"x-dead-letter-strategy": "at-least-once"}, {}),
+        ({"x-max-priority": 10}, {"max_priority": 10}),
+        ({"x-max-priority": 0}, {}),
+        ({"x-group": True}, {"group": "{header[group]|}"}),
+        ({"x-group": "{topic[1]}"}, {"group": "{topic[1]}"}),
+        (
+            {"x-dedup-window": 1500},
+            {"dedup": DedupPolicy("{header[x-deduplication-header]}", Seconds(1.5), required=False)},
+        ),
+        ({"x-delay": 1500}, {"delay": Seconds(1.5)}),
+        ({"x-delay": 8 * 86400_000}, {"delay": Seconds(8 * 86400), "max_delay": Seconds(8 * 86400)}),
     ],
 )
 def test_arguments_become_a_policy(arguments: dict[str, Any], changed: dict[str, Any]) -> None:
@@ -60,7 +72,8 @@ def test_a_queue_without_arguments_loses_nothing_and_limits_nothing() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"x-max-priority": 1},
+        {"x-max-priority": 256},
+        {"x-dead-letter-strategy": "exactly-once"},
         {"x-max-length": 0},
         {"x-max-length": True},
         {"x-expires": 0},
@@ -69,6 +82,11 @@ def test_a_queue_without_arguments_loses_nothing_and_limits_nothing() -> None:
         {"x-delivery-limit": -2},
         {"x-dead-letter-exchange": 7},
         {"x-single-active-consumer": 1},
+        {"x-group": "{topic[one]}"},
+        {"x-group": False},
+        {"x-dedup-window": 0},
+        {"x-delay": -1},
+        {"x-message-deduplication": True},
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(arguments: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.storage.journal import StateChange
-from gateway.transport import Binding, Options, Outcome
+from gateway.transport import Binding, Offer, Options, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 
 STORED, DUPLICATE, UNROUTED, REFUSED = Outcome.STORED, Outcome.DUPLICATE, Outcome.UNROUTED, Outcome.REFUSED
@@ -356,6 +356,22 @@ def test_a_message_without_a_dedup_key_goes_to_the_dead_letters_as_invalid() -> 
     assert [death[:2] for death in kernel.deaths("dead-letters")] == [("orders", "invalid")]
 
 
+def test_a_message_without_a_dedup_key_that_is_not_required_is_never_a_duplicate() -> None:
+    kernel = Kernel({"orders": QueuePolicy(dedup=DedupPolicy(KEY, required=False))})
+    assert kernel.send("orders", "1", "2") == [STORED, STORED]
+    answer = kernel.accept(grouped("orders", "3", "g", "k"), grouped("orders", "4", "g", "k"))
+    kernel.run()
+    assert answer.outcomes == [STORED, Outcome.DUPLICATE]
+    assert kernel.content("orders") == ["1", "2", "3"] and kernel.content("dead-letters") == []
+
+
+def test_a_dedup_key_that_is_not_required_must_be_one_all_the_same() -> None:
+    kernel = Kernel({"orders": QueuePolicy(dedup=DedupPolicy(KEY, required=False))})
+    kernel.accept(grouped("orders", "1", "g", "k" * 2000))
+    kernel.run()
+    assert [death[:2] for death in kernel.deaths("dead-letters")] == [("orders", "invalid")]
+
+
 def test_an_invalid_message_is_refused_if_the_dead_letters_are_full() -> None:
     kernel = Kernel({"orders": QueuePolicy(group=GROUP, dead_letter="bin"), "bin": QueuePolicy(max_messages=1)})
     assert kernel.send("orders", "1", "2") == [STORED, REFUSED]
@@ -518,3 +534,16 @@ def test_after_a_crash_there_is_all_that_was_answered_and_perhaps_what_was_commi
     again = after.accept(*[grouped("orders", "x", "g", key) for key in "abc"])
     after.run()
     assert again.outcomes == [DUPLICATE, DUPLICATE, STORED]
+
+
+def test_further_topics_lead_to_further_queues_under_the_message_s_own() -> None:
+    kernel = Kernel({"a": QueuePolicy(), "b": QueuePolicy()}, [("x/a", "a"), ("x/b", "b"), ("y", "b")])
+    answer = kernel.accept(
+        on("nobody", "1"), on("x/a", "2"), on("y", "3"), offer=Offer(also={1: ("x/b", "y"), 2: ("x/a",)})
+    )
+    kernel.run()
+    assert answer.outcomes == [Outcome.UNROUTED, STORED, STORED]
+    assert kernel.content("a") == ["2", "3"] and kernel.content("b") == ["2", "3"]
+    worker = kernel.worker("b")
+    kernel.run()
+    assert [delivery.message.topic for delivery in worker.seen] == ["x/a", "y"]

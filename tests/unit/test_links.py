@@ -169,7 +169,7 @@ def test_nothing_goes_back_over_the_link_it_came_by() -> None:
 def test_behind_a_refused_message_all_are_refused() -> None:
     kernel = Kernel({"full": QueuePolicy(max_messages=1), "free": QueuePolicy()}, [("a", "full"), ("b", "free")])
     batch = (Message("a", b"1"), Message("a", b"2"), Message("b", b"3"))
-    offered = kernel.accept(*batch, offer=Offer())
+    offered = kernel.accept(*batch, offer=Offer(in_order=True))
     kernel.run()
     assert offered.outcomes == [STORED, REFUSED, REFUSED]
     assert kernel.content("free") == []
@@ -181,8 +181,8 @@ def test_behind_a_refused_message_all_are_refused() -> None:
 def test_a_refused_message_of_qos_0_holds_up_nothing_if_its_source_drops_it() -> None:
     kernel = Kernel({"full": QueuePolicy(max_messages=1), "free": QueuePolicy()}, [("a", "full"), ("b", "free")])
     batch = (Message("a", b"1"), Message("a", b"2", qos=0), Message("b", b"3"))
-    dropping = kernel.accept(*batch, offer=Offer(drops_qos0=True))
-    keeping = kernel.accept(*batch[1:], offer=Offer())
+    dropping = kernel.accept(*batch, offer=Offer(in_order=True, drops_qos0=True))
+    keeping = kernel.accept(*batch[1:], offer=Offer(in_order=True))
     kernel.run()
     assert dropping.outcomes == [STORED, REFUSED, STORED]
     assert keeping.outcomes == [REFUSED, REFUSED]
@@ -190,14 +190,14 @@ def test_a_refused_message_of_qos_0_holds_up_nothing_if_its_source_drops_it() ->
 
 def test_what_no_route_takes_is_kept_as_it_is_and_stays_unrouted() -> None:
     kernel = Kernel({"lost": QueuePolicy(max_messages=1), "q": QueuePolicy()}, [("b", "q")])
-    answer = kernel.accept(Message("a/1", b"1"), Message("b", b"2"), offer=Offer("lost"))
+    answer = kernel.accept(Message("a/1", b"1"), Message("b", b"2"), offer=Offer(in_order=True, unroutable="lost"))
     kernel.run()
     assert answer.outcomes == [UNROUTED, STORED]
     worker = kernel.worker("lost")
     kernel.run()
     assert [(seen.message.topic, seen.message.exchange) for seen in worker.seen] == [("a/1", "amq.topic")]
-    full = kernel.accept(Message("a/2", b"3"), offer=Offer("lost"))
-    gone = kernel.accept(Message("a/2", b"3"), offer=Offer("no such queue"))
+    full = kernel.accept(Message("a/2", b"3"), offer=Offer(in_order=True, unroutable="lost"))
+    gone = kernel.accept(Message("a/2", b"3"), offer=Offer(in_order=True, unroutable="no such queue"))
     plain = kernel.accept(Message("a/2", b"3"))
     kernel.run()
     assert (full.outcomes, gone.outcomes, plain.outcomes) == ([REFUSED], [UNROUTED], [UNROUTED])
@@ -205,9 +205,9 @@ def test_what_no_route_takes_is_kept_as_it_is_and_stays_unrouted() -> None:
 
 def test_an_offer_is_decided_again_after_a_failed_commit() -> None:
     kernel = Kernel({"q": QueuePolicy(max_messages=1)}, [("a", "q")])
-    first = kernel.accept(Message("a", b"1"), offer=Offer())
+    first = kernel.accept(Message("a", b"1"), offer=Offer(in_order=True))
     assert kernel.begin() is not None
-    second = kernel.accept(Message("a", b"2"), Message("a", b"3"), offer=Offer())
+    second = kernel.accept(Message("a", b"2"), Message("a", b"3"), offer=Offer(in_order=True))
     kernel.fail()
     kernel.run()
     assert (first.outcomes, second.outcomes) == ([REFUSED], [STORED, REFUSED])

@@ -9,11 +9,11 @@ from msgspec import structs
 
 from gateway.message import Message, Properties, to_topic
 from gateway.router import Router
-from gateway.transport import Binding, HeadersMatch, Options
+from gateway.transport import Binding, HeadersMatch, Link, Options
 from tests.unit.test_topics import filters, names
 
 QUEUES = ("q0", "q1", "q2")
-EXCHANGES = ("amq.topic", "own", "")
+EXCHANGES = ("amq.topic", "own", "more", "")
 
 matches = st.sampled_from([None, None, HeadersMatch((("h", "1"),)), HeadersMatch((("h", "1"), ("g", None)), any=True)])
 bindings = st.builds(
@@ -33,6 +33,15 @@ bindings = st.builds(
         target=st.sampled_from([None, None, "t"]),
     ),
 )
+links = st.builds(
+    Link,
+    exchange=st.sampled_from(EXCHANGES[:-1]),
+    to=st.sampled_from(EXCHANGES[:-1]),
+    filter=st.one_of(filters, names, st.just("#")).filter(lambda text: text.count("#") <= 4),
+    literal=st.booleans(),
+    match=matches,
+    otherwise=st.sampled_from([False, False, True]),
+)
 messages = st.builds(
     Message,
     topic=st.one_of(names, st.sampled_from(QUEUES)),
@@ -47,6 +56,8 @@ steps = st.lists(
         st.tuples(st.just("bind"), bindings),
         st.tuples(st.just("unbind"), st.integers(0, 50)),
         st.tuples(st.just("remove"), st.sampled_from(QUEUES)),
+        st.tuples(st.just("link"), links),
+        st.tuples(st.just("unlink"), st.integers(0, 50)),
         st.tuples(st.just("route"), messages),
         st.tuples(st.just("route"), messages),
     ),
@@ -63,6 +74,7 @@ def plain(answer: object) -> dict[tuple[str, str | None], Options]:
 def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets: int) -> None:
     router: Router[str] = Router(cache_octets)
     bound: list[Binding] = []
+    linked: list[Link] = []
     for queue in QUEUES:
         router.add_queue(queue, queue)
     for what, value in steps:
@@ -78,6 +90,13 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
             router.remove_queue(value)
             router.add_queue(value, value)
             bound = [binding for binding in bound if binding.queue != value]
+        elif what == "link":
+            assert isinstance(value, Link)
+            router.link(value)
+            linked = [link for link in linked if link != value and not is_replaced(link, value)] + [value]
+        elif what == "unlink" and linked:
+            assert isinstance(value, int)
+            assert router.unlink(linked.pop(value % len(linked)))
         elif what == "route":
             assert isinstance(value, Message)
             fresh: Router[str] = Router()
@@ -85,6 +104,8 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
                 fresh.add_queue(queue, queue)
             for binding in bound:
                 fresh.bind(binding)
+            for link in linked:
+                fresh.link(link)
             for _ in range(2):
                 assert plain(router.route(value)) == plain(fresh.route(value))
             assert {binding.queue for binding in router.find(value)} == {
@@ -92,6 +113,17 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
             }
     for queue in QUEUES:
         assert sorted(map(repr, router.bindings(queue))) == sorted(repr(each) for each in bound if each.queue == queue)
+    assert sorted(map(repr, router.links())) == sorted(map(repr, linked))
+    for binding in bound:
+        router.unbind(binding)
+    for link in linked:
+        router.unlink(link)
+    assert router.octets == 0
+
+
+def is_replaced(old: Link, new: Link) -> bool:
+    """An exchange has one link for all that goes nowhere else."""
+    return old.otherwise and new.otherwise and old.exchange == new.exchange
 
 
 def same(one: Binding, other: Binding) -> bool:
@@ -197,3 +229,87 @@ def test_subscriptions_with_the_same_identifier_are_told_each() -> None:
     made = router(one, structs.replace(one, filter="a/#"), structs.replace(one, filter="+/b", options=Options(0, (2,))))
     assert made.route(Message("a/b", b"")) == (("q", Options(1, (2, 7, 7))),)
     assert made.route(Message("a/c", b"")) == (("q", Options(1, (7, 7))),)
+
+
+def linked(*links: Link) -> Router[str]:
+    """Each of the exchanges a to d has a queue of its name, which gets all there is."""
+    made = router(*(Binding(queue=name, filter="#", exchange=name) for name in "abcd"))
+    for link in links:
+        made.link(link)
+    return made
+
+
+def test_links_lead_on_and_a_queue_gets_a_message_once() -> None:
+    made = linked(Link(exchange="a", to="b"), Link(exchange="a", to="c", filter="x/+"), Link(exchange="b", to="c"))
+    made.bind(Binding(queue="a", filter="#", exchange="c"))
+    assert queues(made, Message("x/1", b"", "a")) == ["a", "b", "c"]
+    assert queues(made, Message("y", b"", "c")) == ["a", "c"]
+
+
+def test_links_may_lead_in_circles() -> None:
+    made = linked(Link(exchange="a", to="b"), Link(exchange="b", to="c"), Link(exchange="c", to="a"))
+    made.link(Link(exchange="a", to="a"))
+    for exchange in "abc":
+        assert queues(made, Message("x", b"", exchange)) == ["a", "b", "c"]
+
+
+def test_a_link_asks_of_the_message_what_a_binding_does() -> None:
+    made = linked(Link(exchange="a", to="b", match=HeadersMatch((("h", 1),))), Link(exchange="b", to="c"))
+    wanted = Message("x", b"", "a", properties=Properties(headers=(("h", 1),)))
+    for _ in range(2):
+        assert queues(made, wanted) == ["a", "b", "c"]
+        assert queues(made, Message("x", b"", "a")) == ["a"]
+    assert sorted(binding.queue for binding in made.find(wanted)) == ["a", "b", "c"]
+
+
+def test_what_nothing_matches_goes_to_the_alternate() -> None:
+    made = router(Binding(queue="q", filter="x", exchange="a"), Binding(queue="r", filter="#", exchange="other"))
+    made.link(Link(exchange="a", to="other", otherwise=True))
+    assert queues(made, Message("x", b"", "a")) == ["q"]
+    assert queues(made, Message("y", b"", "a")) == ["r"]
+    made.bind(Binding(queue="q", filter="y", exchange="a", match=HeadersMatch((("h", 1),))))
+    assert queues(made, Message("y", b"", "a")) == ["r"]
+    assert queues(made, Message("y", b"", "a", properties=Properties(headers=(("h", 1),)))) == ["q"]
+    made.link(Link(exchange="a", to="nowhere", filter="z"))
+    assert queues(made, Message("z", b"", "a")) == []  # it led on, if to nothing
+
+
+def test_alternates_are_asked_one_after_the_other() -> None:
+    made = router(Binding(queue="q", filter="#", exchange="c"))
+    made.link(Link(exchange="a", to="b", otherwise=True))
+    made.link(Link(exchange="b", to="c", otherwise=True))
+    assert queues(made, Message("x", b"", "a")) == ["q"]
+    made.link(Link(exchange="c", to="a", otherwise=True))
+    made.unbind(Binding(queue="q", filter="#", exchange="c"))
+    assert queues(made, Message("x", b"", "a")) == []
+
+
+def test_an_edit_behind_a_link_is_seen() -> None:
+    made = linked(Link(exchange="amq.topic", to="a"), Link(exchange="a", to="b"))
+    assert queues(made, Message("x", b"")) == ["a", "b"]
+    made.bind(Binding(queue="c", filter="x", exchange="b"))
+    assert queues(made, Message("x", b"")) == ["a", "b", "c"]
+    made.unlink(Link(exchange="a", to="b"))
+    assert queues(made, Message("x", b"")) == ["a"]
+
+
+def test_a_link_with_a_bad_filter_is_refused() -> None:
+    made = linked()
+    with pytest.raises(ValueError, match="filter"):
+        made.link(Link(exchange="a", to="b", filter="a/#/#/#/#/#"))
+    assert made.links() == [] and made.unlink(Link(exchange="a", to="b")) is None
+
+
+def test_further_topics_lead_further_and_a_binding_counts_once() -> None:
+    made = router(
+        Binding(queue="q", filter="a", exchange="e"),
+        Binding(queue="r", filter="b", exchange="e", options=Options(subscription_ids=(7,))),
+        Binding(queue="s", filter="#", exchange="e", options=Options(subscription_ids=(8,))),
+    )
+    found = made.route_also(Message("a", b"", "e"), ("b", "b", "c"))
+    assert sorted((queue, options.subscription_ids) for queue, options in found) == [
+        ("q", ()),
+        ("r", (7,)),
+        ("s", (8,)),
+    ]
+    assert made.route_also(Message("x", b"", "f"), ("y",)) == ()

@@ -99,7 +99,7 @@ def test_a_message_that_says_nothing_takes_three_bytes() -> None:
     assert subject.encode(Message("a", b""), False) == subject.PERSISTENT
     assert subject.encode(Message("a", b"", qos=0), True) == subject.TRANSIENT
     content = subject.decode(subject.PERSISTENT, 0, 3)
-    assert content == subject.Content(NO_PROPERTIES, 1, False, None, None)
+    assert content == subject.Content(NO_PROPERTIES, 1, False, None, 0.0)
 
 
 # what a client can send
@@ -232,6 +232,28 @@ def test_a_hint_that_no_longer_fits_is_passed_over() -> None:
 def test_an_expiration_that_is_no_number_is_406(expiration: str) -> None:
     data = struct.pack(">H", 0x0100) + short(expiration.encode())
     with pytest.raises(AmqpError, match="PRECONDITION_FAILED"):
+        subject.decode(data, 0, len(data))
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(1500, 1.5), (0, 0.0), (-1500, 0.0)])
+def test_x_delay_is_in_milliseconds_and_stays_a_header(value: int, seconds: float) -> None:
+    data = amqp.Basic.Properties(headers={"x-delay": value}).marshal()
+    content = subject.decode(data, 0, len(data))
+    assert content.delay == seconds and dict(content.properties.headers)["x-delay"] == value
+
+
+@pytest.mark.parametrize("name", ["x-delay", "CC", "BCC"])
+def test_a_text_is_a_header_like_any_other(name: str) -> None:
+    data = amqp.Basic.Properties(headers={name: "1500"}).marshal()
+    content = subject.decode(data, 0, len(data))
+    assert content.is_plain and content.delay == 0.0
+    assert dict(content.properties.headers) == {name: "1500"}
+
+
+@pytest.mark.parametrize("value", [True, 1.5, 1 << 60])
+def test_an_x_delay_that_is_no_number_is_406(value: Any) -> None:
+    data = amqp.Basic.Properties(headers={"x-delay": value}).marshal()
+    with pytest.raises(AmqpError, match="x-delay"):
         subject.decode(data, 0, len(data))
 
 

@@ -6,7 +6,13 @@ A queue that a client declares has no limits unless it asks for them: `max_deliv
 no dead letters without `x-dead-letter-exchange`, and a full queue drops its head (rulings 3, 14, 20). As in RabbitMQ,
 `x-delivery-limit: N` allows N failed deliveries, so the failure after those is the last one, and a queue with a
 dead-letter exchange dead-letters what it drops. `x-queue-type` may be `classic` or `quorum` and `x-queue-mode`
-`default` or `lazy`: every queue here is replayed after a crash and spills to disk, so they ask for what there is.
+`default` or `lazy`: every queue here is replayed after a crash and spills to disk, so they ask for what there is. So
+does `x-dead-letter-strategy`: a dead letter is stored in its new queue in the commit that takes it from the old one.
+
+What a YAML queue can, a client asks for by arguments of our own: `x-group` is the template of its FIFO groups, or true
+for the header `group` (without it, a message is of the group ""); `x-dedup-window` the milliseconds in which a second
+message with the same header `x-deduplication-header` is not stored (without that header, a message is never a
+duplicate); `x-delay` the milliseconds that each message waits, unless its own header `x-delay` says otherwise.
 """
 
 from __future__ import annotations
@@ -17,12 +23,17 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
-from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
+from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds
+from gateway.priority import MAX_PRIORITY
+from gateway.template import Template
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.names import swap
 
 CLIENT_POLICY = QueuePolicy(max_deliveries=None, dead_letter=DISCARD, overflow="drop-oldest")
 MAX_MILLISECONDS = (1 << 32) - 1
+GROUP_HEADER = "{header[group]|}"
+"""The group of `x-group: true`."""
+DEDUP_KEY = "{header[x-deduplication-header]}"
 
 _FIELD = {
     "x-message-ttl": "ttl",
@@ -33,6 +44,11 @@ _FIELD = {
     "x-delivery-limit": "max_deliveries",
     "x-dead-letter-exchange": "dead_letter",
     "x-dead-letter-routing-key": "dead_letter",
+    "x-group": "group",
+    "x-dedup-window": "dedup",
+    "x-delay": "delay",
+    "x-max-priority": "max_priority",
+    "x-single-active-consumer": "single_active",
 }
 """The field of the policy that each argument decides."""
 
@@ -56,20 +72,43 @@ def policy_of(arguments: Mapping[str, Any], durable: bool) -> QueuePolicy:
             fields["overflow"] = _overflow(arguments)
         elif name in ("x-dead-letter-exchange", "x-dead-letter-routing-key"):
             fields["dead_letter"] = _dead_letter(arguments)
+        elif name == "x-group":
+            fields["group"] = _group(value)
+        elif name == "x-dedup-window":
+            window = Seconds(_integer(name, value, 1, MAX_MILLISECONDS) / 1000)
+            fields["dedup"] = DedupPolicy(DEDUP_KEY, window, required=False)
+        elif name == "x-max-priority":
+            if "x-group" in arguments:
+                _refuse(name, value, "a queue has x-group or x-max-priority, not both")
+            fields["max_priority"] = _integer(name, value, 0, MAX_PRIORITY) or None
+        elif name == "x-delay":
+            delay = Seconds(_integer(name, value, 0, MAX_MILLISECONDS) / 1000)
+            fields["delay"], fields["max_delay"] = delay, max(delay, CLIENT_POLICY.max_delay)
         elif name == "x-queue-type":
             _one_of(name, value, "classic", "quorum")
             if value == "quorum" and not durable:
                 _refuse(name, value, "a quorum queue is durable")
+        elif name == "x-dead-letter-strategy":
+            _one_of(name, value, "at-most-once", "at-least-once")
         elif name == "x-queue-mode":
             _one_of(name, value, "default", "lazy")
         elif name == "x-single-active-consumer":
-            if value is not False:
-                _refuse(name, value, "not supported")
+            if not isinstance(value, bool):
+                _refuse(name, value, "true or false is needed")
+            fields["single_active"] = value
         else:
             _refuse(name, value, "not supported")
     if "dead_letter" in fields and fields.get("overflow", "drop-oldest") == "drop-oldest":
         fields["overflow"] = "dead-letter"
     return msgspec.structs.replace(CLIENT_POLICY, durable=durable, **fields)
+
+
+def consumer_priority(arguments: Mapping[str, Any]) -> int:
+    """What the arguments of basic.consume ask for. Raises AmqpError that names the one that can't be honoured."""
+    for name, value in arguments.items():
+        if name != "x-priority":
+            _refuse(name, value, "not supported for a consumer")
+    return _integer("x-priority", arguments.get("x-priority", 0), -(1 << 31), (1 << 31) - 1)
 
 
 def first_difference(arguments: Mapping[str, Any], policy: QueuePolicy) -> str | None:
@@ -117,6 +156,17 @@ def _text(name: str, value: Any) -> str:
 def _one_of(name: str, value: Any, *known: str) -> None:
     if value not in known:
         _refuse(name, value, f"only {' and '.join(known)} are supported")
+
+
+def _group(value: Any) -> str:
+    if value is True:
+        return GROUP_HEADER
+    text = _text("x-group", value)
+    try:
+        Template(text)
+    except ValueError as error:
+        _refuse("x-group", value, str(error))
+    return text
 
 
 def _overflow(arguments: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from gateway.flow import UNLIMITED, Credit
 from transports.amqp.codec import Publish
 from transports.amqp.errors import CONTENT_TOO_LARGE, PRECONDITION_FAILED, UNEXPECTED_FRAME, AmqpError
 from transports.amqp.properties import Content
+from transports.amqp.transaction import Transaction
 
 if TYPE_CHECKING:
     from transports.amqp.consumer import AmqpConsumer
@@ -64,6 +65,8 @@ class Channel:
         "oldest",
         "prefetch",
         "published",
+        "replies",
+        "transaction",
         "unacked",
         "waiting",
         "window",
@@ -78,7 +81,11 @@ class Channel:
         """channel.close was sent; all but its answer is passed over [AMQP 1.5.2.5]."""
         self.waiting: object | None = None
         self.backlog: deque[tuple[int, bytes]] = deque()
+        self.replies = ""
+        """The queue of its direct replies, "" if it consumes none."""
         # publishing
+        self.transaction: Transaction | None = None
+        """The present one of a channel in transaction mode; never together with confirms."""
         self.confirming = False
         self.published = 0
         self.confirmed = 0

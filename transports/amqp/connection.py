@@ -15,6 +15,7 @@ from pamqp import commands as amqp
 from gateway.crowd import Crowd
 from gateway.logs import log
 from gateway.transport import Gateway, TransportCounters
+from transports.amqp.bindings import Bindings
 from transports.amqp.channel import Channel, Places
 from transports.amqp.codec import (
     ACK,
@@ -68,6 +69,7 @@ class AmqpConnection(TcpConnection):
         "_heard",
         "_silent",
         "_spoke",
+        "bindings",
         "channel_max",
         "channels",
         "connections",
@@ -126,6 +128,7 @@ class AmqpConnection(TcpConnection):
         self.consuming = Consuming(self)
         self.publishing = Publishing(self)
         self.declarations = Declarations(gateway, topology, self, settings)
+        self.bindings = Bindings(self.declarations)
         self.waiting = Waiting(self)
         self._asked = False
         """It is called when the pressure is gone."""
@@ -167,7 +170,7 @@ class AmqpConnection(TcpConnection):
             self.consuming.replenish()
 
     def unfinished(self) -> int:
-        return super().unfinished() + self.publishing.unfinished
+        return super().unfinished() + self.publishing.unfinished + self.publishing.held_back
 
     def cut_off(self, why: str) -> None:
         if self.handshake.step is Step.DONE:
@@ -460,7 +463,7 @@ class AmqpConnection(TcpConnection):
         self.ended = True
         self.places.left += len(self.channels)
         self.channels.clear()
-        self.publishing.unfinished = 0
+        self.publishing.unfinished = self.publishing.held_back = 0
         self.waiting.keep(self.declarations.end())
 
     # drain

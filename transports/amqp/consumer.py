@@ -71,10 +71,14 @@ class AmqpConsumer:
     def settle(self, ids: list[int], verdict: Verdict, error: str = "") -> None:
         """Settles its own, and gives back the credit that this frees."""
         self.subscription.settle(ids, verdict, error)
+        self.freed(len(ids))
+
+    def freed(self, count: int) -> None:
+        """So many of its own were settled."""
         if not self.no_ack:
             if self.prefetch:
-                self.subscription.grant(len(ids))
-            self.channel.window.grant(messages=len(ids))
+                self.subscription.grant(count)
+            self.channel.window.grant(messages=count)
         self.leave_when_settled()
 
     def leave_when_settled(self) -> None:
@@ -100,6 +104,5 @@ class Get(AmqpConsumer):
     def closed(self, reason: str) -> None:
         self.consuming.got_nothing(self)
 
-    def settle(self, ids: list[int], verdict: Verdict, error: str = "") -> None:
-        self.subscription.settle(ids, verdict, error)
+    def freed(self, count: int) -> None:
         self.leave_when_settled()

@@ -15,7 +15,8 @@ from pamqp import commands as amqp
 
 from gateway.flow import Credit
 from gateway.message import NO_PROPERTIES, Message, Properties
-from gateway.transport import Death, Delivery, QueueView, Verdict
+from gateway.transport import Delivery, QueueView, Verdict
+from transports.amqp.arguments import consumer_priority
 from transports.amqp.channel import Channel
 from transports.amqp.codec import (
     END,
@@ -28,6 +29,7 @@ from transports.amqp.codec import (
     short,
 )
 from transports.amqp.consumer import AmqpConsumer, Get
+from transports.amqp.deaths import delivery_headers
 from transports.amqp.errors import (
     ACCESS_REFUSED,
     NOT_ALLOWED,
@@ -35,9 +37,9 @@ from transports.amqp.errors import (
     NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
     RESOURCE_ERROR,
+    RESOURCE_LOCKED,
     AmqpError,
 )
-from transports.amqp.names import swap
 from transports.amqp.properties import encode, routing_key
 
 if TYPE_CHECKING:
@@ -53,8 +55,7 @@ GET_SECONDS = 0.5
 """A basic.get waits that long for a queue that holds messages of which none comes: they are delayed or blocked, or
 a body is being read from the disk."""
 
-_REASONS = {"exhausted": "delivery_limit", "overflow": "maxlen"}
-"""Reasons of dead letters that RabbitMQ calls otherwise."""
+REJECTED = "rejected by its consumer"
 
 
 class Consuming:
@@ -91,7 +92,10 @@ class Consuming:
 
     def unsettled(self) -> bool:
         """Something was delivered whose acknowledgement may still come."""
-        return any(channel.unacked for channel in self.connection.channels.values())
+        return any(
+            channel.unacked or (channel.transaction is not None and channel.transaction.settled)
+            for channel in self.connection.channels.values()
+        )
 
     # basic.consume, basic.cancel, basic.qos
 
@@ -101,9 +105,7 @@ class Consuming:
             raise AmqpError(NOT_ALLOWED, f"attempt to reuse consumer tag {tag!r}")
         if method.no_local:
             raise AmqpError(NOT_IMPLEMENTED, "no_local is not implemented")
-        if method.arguments:
-            argument = next(iter(method.arguments))
-            raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for a consumer: not supported")
+        priority = consumer_priority(method.arguments or {})
         most = self.connection.settings.max_consumers
         if sum(len(other.consumers) for other in self.connection.channels.values()) >= most:
             raise AmqpError(RESOURCE_ERROR, f"a connection may have {most} consumers")
@@ -111,16 +113,30 @@ class Consuming:
             raise AmqpError(
                 RESOURCE_ERROR, f"there are {self.topology.consuming} consumers already, of all connections"
             )
-        if self.topology.taken(view.name) or (method.exclusive and view.consumers):
+        if self.topology.taken(view.name) or (method.exclusive and (view.consumers or view.policy.single_active)):
             raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
         pools = (self.octets, channel.gate if method.no_ack else channel.window)
-        consumer.subscription = self.gateway.attach(view.name, consumer, pools)
+        consumer.subscription = self.gateway.attach(view.name, consumer, pools, priority=priority)
         channel.consumers[tag] = consumer
         self.topology.add_consumer(view.name, consumer, method.exclusive)
         if not method.nowait:
             self.connection.send(encode_method(channel.id, amqp.Basic.ConsumeOk, consumer_tag=tag))
         consumer.start()
+
+    def consume_replies(self, channel: Channel, method: amqp.Basic.Consume) -> None:
+        """Direct replies: a queue of the channel's own, which no other can name, and goes with this consumer."""
+        if not method.no_ack:
+            raise AmqpError(PRECONDITION_FAILED, "reply consumer cannot acknowledge")
+        if channel.replies:
+            raise AmqpError(PRECONDITION_FAILED, "reply consumer already set")
+        view = self.connection.declarations.make_replies()
+        try:
+            self.consume(channel, view, method)
+        except AmqpError:
+            self.gateway.delete(view.name)
+            raise
+        channel.replies = view.name
 
     def cancel(self, channel: Channel, method: amqp.Basic.Cancel) -> None:
         tag = method.consumer_tag or ""
@@ -136,6 +152,8 @@ class Consuming:
         self._starved.pop(consumer, None)
         consumer.channel.leaving.add(consumer)
         consumer.leave_when_settled()
+        if consumer.queue == consumer.channel.replies:
+            consumer.channel.replies = ""
         self.connection.waiting.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
 
     def queue_gone(self, consumer: AmqpConsumer) -> None:
@@ -143,6 +161,8 @@ class Consuming:
         channel = consumer.channel
         self._starved.pop(consumer, None)
         self.topology.remove_consumer(consumer.queue, consumer)
+        if consumer.queue == channel.replies:
+            channel.replies = ""
         if channel.consumers.get(consumer.tag) is not consumer:
             return
         del channel.consumers[consumer.tag]
@@ -245,7 +265,7 @@ class Consuming:
         native = message.source in self.topology.listeners
         remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
         try:
-            encoded = encode(message, native, remaining, _delivery_headers(delivery))
+            encoded = encode(message, native, remaining, delivery_headers(delivery))
         except ValueError as error:
             return str(error)
         if not content_fits(encoded, self.connection.frame_max):
@@ -277,6 +297,9 @@ class Consuming:
     # settlements in
 
     def ack(self, channel: Channel, tag: int, multiple: bool) -> None:
+        if channel.transaction is not None:
+            channel.transaction.settle(channel, tag, multiple, Verdict.DONE)
+            return
         done = self.done
         for consumer, id in channel.settled(tag, multiple):
             ids = done.get(consumer)
@@ -293,7 +316,10 @@ class Consuming:
 
     def reject(self, channel: Channel, tag: int, multiple: bool, requeue: bool) -> None:
         verdict = Verdict.RETRY if requeue else Verdict.DEAD
-        self._settle(channel.settled(tag, multiple), verdict, "" if requeue else "rejected by its consumer")
+        if channel.transaction is not None:
+            channel.transaction.settle(channel, tag, multiple, verdict)
+            return
+        self._settle(channel.settled(tag, multiple), verdict, "" if requeue else REJECTED)
 
     def recover(self, channel: Channel) -> None:
         """All of the channel that is unsettled is given back and comes again."""
@@ -310,6 +336,12 @@ class Consuming:
 
     def get(self, channel: Channel, view: QueueView, no_ack: bool) -> None:
         """Answers when what was published before on this channel is there."""
+        if view.policy.single_active:
+            raise AmqpError(
+                RESOURCE_LOCKED,
+                f"cannot obtain access to locked queue {view.name!r} in vhost '/': it has a single "
+                "active consumer, and basic.get is none",
+            )
         if len(channel.unacked) >= channel.max_unacked:
             raise AmqpError(PRECONDITION_FAILED, f"{len(channel.unacked)} deliveries are unacknowledged")
         get = Get(self, channel, view.name, no_ack)
@@ -404,38 +436,3 @@ class Consuming:
             consumer.subscription.detach(lost)
         for consumer in consumers:
             self.connection.waiting.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
-
-
-def _delivery_headers(delivery: Delivery) -> list[tuple[str, Any]]:
-    """x-delivery-count, and the history of a dead letter as RabbitMQ writes it."""
-    headers: list[tuple[str, Any]] = []
-    if delivery.attempts:
-        headers.append(("x-delivery-count", delivery.attempts))
-    if delivery.deaths:
-        message = delivery.message
-        key = swap(message.topic) if message.exchange else message.topic
-        merged: dict[tuple[str, str], dict[str, Any]] = {}
-        for death in delivery.deaths:
-            reason = _reason(death)
-            entry = merged.get((death.queue, reason))
-            if entry is not None:
-                entry["count"] += 1
-                continue
-            merged[death.queue, reason] = {
-                "count": 1,
-                "reason": reason,
-                "queue": death.queue,
-                "time": int(death.last),
-                "exchange": message.exchange,
-                "routing-keys": [key],
-            }
-        headers.append(("x-death", list(merged.values())))
-        for which, death in (("first", delivery.deaths[-1]), ("last", delivery.deaths[0])):
-            headers.append((f"x-{which}-death-queue", death.queue))
-            headers.append((f"x-{which}-death-reason", _reason(death)))
-            headers.append((f"x-{which}-death-exchange", message.exchange))
-    return headers
-
-
-def _reason(death: Death) -> str:
-    return _REASONS.get(death.reason, death.reason)

@@ -15,25 +15,32 @@ from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError, GatewayError
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
-from gateway.transport import Binding, Gateway, QueueView, StateChange
-from transports.amqp.arguments import first_difference, policy_of
+from gateway.transport import Binding, Gateway, Link, QueueView, StateChange
+from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.codec import encode_method
 from transports.amqp.errors import (
     ACCESS_REFUSED,
     COMMAND_INVALID,
     NOT_FOUND,
-    NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
     RESOURCE_ERROR,
     RESOURCE_LOCKED,
     AmqpError,
 )
+from transports.amqp.names import DIRECT_REPLY
 from transports.amqp.topology import OWNER, PREDECLARED, Declared, Exchange, Topology, exchange_kind
 
 if TYPE_CHECKING:
     from transports.amqp.listener import AmqpSettings
 
 VHOST = "/"
+ALTERNATE = "alternate-exchange"
+DELAYED_TYPE = "x-delayed-message"
+"""Of RabbitMQ's plugin for delays. Here any exchange takes delayed messages, so it asks for what there is: an exchange
+of the type that `x-delayed-type` names."""
+KIND_ARGUMENT = "x-delayed-type"
+REPLIES_POLICY = msgspec.structs.replace(CLIENT_POLICY, durable=False)
+"""Of direct replies: in memory, and the oldest goes if there is no room."""
 
 
 class Answer(NamedTuple):
@@ -79,7 +86,7 @@ class Declarations:
                 raise AmqpError(NOT_FOUND, "no previously declared queue")
         if name.startswith(RESERVED_QUEUES):
             raise AmqpError(ACCESS_REFUSED, f"queue {name!r} in vhost {VHOST!r} has a reserved name")
-        view = self.gateway.queue(name)
+        view = None if name.startswith(DIRECT_REPLY) else self.gateway.queue(name)
         if view is None:
             raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
         self._check_holder(view)
@@ -97,7 +104,7 @@ class Declarations:
         if has >= most and not self.gateway.anonymous:
             raise AmqpError(RESOURCE_ERROR, f"user {self.user!r} has {has} {what}, and may have {most}")
 
-    def _check_store(self) -> None:
+    def check_store(self) -> None:
         """What must last and can't be stored now is refused before it is made."""
         if self.gateway.refusing:
             raise AmqpError(RESOURCE_ERROR, f"nothing durable can be made at present: {self.gateway.refusing}")
@@ -110,15 +117,25 @@ class Declarations:
         if method.passive:
             self.exchange(name)
             return Answer(frame)
-        kind = exchange_kind(method.exchange_type)
+        arguments: Mapping[str, Any] = method.arguments or {}
+        delayed = method.exchange_type == DELAYED_TYPE
+        kind = exchange_kind(str(arguments.get(KIND_ARGUMENT)) if delayed else method.exchange_type)
+        if kind is None and delayed:
+            raise AmqpError(
+                PRECONDITION_FAILED, f"invalid arg {KIND_ARGUMENT!r} for exchange {name!r}: no exchange type"
+            )
         if kind is None:
             raise AmqpError(COMMAND_INVALID, f"unknown exchange type {method.exchange_type!r}")
         if name == DEFAULT_EXCHANGE:
             raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
-        if method.arguments:
-            argument = next(iter(method.arguments))
-            raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
-        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal, self.user)
+        for argument, value in arguments.items():
+            if argument == ALTERNATE and (not isinstance(value, str) or value == DEFAULT_EXCHANGE):
+                why = "the name of another exchange is needed"
+                raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: {why}")
+            if argument != ALTERNATE and not (delayed and argument == KIND_ARGUMENT):
+                raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
+        alternate = arguments.get(ALTERNATE)
+        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal, self.user, alternate)
         have = self.topology.exchanges.get(name)
         if have is not None:
             if have != msgspec.structs.replace(wanted, user=have.user):
@@ -130,9 +147,31 @@ class Declarations:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
         self._check_share("exchanges", self.topology.exchanges_of(self.user), self.settings.max_exchanges_per_user)
         if wanted.durable:
-            self._check_store()
+            self.check_store()
+        if alternate is not None:
+            self.link(Link(exchange=name, to=alternate, otherwise=True, durable=wanted.durable, owner=OWNER))
         changes = self.topology.add_exchange(wanted)
-        return Answer(frame, changes or None, lambda: self.topology.exchanges.pop(name, None))
+        return Answer(frame, changes or None, lambda: name in self.topology.exchanges and self._remove_exchange(name))
+
+    def link(self, link: Link) -> None:
+        """Raises AmqpError if all bindings together take too much, and ValueError."""
+        try:
+            self.gateway.link(link)
+        except BindingsFullError as error:
+            raise AmqpError(RESOURCE_ERROR, str(error)) from error
+
+    def _remove_exchange(self, name: str) -> list[StateChange]:
+        """With its bindings, those that lead to it from other exchanges too; but who names it as alternate finds it
+        again if it comes again. Returns what must be kept."""
+        changes = self.topology.remove_exchange(name)
+        for binding in self._bindings_of(name):
+            self.gateway.unbind(binding)
+        sources: set[str] = set()
+        for link in self.gateway.links():
+            if link.exchange == name or (link.to == name and not link.otherwise):
+                self.gateway.unlink(link)
+                sources.add(link.exchange)
+        return changes + self.drop_unbound(sources)
 
     def exchange_delete(self, channel: int, method: amqp.Exchange.Delete) -> Answer:
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.DeleteOk)
@@ -142,12 +181,14 @@ class Declarations:
         found = self.topology.exchanges.get(name)
         if found is None:
             return Answer(frame)
-        bindings = self._bindings_of(name)
-        if method.if_unused and bindings:
+        if method.if_unused and self._leads_on(name):
             raise AmqpError(PRECONDITION_FAILED, f"exchange {name!r} in vhost {VHOST!r} in use")
-        for binding in bindings:
-            self.gateway.unbind(binding)
-        return Answer(frame, self.topology.remove_exchange(name) or None)
+        return Answer(frame, self._remove_exchange(name) or None)
+
+    def _leads_on(self, exchange: str) -> bool:
+        """It has bindings, to queues or other exchanges."""
+        onward = any(link.exchange == exchange and not link.otherwise for link in self.gateway.links())
+        return onward or bool(self._bindings_of(exchange))
 
     def _bindings_of(self, exchange: str) -> list[Binding]:
         return [
@@ -157,19 +198,21 @@ class Declarations:
             if binding.exchange == exchange
         ]
 
-    def _drop_unbound(self, exchanges: set[str]) -> list[StateChange]:
+    def drop_unbound(self, exchanges: set[str]) -> list[StateChange]:
         """Auto-delete exchanges that have just lost their last binding."""
         changes: list[StateChange] = []
         for name in exchanges:
             found = self.topology.exchanges.get(name)
-            if found is not None and found.auto_delete and not self._bindings_of(name):
-                changes += self.topology.remove_exchange(name)
+            if found is not None and found.auto_delete and not self._leads_on(name):
+                changes += self._remove_exchange(name)
         return changes
 
     # queues
 
     def queue_declare(self, channel: int, method: amqp.Queue.Declare) -> Answer:
         name = method.queue
+        if name.startswith(DIRECT_REPLY):
+            return self._declare_replies(channel, method)
         view = None
         if name:
             view = self.gateway.queue(name)
@@ -197,6 +240,19 @@ class Declarations:
         )
         return Answer(frame, changes, undo)
 
+    def _declare_replies(self, channel: int, method: amqp.Queue.Declare) -> Answer:
+        """Makes nothing: it is how one asks whether somebody still waits for an answer."""
+        name = method.queue
+        if name != DIRECT_REPLY and (not name.startswith(DIRECT_REPLY + ".") or self.gateway.queue(name) is None):
+            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+        if method.nowait:
+            return Answer()
+        return Answer(encode_method(channel, amqp.Queue.DeclareOk, queue=name, message_count=0, consumer_count=1))
+
+    def make_replies(self) -> QueueView:
+        """A queue for the direct replies to one channel."""
+        return self.gateway.declare(f"{DIRECT_REPLY}.{secrets.token_urlsafe(16)}", REPLIES_POLICY, OWNER)
+
     def _declare(self, method: amqp.Queue.Declare, name: str) -> tuple[QueueView, list[StateChange] | None]:
         if name.startswith(RESERVED_QUEUES) or (name.startswith("amq.") and method.queue):
             raise AmqpError(ACCESS_REFUSED, f"queue name {name!r} has a reserved prefix")
@@ -204,7 +260,7 @@ class Declarations:
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
         policy = policy_of(arguments, durable)
         if durable:
-            self._check_store()
+            self.check_store()
         settings, topology = self.settings, self.topology
         gone: list[StateChange] = []
         share_is_used = topology.queues_of(self.user) >= settings.max_queues_per_user and not self.gateway.anonymous
@@ -286,7 +342,7 @@ class Declarations:
         """How many messages it held, and what must be kept."""
         exchanges = {binding.exchange for binding in self.gateway.bindings(view.name)}
         count = self.gateway.delete(view.name)
-        return count, self.topology.remove_queue(view.name) + self._drop_unbound(exchanges)
+        return count, self.topology.remove_queue(view.name) + self.drop_unbound(exchanges)
 
     def consumer_left(self, queue: str, consumer: object) -> list[StateChange]:
         """An auto-delete queue goes with its last consumer. Returns what must be kept."""
@@ -294,6 +350,9 @@ class Declarations:
             return []
         view = self.gateway.queue(queue)
         if view is None:
+            return []
+        if queue.startswith(DIRECT_REPLY):
+            self.gateway.delete(queue)
             return []
         declared = self.topology.declared(view)
         if declared is None or not declared.auto_delete:
@@ -311,71 +370,22 @@ class Declarations:
                 changes += self.topology.remove_queue(name)
         return changes
 
-    # bindings
 
-    def is_bound(self, channel: int, method: amqp.Queue.Bind) -> bool:
-        """Whether there is such a binding already, which must last."""
-        view, binding = self._binding(channel, method)
-        return view.policy.durable and binding in self.gateway.bindings(view.name)
-
-    def _binding(self, channel: int, method: amqp.Queue.Bind) -> tuple[QueueView, Binding]:
-        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        return view, self.topology.binding(exchange, view.name, key, method.arguments or {})
-
-    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
-        view, binding = self._binding(channel, method)
-        bindings = self.gateway.bindings(view.name)
-        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
-        if binding in bindings:
-            return Answer(frame)
-        if view.policy.durable:
-            self._check_store()
-        if len(bindings) >= self.settings.max_bindings:
-            raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
-        try:
-            self.gateway.bind(binding)
-        except ValueError as error:
-            raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
-        except BindingsFullError as error:
-            raise AmqpError(RESOURCE_ERROR, str(error)) from error
-        return Answer(frame, [] if view.policy.durable else None, lambda: self.gateway.unbind(binding))
-
-    def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
-        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
-        changes: list[StateChange] = []
-        if self.gateway.unbind(binding):
-            changes = self._drop_unbound({exchange.name})
-        elif any(
-            other.owner != OWNER and (other.exchange, other.filter) == (binding.exchange, binding.filter)
-            for other in self.gateway.bindings(view.name)
-        ):
-            raise AmqpError(ACCESS_REFUSED, f"this binding of queue {view.name!r} is made by the configuration")
-        frame = encode_method(channel, amqp.Queue.UnbindOk)
-        return Answer(frame, changes if changes or view.policy.durable else None)
-
-    def _ends(self, channel: int, queue: str, exchange: str, key: str) -> tuple[QueueView, Exchange, str]:
-        view = self.queue(channel, queue)
-        if exchange == DEFAULT_EXCHANGE:
-            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
-        if not queue and not key:
-            key = view.name  # [AMQP 1.7.2.3.queue]
-        return view, self.exchange(exchange), key
-
-    def not_implemented(self, channel: int, method: Any) -> Answer:
-        raise AmqpError(NOT_IMPLEMENTED, f"{method.name} is not implemented")
-
-
-_DEFAULTS = {"x-queue-type": "classic", "x-overflow": "drop-head", "x-queue-mode": "default"}
+_DEFAULTS = {
+    "x-queue-type": "classic",
+    "x-overflow": "drop-head",
+    "x-queue-mode": "default",
+    "x-single-active-consumer": False,
+}
 """Arguments whose absence means a value."""
 
 
 def _exchange_difference(wanted: Exchange, have: Exchange) -> str:
-    for what in ("kind", "durable", "auto_delete", "internal"):
+    for what in ("kind", "durable", "auto_delete", "internal", "alternate"):
         asked, there = getattr(wanted, what), getattr(have, what)
         if asked != there:
             break
-    name = "type" if what == "kind" else what
+    name = {"kind": "type", "alternate": ALTERNATE}.get(what, what)
     return (
         f"inequivalent arg {name!r} for exchange {have.name!r} in vhost {VHOST!r}: "
         f"received {_show(asked)} but current is {_show(there)}"

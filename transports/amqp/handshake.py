@@ -1,4 +1,4 @@
-"""Owns how a connection comes to be: protocol header, login, limits, virtual host [AMQP 2.2.4].
+"""Owns how a connection comes to be: protocol header, login, limits, virtual host [AMQP 2.2.4]; later, a new secret.
 
 Its rule: nothing but the next step is taken, and who does not get to the end in time is cut off.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pamqp import commands as amqp
@@ -14,7 +15,8 @@ from pamqp.base import Frame
 
 from gateway.transport import User
 from transports.amqp.codec import MIN_FRAME, PROTOCOL_HEADER, encode_method
-from transports.amqp.errors import ACCESS_REFUSED, COMMAND_INVALID, NOT_ALLOWED, NOT_IMPLEMENTED, AmqpError
+from transports.amqp.errors import ACCESS_REFUSED, COMMAND_INVALID, NOT_ALLOWED, AmqpError
+from transports.amqp.mechanisms import EXTERNAL, PASSWORDS, Claim, LoginError, claim
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -23,10 +25,12 @@ CAPABILITIES = {
     "publisher_confirms": True,
     "basic.nack": True,
     "consumer_cancel_notify": True,
-    "exchange_exchange_bindings": False,
+    "exchange_exchange_bindings": True,
     "per_consumer_qos": True,
     "authentication_failure_close": True,
     "connection.blocked": True,
+    "consumer_priorities": True,
+    "direct_reply_to": True,
 }
 
 
@@ -44,7 +48,7 @@ class Step(enum.Enum):
 class Handshake:
     """That of one connection. Methods raise AmqpError, which ends it."""
 
-    __slots__ = ("_login", "_timer", "capabilities", "connection", "step")
+    __slots__ = ("_login", "_name", "_timer", "capabilities", "connection", "step")
 
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
@@ -52,6 +56,8 @@ class Handshake:
         self.capabilities: dict[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._login: asyncio.Task[None] | None = None
+        self._name = ""
+        """As the client has logged in."""
 
     def begin(self) -> None:
         """The TCP connection is there."""
@@ -91,7 +97,7 @@ class Handshake:
             amqp.Connection.Start,
             version_minor=9,
             server_properties=properties,
-            mechanisms="PLAIN",
+            mechanisms=" ".join((*PASSWORDS, EXTERNAL) if self._certified else PASSWORDS),
             locales="en_US",
         )
         connection.send(start)
@@ -112,8 +118,8 @@ class Handshake:
             self.step = Step.DONE
             self.end()
             self.connection.send(encode_method(0, amqp.Connection.OpenOk))
-        elif isinstance(method, amqp.Connection.UpdateSecret):
-            raise AmqpError(NOT_IMPLEMENTED, "connection.update-secret is not implemented")
+        elif isinstance(method, amqp.Connection.UpdateSecret) and self.step is Step.DONE:
+            self._start(self._update_secret(method))
         else:
             raise AmqpError(COMMAND_INVALID, f"{method.name} is not expected now")
 
@@ -121,29 +127,60 @@ class Handshake:
         capabilities = method.client_properties.get("capabilities")
         self.capabilities = capabilities if isinstance(capabilities, dict) else {}
         response: Any = method.response
-        parts = response.split(b"\0")
-        if method.mechanism != "PLAIN" or len(parts) != 3:
-            self._refuse(f"mechanism {method.mechanism[:32]!r} is not supported or its response is no such one")
-            return
+        transport = self.connection.transport
+        certificate = transport.get_extra_info("peercert") if transport is not None and self._certified else None
         try:
-            name = parts[1].decode()
-        except UnicodeDecodeError:
-            self._refuse("the user's name is no UTF-8")
+            claimed = claim(method.mechanism, response, certificate)
+        except LoginError as error:
+            self._refuse(str(error))
             return
         self.step = Step.LOGIN
-        self.connection.pause("login")
-        self._login = self.connection.loop.create_task(self._authenticate(name, parts[2]))
+        self._name = claimed.name
+        self._start(self._authenticate(claimed, method.mechanism))
 
-    async def _authenticate(self, name: str, password: bytes) -> None:
+    @property
+    def _certified(self) -> bool:
+        """Its clients show certificates that are checked."""
+        tls = self.connection.settings.tls
+        return tls is not None and tls.client_ca is not None
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Nothing is read until it ends."""
+        self.connection.pause("login")
+        self._login = self.connection.loop.create_task(work)
+
+    async def _check(self, claimed: Claim) -> User | None:
+        """Who it is, or None; then reading goes on."""
         connection = self.connection
-        user = await connection.gateway.authenticate(name, password)
+        name, password = claimed
+        if password is None:
+            user = connection.gateway.user(name)
+        else:
+            user = await connection.gateway.authenticate(name, password)
         if user is None and connection.settings.allow_anonymous and (name, password) == ("guest", b"guest"):
             user = User("")
         connection.resume("login")
+        return user
+
+    async def _update_secret(self, method: amqp.Connection.UpdateSecret) -> None:
+        connection = self.connection
+        secret: Any = method.new_secret
+        user = await self._check(Claim(self._name, secret))
         if connection.closing or connection.ended:
             return
         if user is None:
-            self._refuse(f"login was refused for user {name[:64]!r} using mechanism PLAIN")
+            connection.counters.refusals["bad-credentials"] += 1
+            connection.fail(AmqpError(NOT_ALLOWED, "the new secret was refused", method.index))
+            return
+        connection.send(encode_method(0, amqp.Connection.UpdateSecretOk))
+
+    async def _authenticate(self, claimed: Claim, mechanism: str) -> None:
+        connection = self.connection
+        user = await self._check(claimed)
+        if connection.closing or connection.ended:
+            return
+        if user is None:
+            self._refuse(f"login was refused for user {claimed.name[:64]!r} using mechanism {mechanism}")
             return
         connection.declarations.user = user.name
         self.step = Step.TUNE_OK

@@ -43,11 +43,14 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     connections together; beyond it the connection is closed with 506 that has taken longest.
     max_all_channels: open at one time, of all connections of this listener together.
     max_queues, max_exchanges: that AMQP clients may declare, all together. max_queues_per_user, max_exchanges_per_user:
-    of these one user, so that others have room; without `users` it does not count. max_bindings: of one queue.
-    max_unconfirmed: messages of a connection that wait for their commit before reading pauses.
+    of these one user, so that others have room; without `users` it does not count. max_bindings: of one queue, and of
+    all exchanges to each other.
+    max_unconfirmed: messages of a connection that wait for their commit before reading pauses, and of a
+    transaction.
     max_unacked: deliveries of a channel that wait for their settlement, whatever its prefetch.
     max_consumers: of one connection. max_all_consumers: of all AMQP clients together.
-    tls: encrypts (`amqps`)."""
+    tls: encrypts (`amqps`). With `client_ca`, a client may log in by EXTERNAL: its certificate's common name is the
+    user."""
 
     type: str = "amqp"
     listen: Address = Address.parse("127.0.0.1:5672")
@@ -150,6 +153,10 @@ def _topology(gateway: Gateway) -> Topology:
                 # A durable queue keeps its binding to an exchange that did not survive.
                 if binding.owner == OWNER and binding.exchange not in topology.exchanges:
                     gateway.unbind(binding)
+        for link in gateway.links():
+            known = link.otherwise or link.to in topology.exchanges
+            if link.owner == OWNER and not (known and link.exchange in topology.exchanges):
+                gateway.unlink(link)
         if stale:
             gateway.keep(stale)
         _topologies[gateway] = topology

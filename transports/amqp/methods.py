@@ -5,16 +5,25 @@ Its rule: a method that stands in no table is refused by its name, never passed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pamqp import commands as amqp
-from pamqp.base import Frame
 
+from gateway.transport import Outcome, Verdict
 from transports.amqp.channel import Channel
 from transports.amqp.codec import encode_method
+from transports.amqp.consuming import REJECTED
 from transports.amqp.declarations import Answer
-from transports.amqp.errors import CHANNEL_ERROR, CONNECTION_FORCED, NOT_IMPLEMENTED, AmqpError
+from transports.amqp.errors import (
+    CHANNEL_ERROR,
+    CONNECTION_FORCED,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    AmqpError,
+)
+from transports.amqp.names import DIRECT_REPLY
+from transports.amqp.transaction import Transaction
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -51,6 +60,18 @@ def _exchange_declare(connection: AmqpConnection, channel: Channel, method: Any)
 
 def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     connection.waiting.answer(channel, connection.declarations.exchange_delete(channel.id, method))
+
+
+def _exchange_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    bindings = connection.bindings
+    if bindings.is_linked(method):
+        _behind_others(connection, channel, method, bindings.exchange_bind)
+    else:
+        connection.waiting.answer(channel, bindings.exchange_bind(channel.id, method))
+
+
+def _exchange_unbind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    connection.waiting.answer(channel, connection.bindings.exchange_unbind(channel.id, method))
 
 
 def _behind_others(
@@ -108,15 +129,15 @@ def _queue_purge(connection: AmqpConnection, channel: Channel, method: amqp.Queu
 
 
 def _queue_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    declarations = connection.declarations
-    if declarations.is_bound(channel.id, method):
-        _behind_others(connection, channel, method, declarations.queue_bind)
+    bindings = connection.bindings
+    if bindings.is_bound(channel.id, method):
+        _behind_others(connection, channel, method, bindings.queue_bind)
     else:
-        connection.waiting.answer(channel, declarations.queue_bind(channel.id, method))
+        connection.waiting.answer(channel, bindings.queue_bind(channel.id, method))
 
 
 def _queue_unbind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
-    connection.waiting.answer(channel, connection.declarations.queue_unbind(channel.id, method))
+    connection.waiting.answer(channel, connection.bindings.queue_unbind(channel.id, method))
 
 
 def _basic_qos(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Qos) -> None:
@@ -125,6 +146,9 @@ def _basic_qos(connection: AmqpConnection, channel: Channel, method: amqp.Basic.
 
 def _basic_consume(connection: AmqpConnection, channel: Channel, method: amqp.Basic.Consume) -> None:
     _not_draining(connection)
+    if method.queue == DIRECT_REPLY:
+        connection.consuming.consume_replies(channel, method)
+        return
     connection.consuming.consume(channel, connection.declarations.queue(channel.id, method.queue), method)
 
 
@@ -158,13 +182,60 @@ def _basic_recover(connection: AmqpConnection, channel: Channel, method: amqp.Ba
 
 
 def _confirm_select(connection: AmqpConnection, channel: Channel, method: amqp.Confirm.Select) -> None:
+    if channel.transaction is not None:
+        raise AmqpError(PRECONDITION_FAILED, "cannot switch from tx to confirm mode")
     channel.confirming = True
     if not method.nowait:
         connection.send(encode_method(channel.id, amqp.Confirm.SelectOk))
 
 
-def _not_implemented(connection: AmqpConnection, channel: Channel, method: Frame) -> None:
-    raise AmqpError(NOT_IMPLEMENTED, f"{method.name} is not implemented")
+def _tx_select(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    if channel.confirming:
+        raise AmqpError(PRECONDITION_FAILED, "cannot switch from confirm to tx mode")
+    if channel.transaction is None:
+        channel.transaction = Transaction()
+    connection.send(encode_method(channel.id, amqp.Tx.SelectOk))
+
+
+def _transaction(channel: Channel) -> Transaction:
+    if channel.transaction is None:
+        raise AmqpError(PRECONDITION_FAILED, "channel is not transactional")
+    return channel.transaction
+
+
+def _tx_commit(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    """commit-ok comes when all of it is on the disk: first the messages and acknowledgements, in one commit, then what
+    was rejected, which is settled when these are."""
+    transaction = _transaction(channel)
+    by_verdict = transaction.by_verdict()
+
+    def answer(_: bool) -> None:
+        connection.send(encode_method(channel.id, amqp.Tx.CommitOk))
+
+    def committed(outcomes: Sequence[Outcome]) -> None:
+        try:
+            connection.publishing.committed(channel, transaction, outcomes)
+        except AmqpError as error:
+            error.method = method.index
+            raise
+        for consumer, ids in by_verdict.pop(Verdict.DONE, {}).items():
+            consumer.freed(len(ids))
+        for verdict, rejected in by_verdict.items():
+            for consumer, ids in rejected.items():
+                consumer.settle(ids, verdict, REJECTED if verdict is Verdict.DEAD else "")
+        if by_verdict:
+            connection.waiting.wait(channel, connection.gateway.put(), answer)
+        else:
+            answer(True)
+
+    connection.waiting.wait(channel, connection.publishing.commit(channel, transaction), committed)
+
+
+def _tx_rollback(connection: AmqpConnection, channel: Channel, method: Any) -> None:
+    transaction = _transaction(channel)
+    connection.publishing.renew(channel, transaction)
+    transaction.give_back(channel)
+    connection.send(encode_method(channel.id, amqp.Tx.RollbackOk))
 
 
 def _not_draining(connection: AmqpConnection) -> None:
@@ -180,8 +251,8 @@ HANDLERS: dict[int, Handler] = {
     amqp.Channel.FlowOk.index: _channel_flow_ok,
     amqp.Exchange.Declare.index: _exchange_declare,
     amqp.Exchange.Delete.index: _exchange_delete,
-    amqp.Exchange.Bind.index: _not_implemented,
-    amqp.Exchange.Unbind.index: _not_implemented,
+    amqp.Exchange.Bind.index: _exchange_bind,
+    amqp.Exchange.Unbind.index: _exchange_unbind,
     amqp.Queue.Declare.index: _queue_declare,
     amqp.Queue.Delete.index: _queue_delete,
     amqp.Queue.Purge.index: _queue_purge,
@@ -197,7 +268,7 @@ HANDLERS: dict[int, Handler] = {
     amqp.Basic.Recover.index: _basic_recover,
     amqp.Basic.RecoverAsync.index: _basic_recover,
     amqp.Confirm.Select.index: _confirm_select,
-    amqp.Tx.Select.index: _not_implemented,
-    amqp.Tx.Commit.index: _not_implemented,
-    amqp.Tx.Rollback.index: _not_implemented,
+    amqp.Tx.Select.index: _tx_select,
+    amqp.Tx.Commit.index: _tx_commit,
+    amqp.Tx.Rollback.index: _tx_rollback,
 }

@@ -16,6 +16,8 @@ from __future__ import annotations
 from gateway.message import QUEUE_PREFIX
 
 TOPIC_PREFIX = "$topic/"
+DIRECT_REPLY = "amq.rabbitmq.reply-to"
+"""The pseudo-queue of direct replies; with a dot and a token behind it, that of one channel."""
 MAX_SHORT = 255
 """Bytes in a short string [AMQP 4.2.5.3]."""
 

@@ -14,6 +14,8 @@ such a header is believed only where the field itself could not have carried the
 | reply_to                                            | reply_to as in `names`; else header `x-mqtt-reply-to`      |
 | another text above 255 bytes                        | header `x-mqtt-content-type` and so on                     |
 | priority or timestamp out of the field's range      | header `x-mqtt-priority`, `x-mqtt-timestamp`               |
+| delay (from AMQP alone; it is not sent on)          | header `x-delay`, in milliseconds, which stays             |
+| further topics (from AMQP alone)                    | headers `CC`, which stays, and `BCC`, which does not       |
 | topic whose routing key is above 255 bytes          | routing key "", header `x-mqtt-topic`                      |
 | headers that repeat, are not sorted by name, have a | header `x-mqtt-user-properties`: all of them in order, an  |
 | name above 128 bytes or one of those above          | array of [name, value]                                     |
@@ -35,7 +37,7 @@ from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
 from gateway.topics import check_name
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
-from transports.amqp.names import MAX_SHORT, reply_to_key, reply_to_topic, swap
+from transports.amqp.names import DIRECT_REPLY, MAX_SHORT, reply_to_key, reply_to_topic, swap
 
 TYPES = "x-amqp-types"
 ORDERED = "x-mqtt-user-properties"
@@ -45,6 +47,8 @@ PAYLOAD_FORMAT = "x-mqtt-payload-format"
 CORRELATION = "x-mqtt-correlation-data"
 REPLY_TO = "x-mqtt-reply-to"
 TOPIC = "x-mqtt-topic"
+DELAY = "x-delay"
+COPIES = ("CC", "BCC")
 MAX_NAME = 128
 """Bytes of a header's name that all clients can write [AMQP 4.2.5.5]."""
 MAX_EXPIRATION = ((1 << 32) - 1) * 1000
@@ -78,18 +82,25 @@ PERSISTENT = b"\x10\x00\x02"
 
 
 class Content(NamedTuple):
-    """What a content header says. topic: what `x-mqtt-topic` says in place of the routing key."""
+    """What a content header says. delay: seconds.
+
+    is_plain: none of those that follow says anything. topic: what `x-mqtt-topic` says in place of the routing key.
+    copies: routing keys besides that of the method. replies: reply_to is the pseudo-queue of direct replies."""
 
     properties: Properties
     qos: int
     retain: bool
     ttl: float | None
-    topic: str | None
+    delay: float
+    is_plain: bool = True
+    topic: str | None = None
+    copies: tuple[str, ...] = ()
+    replies: bool = False
 
 
 def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
     """Flags and property list of a content header. `empty_key`: the routing key is "", so a topic header is
-    believed. Raises AmqpError: SYNTAX_ERROR, or PRECONDITION_FAILED for an expiration that is no number."""
+    believed. Raises AmqpError: SYNTAX_ERROR, or PRECONDITION_FAILED for an expiration, delay or copy that is none."""
     if at + 2 > end:
         raise syntax_error("the property flags are cut short")
     flags = _SHORT.unpack_from(data, at)[0]
@@ -101,6 +112,8 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
     hints: dict[str, Any] | None = None
     mode = 0
     ttl: float | None = None
+    replies = False
+    copies: tuple[str, ...] = ()
     for name, bit in _TEXTS[:2]:
         if flags & bit:
             fields[name], at = _text(data, at, end)
@@ -115,6 +128,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
     if flags & _REPLY_TO:
         text, at = _text(data, at, end)
         fields["reply_to"] = reply_to_topic(text)
+        replies = text == DIRECT_REPLY
     if flags & _EXPIRATION:
         text, at = _text(data, at, end)
         ttl = _ttl(text)
@@ -130,8 +144,16 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
             fields[name], at = _text(data, at, end)
     if at != end:
         raise syntax_error("bytes behind the last property")
-    qos, retain, topic = int(mode == 2), False, None
+    qos, retain, topic, delay = int(mode == 2), False, None, 0.0
     if headers:
+        # A text is a header like any other: it may be a user property that a worker sends back.
+        if DELAY in headers and not isinstance(headers[DELAY], str):
+            delay = _delay(headers[DELAY])
+        for name in COPIES:
+            if name in headers and not isinstance(headers[name], str):
+                copies += _copies(name, headers[name])
+        if isinstance(headers.get("BCC"), list):
+            del headers["BCC"]
         qos, retain, topic = _restore(headers, fields, qos, empty_key)
         ordered = headers.pop(ORDERED) if _is_list(headers.get(ORDERED)) else None
         items = tuple(headers.items()) if ordered is None else tuple(_merge(ordered, headers))
@@ -140,7 +162,10 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
         if hints or _has_hints(items):
             items = (*items, (TYPES, hints or {}))
         fields["headers"] = items
-    return Content(Properties(**fields) if fields else NO_PROPERTIES, qos, retain, ttl, topic)
+    properties = Properties(**fields) if fields else NO_PROPERTIES
+    if topic is None and not copies and not replies:
+        return Content(properties, qos, retain, ttl, delay)
+    return Content(properties, qos, retain, ttl, delay, False, topic, copies, replies)
 
 
 def _restore(
@@ -258,6 +283,19 @@ def _ttl(text: str) -> float:
     if not (text.isascii() and text.isdigit() and len(text) <= 13 and int(text) <= MAX_EXPIRATION):
         raise AmqpError(PRECONDITION_FAILED, f"invalid expiration {text[:32]!r}: milliseconds as a number are needed")
     return int(text) / 1000
+
+
+def _delay(value: Any) -> float:
+    """Below 0 is none: so RabbitMQ's plugin marks what has been delayed."""
+    if not _is_number(value) or value > MAX_EXPIRATION:
+        raise AmqpError(PRECONDITION_FAILED, f"invalid header {DELAY!r}: {str(value)[:32]!r}: milliseconds are needed")
+    return max(int(value), 0) / 1000
+
+
+def _copies(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(key, str) and _fits(key.encode()) for key in value):
+        raise AmqpError(PRECONDITION_FAILED, f"invalid header {name!r}: an array of routing keys is needed")
+    return tuple(value)
 
 
 def encode(

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
 from pamqp import commands as amqp
 
-from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES, TOPIC_EXCHANGE, Message
-from gateway.transport import Outcome
+from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, RESERVED_QUEUES, TOPIC_EXCHANGE, Message, Properties
+from gateway.transport import PLAIN, Offer, Outcome
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import (
     PUBLISH,
@@ -24,9 +25,18 @@ from transports.amqp.codec import (
     encode_ack,
     encode_method,
 )
-from transports.amqp.errors import ACCESS_REFUSED, NO_ROUTE, NOT_FOUND, NOT_IMPLEMENTED, RESOURCE_ERROR, AmqpError
+from transports.amqp.errors import (
+    ACCESS_REFUSED,
+    NO_ROUTE,
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    RESOURCE_ERROR,
+    AmqpError,
+)
 from transports.amqp.names import TOPIC_PREFIX, swap
 from transports.amqp.properties import Content, decode, encode
+from transports.amqp.transaction import Transaction
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -51,9 +61,11 @@ class Publishing:
         "_entries",
         "_routes",
         "_version",
+        "also",
         "batch",
         "connection",
         "gateway",
+        "held_back",
         "topology",
         "unfinished",
         "unresolved",
@@ -64,10 +76,14 @@ class Publishing:
         self.gateway = connection.gateway
         self.topology = connection.topology
         self.batch: list[Message] = []
+        self.also: dict[int, tuple[str, ...]] = {}
+        """Further topics of those in the batch, by their places."""
         self.unresolved = 0
         """Messages accepted whose Outcome is not there yet."""
         self.unfinished = 0
         """Octets of unfinished bodies on all channels."""
+        self.held_back = 0
+        """Octets of transactions that are not committed."""
         self._entries: list[Entry] = []
         self._routes: dict[bytes, Route] = {}
         self._version = self.topology.version
@@ -136,42 +152,108 @@ class Publishing:
             raise AmqpError(RESOURCE_ERROR, f"{self.unfinished} bytes of contents are not finished", PUBLISH)
 
     def leave(self, channel: Channel) -> None:
-        """The channel is over, and with it a content that was not finished."""
+        """The channel is over, and with it a content or a transaction that was not finished."""
         self.unfinished -= channel.partial
+        if channel.transaction is not None:
+            self.held_back -= channel.transaction.octets
 
     def _add(self, channel: Channel) -> None:
         route, content, body = channel.take()
-        topic = route.topic if content.topic is None else content.topic
-        if content.topic is not None and route.exchange == DEFAULT_EXCHANGE and topic.startswith(RESERVED_QUEUES):
-            raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
+        topic, properties = route.topic, content.properties
+        if not content.is_plain:
+            topic, properties = self._addressed(channel, route, content)
         message = Message(
             topic,
             body,
             route.exchange,
             content.qos,
             content.retain,
-            content.properties,
+            properties,
             content.ttl,
-            0.0,
+            content.delay,
             self.connection.name,
         )
         number = 0
         if channel.confirming:
             channel.published = number = channel.published + 1
+        elif channel.transaction is not None:
+            self._hold_back(channel.transaction, message, route, self._copies(route, content))
+            return
         self.batch.append(message)
         if route.publish.mandatory:
             self._entries.append((channel, number, route, message))
         else:
             self._entries.append((channel, number, None, None))
 
+    def _addressed(self, channel: Channel, route: Route, content: Content) -> tuple[str, Properties]:
+        """Topic and properties of a message whose header says more of where it goes, or of where its answer does."""
+        topic, properties = route.topic, content.properties
+        by_name = route.exchange == DEFAULT_EXCHANGE
+        if content.replies:
+            if not channel.replies:
+                raise AmqpError(PRECONDITION_FAILED, "fast reply consumer does not exist", PUBLISH)
+            properties = structs.replace(properties, reply_to=QUEUE_PREFIX + channel.replies)
+        if content.topic is not None:
+            topic = content.topic
+        if by_name and any(name.startswith(RESERVED_QUEUES) for name in (topic, *content.copies)):
+            raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
+        if content.copies and channel.transaction is None:
+            self.also[len(self.batch)] = self._copies(route, content)
+        return topic, properties
+
+    @staticmethod
+    def _copies(route: Route, content: Content) -> tuple[str, ...]:
+        """The further topics that a header names."""
+        return content.copies if route.exchange == DEFAULT_EXCHANGE else tuple(map(swap, content.copies))
+
+    # transactions
+
+    def _hold_back(self, transaction: Transaction, message: Message, route: Route, copies: tuple[str, ...]) -> None:
+        most = self.connection.settings.max_unconfirmed
+        if len(transaction.messages) >= most:
+            raise AmqpError(RESOURCE_ERROR, f"a transaction may have {most} messages", PUBLISH)
+        self.held_back -= transaction.octets
+        transaction.publish(message, route, copies)
+        self.held_back += transaction.octets
+
+    def commit(self, channel: Channel, transaction: Transaction) -> Future[Sequence[Outcome]]:
+        """Offers its messages together with its acknowledgements; a new one begins."""
+        connection = self.connection
+        self.renew(channel, transaction)
+        connection.counters.messages_in += len(transaction.messages)
+        self.unresolved += len(transaction.messages) + 1  # also a commit of acknowledgements alone is to be answered
+        future = self.gateway.accept(transaction.messages, (), Offer(also=transaction.also, done=transaction.done()))
+        if self.gateway.pressure.high and not connection.consuming.unsettled():
+            connection.hold()
+        return future
+
+    def renew(self, channel: Channel, transaction: Transaction) -> None:
+        """This one is over, one way or the other."""
+        self.held_back -= transaction.octets
+        channel.transaction = Transaction()
+
+    def committed(self, channel: Channel, transaction: Transaction, outcomes: Sequence[Outcome]) -> None:
+        """Returns what is unroutable. Raises AmqpError if a queue refused anything: what the others took stays, and
+        nothing is acknowledged."""
+        self.unresolved -= len(outcomes) + 1
+        for place, route in transaction.routes.items():
+            if outcomes[place] is Outcome.UNROUTED:
+                self._return(channel, route, transaction.messages[place])
+        refused = sum(outcome is Outcome.REFUSED for outcome in outcomes)
+        if refused:
+            self.connection.counters.refusals["publish"] += refused
+            raise AmqpError(PRECONDITION_FAILED, f"partial tx completion: {refused} messages were refused")
+
     # accept
 
     def flush(self) -> None:
         """Offers what has come; call it before anything that must not overtake it."""
-        batch, entries = self.batch, self._entries
+        batch, entries, also = self.batch, self._entries, self.also
         if not batch:
             return
         self.batch, self._entries = [], []
+        if also:
+            self.also = {}
         connection = self.connection
         if connection.draining:
             # No confirm is sent for these, and connection.close comes: the client publishes them again elsewhere.
@@ -184,7 +266,9 @@ class Publishing:
             # Its acks must get through, so it is not paused, but refused (ruling 22): behind what came before.
             self.gateway.accept(()).add_done_callback(partial(self._resolved, entries, True))
         else:
-            self.gateway.accept(batch).add_done_callback(partial(self._resolved, entries, False))
+            self.gateway.accept(batch, (), Offer(also=also) if also else PLAIN).add_done_callback(
+                partial(self._resolved, entries, False)
+            )
             if pressure.high and not connection.consuming.unsettled():
                 connection.hold()
         if self.unresolved >= connection.settings.max_unconfirmed:

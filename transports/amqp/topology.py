@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import msgspec
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE
-from gateway.transport import Binding, HeadersMatch, QueueView, StateChange
+from gateway.transport import Binding, HeadersMatch, Link, QueueView, StateChange
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.names import swap, to_filter
 
@@ -35,7 +35,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
     """One exchange as it was declared. auto_delete: it goes with its last binding. internal: no client may publish
-    to it. user: who declared it."""
+    to it. user: who declared it. alternate: the exchange that gets what this one leads nowhere."""
 
     name: str
     kind: Kind
@@ -43,6 +43,15 @@ class Exchange(msgspec.Struct, frozen=True, array_like=True):
     auto_delete: bool = False
     internal: bool = False
     user: str = ""
+    alternate: str | None = None
+
+
+class Pattern(NamedTuple):
+    """What a binding to a queue or another exchange asks for, in the terms of the core."""
+
+    filter: str
+    literal: bool = False
+    match: HeadersMatch | None = None
 
 
 class Declared(msgspec.Struct, frozen=True, array_like=True):
@@ -217,15 +226,30 @@ class Topology:
     # bindings
 
     def binding(self, exchange: Exchange, queue: str, key: str, arguments: Mapping[str, Any]) -> Binding:
-        """The binding that a client means. At fanout and headers exchanges the key says nothing, so bindings that
-        differ in it alone are one. Raises AmqpError for arguments that make no sense."""
-        if exchange.kind == "topic":
-            return Binding(queue=queue, exchange=exchange.name, filter=to_filter(key), owner=OWNER)
-        if exchange.kind == "direct":
-            return Binding(queue=queue, exchange=exchange.name, filter=swap(key), literal=True, owner=OWNER)
-        if exchange.kind == "fanout":
-            return Binding(queue=queue, exchange=exchange.name, filter="#", owner=OWNER)
-        return Binding(queue=queue, exchange=exchange.name, filter="#", match=_match(arguments), owner=OWNER)
+        """The binding that a client means. Raises AmqpError for arguments that make no sense."""
+        filter, literal, match = pattern(exchange, key, arguments)
+        return Binding(queue=queue, exchange=exchange.name, filter=filter, literal=literal, match=match, owner=OWNER)
+
+    def link(self, source: Exchange, to: Exchange, key: str, arguments: Mapping[str, Any]) -> Link:
+        """The binding of one exchange to another that a client means; it lasts if both do. Raises AmqpError for
+        arguments that make no sense."""
+        filter, literal, match = pattern(source, key, arguments)
+        durable = source.durable and to.durable
+        return Link(
+            exchange=source.name, to=to.name, filter=filter, literal=literal, match=match, durable=durable, owner=OWNER
+        )
+
+
+def pattern(exchange: Exchange, key: str, arguments: Mapping[str, Any]) -> Pattern:
+    """At fanout and headers exchanges the key says nothing, so bindings that differ in it alone are one; nor do the
+    arguments anywhere but at headers exchanges. Raises AmqpError for arguments that make no sense."""
+    if exchange.kind == "topic":
+        return Pattern(to_filter(key))
+    if exchange.kind == "direct":
+        return Pattern(swap(key), literal=True)
+    if exchange.kind == "fanout":
+        return Pattern("#")
+    return Pattern("#", match=_match(arguments))
 
 
 def _match(arguments: Mapping[str, Any]) -> HeadersMatch:

@@ -65,7 +65,7 @@ class Source:
         self._counters = gateway.counters(link)
         self._max_hops = settings.max_hops
         self._receive_maximum = settings.receive_maximum if settings.version == 5 else None
-        self._offer = Offer(settings.unroutable, drops_qos0=True)
+        self._offer = Offer(in_order=True, drops_qos0=True, unroutable=settings.unroutable)
         self._kept = settings.unroutable is not None
         self._arrivals: deque[_Arrival] = deque()
         self._octets = 0

@@ -1,0 +1,172 @@
+"""Owns priorities: how that of a message is kept with its entry, and which entry of a queue with priorities goes next.
+
+Its rule: the highest priority first, the oldest of it before the others; what goes back goes back to its old place.
+
+The priority of an entry is the name of its group, a number as text: so the journal, a restart and the moves between
+queues know it without another field. Nothing is ordered or held up by such a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from heapq import heapify, heappop, heappush
+
+from gateway.entries import Entries
+from gateway.order import NEVER
+from gateway.template import Fields
+
+MAX_PRIORITY = 255
+
+
+class PriorityName:
+    """Stands where a queue with groups has its template. most: what is above it counts as it."""
+
+    __slots__ = ("_most",)
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def render(self, fields: Fields) -> str:
+        """A message without a priority has the lowest."""
+        return str(min(max(fields.message.properties.priority or 0, 0), self._most))
+
+
+def priority_of(name: str | None) -> int:
+    """Of an entry whose group has this name; 0 for one that came when the queue had no priorities."""
+    return min(int(name), MAX_PRIORITY) if name and name.isascii() and name.isdigit() and len(name) <= 3 else 0
+
+
+class _Lane:
+    """The entries of one priority, a ring of slots in the entries' arrays. cursor: the oldest that was not passed yet,
+    0 if all were; `returned` are older."""
+
+    __slots__ = ("cursor", "head", "returned")
+
+    def __init__(self) -> None:
+        self.cursor = self.head = 0
+        self.returned: list[tuple[int, int]] = []
+
+
+class Prioritized:
+    """An Order. name: of a group's number."""
+
+    __slots__ = ("_entries", "_lanes", "_name", "_ranked", "_timers", "_waiting")
+
+    def __init__(self, entries: Entries, name: Callable[[int], str | None]) -> None:
+        self._entries = entries
+        self._name = name
+        self._lanes: dict[int, _Lane] = {}
+        self._ranked: list[_Lane] = []
+        """The lanes, the highest priority first."""
+        self._waiting: dict[int, float] = {}
+        self._timers: list[tuple[float, int]] = []
+
+    def _lane(self, slot: int) -> _Lane:
+        priority = priority_of(self._name(self._entries.group[slot]))
+        lane = self._lanes.get(priority)
+        if lane is None:
+            lane = self._lanes[priority] = _Lane()
+            self._ranked = [self._lanes[known] for known in sorted(self._lanes, reverse=True)]
+        return lane
+
+    def _following(self, lane: _Lane, slot: int) -> int:
+        following = self._entries.group_next[slot]
+        return following if following != lane.head else 0
+
+    def add(self, slot: int, due: float) -> None:
+        entries, lane = self._entries, self._lane(slot)
+        if due:
+            self._wait(slot, due)
+        if not lane.head:
+            lane.head = entries.group_next[slot] = entries.group_previous[slot] = slot
+        else:
+            tail = entries.group_previous[lane.head]
+            entries.group_next[tail] = entries.group_previous[lane.head] = slot
+            entries.group_previous[slot] = tail
+            entries.group_next[slot] = lane.head
+        if not lane.cursor:
+            lane.cursor = slot
+
+    def extend(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self.add(slot, 0.0)
+
+    def peek(self, holder: object, now: float) -> int:
+        for lane in self._ranked:
+            if slot := self._first(lane):
+                return slot
+        return 0
+
+    def _first(self, lane: _Lane) -> int:
+        returned = lane.returned
+        while returned:
+            ident, slot = returned[0]
+            if self._entries.holds(slot, ident):
+                return slot
+            heappop(returned)
+        cursor = lane.cursor
+        if self._waiting:
+            while cursor and cursor in self._waiting:
+                cursor = self._following(lane, cursor)
+            lane.cursor = cursor
+        return cursor
+
+    def take(self, slot: int, holder: object) -> None:
+        lane = self._lane(slot)
+        if slot == lane.cursor:
+            lane.cursor = self._following(lane, slot)
+        else:
+            heappop(lane.returned)
+
+    def back(self, slot: int, due: float) -> None:
+        if due:
+            self._wait(slot, due)
+        else:
+            heappush(self._lane(slot).returned, (self._entries.ident[slot], slot))
+
+    def leave(self, slot: int, flying: bool) -> None:
+        entries, lane = self._entries, self._lane(slot)
+        if slot == lane.cursor:
+            lane.cursor = self._following(lane, slot)
+        following, before = entries.group_next[slot], entries.group_previous[slot]
+        if following == slot:
+            lane.head = 0
+        else:
+            entries.group_next[before] = following
+            entries.group_previous[following] = before
+            if lane.head == slot:
+                lane.head = following
+        if self._waiting:
+            self._waiting.pop(slot, None)
+        if len(lane.returned) > 64 and len(lane.returned) > 2 * entries.count:
+            lane.returned = [item for item in lane.returned if item[1] != slot and entries.holds(item[1], item[0])]
+            heapify(lane.returned)
+
+    def forget(self, holder: object, slots: Iterable[int]) -> None:
+        pass
+
+    def due(self, slot: int) -> float:
+        return self._waiting.get(slot, 0.0)
+
+    def _wait(self, slot: int, due: float) -> None:
+        self._waiting[slot] = due
+        heappush(self._timers, (due, slot))
+        if len(self._timers) > 2 * len(self._waiting) + 64:
+            # Many have left before their time.
+            self._timers = sorted((due, slot) for slot, due in self._waiting.items())
+
+    def tick(self, now: float) -> bool:
+        woken = False
+        ident = self._entries.ident
+        while self._timers and self._timers[0][0] <= now:
+            due, slot = heappop(self._timers)
+            if self._waiting.get(slot) == due:
+                del self._waiting[slot]
+                woken = True
+                lane = self._lane(slot)
+                if not lane.cursor or ident[slot] < ident[lane.cursor]:
+                    heappush(lane.returned, (ident[slot], slot))
+        return woken
+
+    def next_due(self) -> float:
+        return self._timers[0][0] if self._timers else NEVER

@@ -1,0 +1,115 @@
+"""Owns what *.bind and *.unbind do: bindings of queues to exchanges, and of exchanges to each other.
+
+Its rule: a binding is the core's, and as durable as both its ends; a route of the configuration is not a client's to
+take away.
+"""
+
+from __future__ import annotations
+
+from pamqp import commands as amqp
+
+from gateway.errors import BindingsFullError
+from gateway.message import DEFAULT_EXCHANGE
+from gateway.transport import Binding, Link, QueueView, StateChange
+from transports.amqp.codec import encode_method
+from transports.amqp.declarations import Answer, Declarations
+from transports.amqp.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_ERROR, AmqpError
+from transports.amqp.topology import OWNER, Exchange
+
+
+class Bindings:
+    """Those of one connection. Methods raise AmqpError."""
+
+    __slots__ = ("declarations", "gateway", "settings", "topology")
+
+    def __init__(self, declarations: Declarations) -> None:
+        self.declarations = declarations
+        self.gateway = declarations.gateway
+        self.settings = declarations.settings
+        self.topology = declarations.topology
+
+    # of queues
+
+    def is_bound(self, channel: int, method: amqp.Queue.Bind) -> bool:
+        """Whether there is such a binding already, which must last."""
+        view, binding = self._binding(channel, method)
+        return view.policy.durable and binding in self.gateway.bindings(view.name)
+
+    def _binding(self, channel: int, method: amqp.Queue.Bind) -> tuple[QueueView, Binding]:
+        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
+        return view, self.topology.binding(exchange, view.name, key, method.arguments or {})
+
+    def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
+        view, binding = self._binding(channel, method)
+        bindings = self.gateway.bindings(view.name)
+        frame = b"" if method.nowait else encode_method(channel, amqp.Queue.BindOk)
+        if binding in bindings:
+            return Answer(frame)
+        if view.policy.durable:
+            self.declarations.check_store()
+        if len(bindings) >= self.settings.max_bindings:
+            raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
+        try:
+            self.gateway.bind(binding)
+        except ValueError as error:
+            raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
+        except BindingsFullError as error:
+            raise AmqpError(RESOURCE_ERROR, str(error)) from error
+        return Answer(frame, [] if view.policy.durable else None, lambda: self.gateway.unbind(binding))
+
+    def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
+        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
+        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        changes: list[StateChange] = []
+        if self.gateway.unbind(binding):
+            changes = self.declarations.drop_unbound({exchange.name})
+        elif any(
+            other.owner != OWNER and (other.exchange, other.filter) == (binding.exchange, binding.filter)
+            for other in self.gateway.bindings(view.name)
+        ):
+            raise AmqpError(ACCESS_REFUSED, f"this binding of queue {view.name!r} is made by the configuration")
+        frame = encode_method(channel, amqp.Queue.UnbindOk)
+        return Answer(frame, changes if changes or view.policy.durable else None)
+
+    def _ends(self, channel: int, queue: str, exchange: str, key: str) -> tuple[QueueView, Exchange, str]:
+        view = self.declarations.queue(channel, queue)
+        if exchange == DEFAULT_EXCHANGE:
+            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
+        if not queue and not key:
+            key = view.name  # [AMQP 1.7.2.3.queue]
+        return view, self.declarations.exchange(exchange), key
+
+    # of exchanges to each other
+
+    def is_linked(self, method: amqp.Exchange.Bind) -> bool:
+        """Whether there is such a binding already, which must last."""
+        link = self._link_of(method)
+        return link.durable and link in self.gateway.links()
+
+    def _link_of(self, method: amqp.Exchange.Bind | amqp.Exchange.Unbind) -> Link:
+        if DEFAULT_EXCHANGE in (method.source, method.destination):
+            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
+        source, to = self.declarations.exchange(method.source), self.declarations.exchange(method.destination)
+        return self.topology.link(source, to, method.routing_key, method.arguments or {})
+
+    def exchange_bind(self, channel: int, method: amqp.Exchange.Bind) -> Answer:
+        link, links = self._link_of(method), self.gateway.links()
+        frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.BindOk)
+        if link in links:
+            return Answer(frame)
+        if link.durable:
+            self.declarations.check_store()
+        if len(links) >= self.settings.max_bindings:
+            most = self.settings.max_bindings
+            raise AmqpError(RESOURCE_ERROR, f"there are {most} bindings between exchanges already")
+        try:
+            self.declarations.link(link)
+        except ValueError as error:
+            raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
+        return Answer(frame, [] if link.durable else None, lambda: self.gateway.unlink(link))
+
+    def exchange_unbind(self, channel: int, method: amqp.Exchange.Unbind) -> Answer:
+        link = self._link_of(method)
+        changes = self.declarations.drop_unbound({link.exchange}) if self.gateway.unlink(link) else []
+        frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.UnbindOk)
+        return Answer(frame, changes if changes or link.durable else None)
