@@ -6,7 +6,9 @@ Its rule: a key is remembered from its decision, and forgotten only by its time 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from gateway.order import NEVER
@@ -20,8 +22,9 @@ SWEEP_SECONDS = 10.0
 """How long after its end a key may stay in memory and in the store."""
 MAX_KEYS = 5_000_000
 """Of the whole daemon; a key takes some 85 bytes of memory."""
-RESTORED = (-1.0, True)
-"""Stands for the window of what came from the journal, which does not say it."""
+RESTORED = -1.0
+"""Stands, as do the numbers below it, for the windows of what came from the journal, which does not say them."""
+_digest, _until = itemgetter(0), itemgetter(1)
 
 
 class Dedup:
@@ -91,17 +94,30 @@ class Dedup:
         keys[digest] = until
 
     def restore(self, pieces: Iterable[bytes], now: float) -> None:
-        """What the journal knows, in any order."""
-        keys: dict[bytes, float] = {}
-        ends: dict[float, float] = {}
+        """What the journal knows. A piece is put behind those that end before it, so whatever windows it is of, there
+        are hardly more orders to keep than windows, and nothing is ever sorted as a whole."""
+        runs: list[dict[bytes, float]] = []
+        ends: list[float] = []
         for data in pieces:
-            for digest, until in unpack_keys(data):
-                if until > now:
-                    # One float for all that end together.
-                    keys[digest] = max(ends.setdefault(until, until), keys.get(digest, 0.0))
-        if keys:
-            self._windows[RESTORED] = dict(sorted(keys.items(), key=lambda item: item[1]))
-            self.count = len(keys)
+            keys = sorted(unpack_keys(data), key=_until)
+            live = keys[bisect_right(keys, now, key=_until) :]
+            if not live:
+                continue
+            first = live[0][1]
+            place = next((place for place, end in enumerate(ends) if end <= first), len(runs))
+            if place == len(runs):
+                runs.append({})
+                ends.append(0.0)
+            run = runs[place]
+            if not run.keys().isdisjoint(map(_digest, live)):
+                for digest in map(_digest, live):
+                    run.pop(digest, None)  # to come last again
+            run.update(live)
+            ends[place] = live[-1][1]
+        for place, run in enumerate(runs):
+            self._windows[RESTORED - place, True] = run
+        self.count = sum(map(len, runs))
+        if runs:
             self.due = now + SWEEP_SECONDS
 
     def forget(self, digest: bytes) -> None:
@@ -152,4 +168,6 @@ def unpack_keys(data: bytes) -> Iterator[tuple[bytes, float]]:
     if rest:
         raise ValueError(f"{len(data)} bytes of keys")
     digests = (data[at : at + KEY_BYTES] for at in range(0, count * KEY_BYTES, KEY_BYTES))
-    return zip(digests, unpack("d", data[count * KEY_BYTES :]), strict=True)
+    ends = unpack("d", data[count * KEY_BYTES :])
+    same: dict[float, float] = {}
+    return zip(digests, map(same.setdefault, ends, ends), strict=True)  # one float for all that end together

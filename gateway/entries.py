@@ -103,8 +103,13 @@ class Entries:
         self.octets += length
         return slot
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether no slot below the highest is free."""
+        return not self._free
+
     def extend(self, columns: Mapping[str, array[Any]]) -> range:
-        """As `add`, for many at once where nothing was removed yet. Returns their slots."""
+        """As `add`, for many at once; only while `is_dense`. Returns their slots."""
         assert not self._free
         first, count = self._top, len(columns["ident"])
         slots = range(first, first + count)

@@ -31,7 +31,6 @@ class Intake:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        """What gets, in this call, what no binding leads anywhere."""
         self._targets: dict[str, Template] = {}
         """Of the configured routes, by their text."""
         self._ends: dict[float, float] = {}

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway import plugins
 from gateway.policy import DEAD_LETTERS, QueuePolicy, SecondsRange, decode_custom
-from gateway.transport import Binding, Options
+from gateway.transport import NO_OPTIONS, Binding, Options
 
 if TYPE_CHECKING:
     from gateway.settings import Route, Settings
@@ -87,5 +87,5 @@ def _binding(route: Route, target: Target) -> Binding:
         source=route.source,
         not_source=target.link,
         owner="config",
-        options=Options(target=target.template),
+        options=NO_OPTIONS if target.template is None else Options(target=target.template),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,10 +154,11 @@ class _Restore:
             for (name, code), column in zip(COLUMNS, _ENTRY_COLUMNS, strict=True)
         }
         numbers, idents, settled = columns.pop("queue"), columns["ident"], self.settled
-        places: dict[int, list[int]] = {}
-        for place, (number, ident) in enumerate(zip(numbers, idents, strict=True)):
-            if ident not in settled:
-                places.setdefault(number, []).append(place)
+        places: dict[int, Sequence[int]]
+        if numbers.count(numbers[0]) == len(numbers) and settled.isdisjoint(idents):  # of a backlog, nearly always
+            places = {numbers[0]: range(len(numbers))}
+        else:
+            places = _places(numbers, idents, settled)
         for number, chosen in places.items():
             queue = self.core.by_number.get(number)
             if queue is None:
@@ -219,6 +220,15 @@ class _Restore:
         for until, data in self.journal.expiring():
             self.core.keys_until = until
             yield data
+
+
+def _places(numbers: Sequence[int], idents: Sequence[int], settled: set[int]) -> dict[int, Sequence[int]]:
+    """Where the entries of each queue stand that are not settled."""
+    places: dict[int, list[int]] = {}
+    for place, (number, ident) in enumerate(zip(numbers, idents, strict=True)):
+        if ident not in settled:
+            places.setdefault(number, []).append(place)
+    return {**places}
 
 
 class Refresh:

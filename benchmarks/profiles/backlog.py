@@ -1,14 +1,14 @@
 """A deep queue: how fast it fills, what it costs in memory, how soon it is back after a kill, how fast it drains.
 
 5,000,000 messages of 200 bytes are published over MQTT (10 publishers, window 200, QoS 1) to a queue that nobody
-consumes; the gateway has a route, 1,000 groups and dedup by a JSON field. Then the broker is killed (SIGKILL) and
-started on the same store, and one AMQP consumer with prefetch 2000 takes everything: once, and in order within groups.
-This takes RabbitMQ many minutes; `--messages` makes it shorter.
+consumes; the gateway's has 1,000 groups (`keys` shows what dedup keys cost besides). Then the broker is killed by
+SIGKILL and started on the same store, and one AMQP consumer with prefetch 2000 takes everything: once, and in order
+within groups. This takes RabbitMQ many minutes; `--messages` makes it shorter.
 """
 
 from __future__ import annotations
 
-from benchmarks import transfer
+from benchmarks import brokers, transfer
 from benchmarks.brokers import GATEWAY, RABBITMQ, SINK
 from benchmarks.messages import Flow
 from benchmarks.rounds import Bench, Figure, Measured, Profile, Size
@@ -21,7 +21,7 @@ MB = 1 << 20
 def measure(bench: Bench, contender: str, variant: str) -> Measured:
     flow = Flow(bench.sizes["messages"], publishers=10, groups=1000, body_size=200)
     measured: dict[str, float] = {}
-    with bench.broker(contender) as broker:
+    with bench.broker(contender, brokers.queue_layout("{topic[1]}")) as broker:
         if broker.honest:
             measured["empty"] = broker.rss() / MB
         measured["filled"] = transfer.ingest(broker, flow, WINDOW, bench.core, stored=True)["answered"]

@@ -1,13 +1,13 @@
 """MQTT QoS 1 in from many devices with one message in flight each.
 
 500 publishers each wait for the answer before they send the next message, 64 bytes, to a queue that nobody consumes.
-The brokers are set as in `ingest`. Each message is a read and a write of its own on both sides, so the generator's
-ceiling is near; look at it.
+The brokers have a plain durable queue, as in `ingest`. Each message is a read and a write of its own on both sides, so
+the generator's ceiling is near; look at it.
 """
 
 from __future__ import annotations
 
-from benchmarks import transfer
+from benchmarks import brokers, transfer
 from benchmarks.brokers import GATEWAY, MOSQUITTO, RABBITMQ, SINK
 from benchmarks.messages import Flow
 from benchmarks.rounds import Bench, Measured, Profile, Size
@@ -16,7 +16,7 @@ from benchmarks.rounds import Bench, Measured, Profile, Size
 def measure(bench: Bench, contender: str, variant: str) -> Measured:
     devices = bench.sizes["devices"]
     flow = Flow(bench.sizes["messages"], publishers=devices, groups=devices, body_size=64)
-    with bench.broker(contender) as broker:
+    with bench.broker(contender, brokers.queue_layout()) as broker:
         return transfer.ingest(broker, flow, 1, bench.core, stored=contender != MOSQUITTO)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.declarations import secret_state
 from gateway.dedup import KEY_BYTES, SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
@@ -218,3 +222,30 @@ def test_keys_of_a_journal_are_whole_or_an_error() -> None:
     assert list(unpack_keys(data)) == keys
     with pytest.raises(ValueError):
         list(unpack_keys(data[:-1]))
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 30), st.integers(0, 12).map(float), min_size=1, max_size=6).map(
+            lambda piece: list(piece.items())
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 4).map(float),
+)
+def test_restored_keys_count_until_their_time_and_are_freed_then(
+    pieces: list[list[tuple[int, float]]], now: float
+) -> None:
+    """Whatever windows and orders the journal's pieces are of, and also if a key stands there twice."""
+    packed = [pack_keys([(bytes([name]) * KEY_BYTES, until) for name, until in piece])[1] for piece in pieces]
+    latest: dict[int, float] = {}
+    for name, until in itertools.chain(*pieces):
+        latest[name] = max(until, latest.get(name, 0.0))
+    dedup = Dedup(b"secret")
+    dedup.restore(packed, now)
+    for time in (now, now + 1, now + 5, 12.0):
+        live = {name for name, until in latest.items() if until > max(now, time)}
+        assert {name for name in latest if dedup.seen(bytes([name]) * KEY_BYTES, max(now, time))} == live
+        dedup.sweep(max(now, time))
+        assert {digest[0] for digest, _ in dedup.live(time)} == live
+        assert len(dedup) == len(list(dedup.live(0.0)))  # nothing that is over is kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
@@ -15,7 +17,9 @@ from gateway.transport import Options
 @given(
     st.lists(
         st.one_of(
-            st.just("add"), st.integers(0, 99), st.tuples(st.sampled_from(["copied", "purged"]), st.integers(0, 99))
+            st.sampled_from(["add", "extend"]),
+            st.integers(0, 99),
+            st.tuples(st.sampled_from(["copied", "purged"]), st.integers(0, 99)),
         ),
         max_size=120,
     )
@@ -31,6 +35,23 @@ def test_entries_are_a_list(steps: list[str | int | tuple[str, int]]) -> None:
             slot = entries.add(ident, ident * 2, ident * 3, ident, ident / 2, ident / 4, ident * 5, ident * 6)
             assert all(slot != other for other, _, _ in kept)
             kept.append((slot, ident, ident))
+        elif step == "extend" and entries.is_dense:
+            new = range(ident + 1, ident + 4)
+            ident = new[-1]
+            slots = entries.extend(
+                {
+                    "ident": array("q", new),
+                    "row": array("q", [number * 2 for number in new]),
+                    "offset": array("I", [number * 3 for number in new]),
+                    "length": array("I", new),
+                    "expires": array("d", [number / 2 for number in new]),
+                    "accepted": array("d", [number / 4 for number in new]),
+                    "group": array("I", [number * 5 for number in new]),
+                    "extra": array("I", [number * 6 for number in new]),
+                }
+            )
+            assert not {slot for slot, _, _ in kept} & set(slots)
+            kept += zip(slots, new, new, strict=True)
         elif isinstance(step, tuple) and kept:
             walks[step[0]] = kept[step[1] % len(kept)][0]
             setattr(entries, step[0], walks[step[0]])
