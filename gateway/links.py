@@ -5,7 +5,7 @@ Its rule: what routes send to a link stands in one queue, its outbox, which is t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -51,16 +51,32 @@ def parse(text: str, queues: Collection[str]) -> Target:
     return Target(outbox(link), link, template)
 
 
-def policies(settings: Settings) -> dict[str, QueuePolicy]:
-    """All queues of a configuration by name: those that it lists, and an outbox for each link."""
+def policies(settings: Settings, running: Mapping[str, Any] | None = None) -> dict[str, QueuePolicy]:
+    """All queues of a configuration by name: those that it lists, and an outbox for each link. `running`: sections of
+    transports that go on until a restart. A link among them keeps its outbox, whatever the configuration says now."""
     # A plugin that can't be imported is taken for a link if a route says so.
     named = {parse(text, settings.queues).link for route in settings.routes for text in route.targets}
     outboxes = {
         outbox(name): _policy(section)
-        for name, section in settings.transports.items()
+        for sections in (running or {}, settings.transports)
+        for name, section in sections.items()
         if name in named or plugins.is_link(section.type)
     }
     return {**settings.queues, **outboxes}
+
+
+def waiting_for_restart(settings: Settings, running: Mapping[str, Any]) -> list[str]:
+    """What a reload means for links, for an operator: it neither stops nor starts one."""
+
+    def names(sections: Mapping[str, Any]) -> set[str]:
+        return {name for name, section in sections.items() if plugins.is_link(section.type)}
+
+    before, now = names(running), names(settings.transports)
+    gone = [f"link {name}: goes on until a restart, with its outbox" for name in sorted(before - now)]
+    new = [
+        f"link {name}: starts with a restart; what is sent there waits in its outbox" for name in sorted(now - before)
+    ]
+    return gone + new
 
 
 def _policy(section: Any) -> QueuePolicy:

@@ -76,6 +76,8 @@ class Daemon:
 
     def __init__(self, settings: Settings, path: Path | None = None, on_ready: OnReady | None = None) -> None:
         self.settings = settings
+        self._running = settings.transports
+        """Those that were started; a reload changes none of them."""
         self._path = path
         self._on_ready = on_ready
         self._stop = asyncio.Event()
@@ -209,7 +211,8 @@ class Daemon:
             core = self._gateway.core
             if "replaying" in self._operator.reasons:
                 raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
-            notes = configure(core, links.policies(settings), links.bindings(settings))
+            notes = configure(core, links.policies(settings, self._running), links.bindings(settings))
+            notes += links.waiting_for_restart(settings, self._running)
             self._gateway.access.replace(*credentials(settings))
         except (ConfigError, GatewayError, ValueError) as error:
             log.error("reload refused, the old configuration stays", error=str(error))

@@ -20,18 +20,24 @@ from gateway.transport import Delivery, Gateway, Sink, Subscription, Verdict
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
-"""Seconds without a send after one that raised, doubled from the first to the last, with jitter: a peer that is away
-should not burn the attempts of a whole queue. Meanwhile nothing is held: what was not sent goes back, uncounted."""
+"""Seconds without a send after one that raised or gave something back, doubled from the first to the last, with jitter:
+a peer that is away should not burn the attempts of a whole queue. Meanwhile nothing is held: what was not sent goes
+back, uncounted."""
 MAX_HELD_OCTETS = 16 << 20
 _MAX_REASON = 1024
+_DONE = (Verdict.DONE, "")
 
 
-async def drive(gateway: Gateway, queue: str, sink: Sink, batch: int = 100, in_flight: int = 1000) -> None:
+async def drive(
+    gateway: Gateway, queue: str, sink: Sink, batch: int = 100, in_flight: int = 1000, slow_start: bool = False
+) -> None:
     """Sends what the queue holds to `sink` until cancelled, at most `batch` in one send and `in_flight` unsettled.
+    slow_start: begins with one, and lets one more be unsettled with each that is DONE. So a message over which the peer
+    ends the connection is soon sent alone, and no other is taken for the cause.
 
     Cancelling takes no more deliveries, lets running sends end within `gateway.drain_timeout`, gives back the rest
     and returns. Raises UnknownQueueError if the queue does not exist or was deleted."""
-    driver = _Driver(gateway, queue, sink, batch, in_flight)
+    driver = _Driver(gateway, queue, sink, batch, in_flight, slow_start)
     try:
         await driver.run()
     finally:
@@ -63,7 +69,7 @@ class Window:
 class _Driver:
     """The consumer; it holds at most its credit, so its waiting list needs no other limit."""
 
-    def __init__(self, gateway: Gateway, queue: str, sink: Sink, batch: int, in_flight: int) -> None:
+    def __init__(self, gateway: Gateway, queue: str, sink: Sink, batch: int, in_flight: int, slow_start: bool) -> None:
         self.gateway = gateway
         self.queue = queue
         self.sink = sink
@@ -85,9 +91,11 @@ class _Driver:
             raise UnknownQueueError(f'no queue is named "{queue}"')
         self.view = view
         self.in_flight = in_flight
+        self.allowed = 1 if slow_start else in_flight
+        """Of `in_flight`, so far."""
         self.window = Window(MAX_HELD_OCTETS)
         self.subscription: Subscription = gateway.attach(queue, self, [self.window.pool])
-        self.subscription.grant(in_flight)
+        self.subscription.grant(self.allowed)
 
     # what the core calls
 
@@ -141,7 +149,10 @@ class _Driver:
             self._sit_out()
             self._settle(batch, [(Verdict.RETRY, reason)] * len(batch))
             return
-        self.pause = 0.0
+        if Verdict.RETURNED in verdicts:
+            self._sit_out()
+        else:
+            self.pause = 0.0
         self._settle(batch, verdicts)
 
     def _sit_out(self) -> None:
@@ -174,11 +185,13 @@ class _Driver:
         self.window.free(sum(len(delivery.message.body) for delivery in batch))
         if self.draining:
             return
+        more = min(len(alike.get(_DONE, ())), self.in_flight - self.allowed)
+        self.allowed += more
         if self.loop.time() < self.paused_until:
-            self.withheld += len(batch)
+            self.withheld += len(batch) + more
             self.wake.set()
         else:
-            self.subscription.grant(len(batch))
+            self.subscription.grant(len(batch) + more)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self.sends.discard(task)

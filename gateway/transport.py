@@ -422,9 +422,10 @@ class Sink(Protocol):
     """All that most outgoing plugins need to write; `gateway.sink.drive` does the rest."""
 
     async def send(self, batch: Sequence[Delivery]) -> Sequence[Verdict | tuple[Verdict, str] | None]:
-        """One verdict for each delivery, in order, or (verdict, reason). Raising = RETRY all. None: its connection was
-        lost before the peer answered. Such deliveries stay unsettled until `drive` is cancelled, as it should be then,
-        and go back as those of any consumer that is lost (ruling 14)."""
+        """One verdict for each delivery, in order, or (verdict, reason). Raising = RETRY all. RETURNED: the peer takes
+        nothing at present, and no message is at fault; it is tried again after a pause. None: its connection was lost
+        before the peer answered, and the message may be the cause. Such deliveries stay unsettled until `drive` is
+        cancelled, as it should be then, and go back as those of any consumer that is lost (ruling 14)."""
         ...
 
 

@@ -10,8 +10,10 @@ import hypothesis
 import pytest
 
 from tests.harness.daemon import Daemon
+from tests.harness.link import Peer
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.rabbitmq import RabbitMq
+from tests.harness.scripted import ScriptedRemote
 
 # How fast an example runs is the machine's affair.
 hypothesis.settings.register_profile(
@@ -75,3 +77,31 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
         yield node.start()
     finally:
         node.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[..., Peer]]:
+    """`peer(address, client_id, *filters)` gives a paho client that comes back by itself."""
+    peers: list[Peer] = []
+
+    def connect(*arguments: Any, **options: Any) -> Peer:
+        peers.append(Peer(*arguments, **options))
+        return peers[-1]
+
+    yield connect
+    for one in peers:
+        one.close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedRemote]]:
+    """`scripted(answer)` gives a ScriptedRemote."""
+    remotes: list[ScriptedRemote] = []
+
+    def start(*arguments: Any, **options: Any) -> ScriptedRemote:
+        remotes.append(ScriptedRemote(*arguments, **options))
+        return remotes[-1]
+
+    yield start
+    for one in remotes:
+        one.close()

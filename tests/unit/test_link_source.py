@@ -7,29 +7,31 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import msgspec
 import pytest
-from paho.mqtt.client import MQTTMessage
 
 from gateway.message import Message
+from gateway.message import Properties as MessageProperties
 from gateway.transport import NO_OPTIONS, Delivery, Options, Outcome, Verdict
 from tests.harness.local import local_gateway
+from tests.wire.mqtt_strategies import message_properties
 from transports.mqtt import link_source
+from transports.mqtt.fields import read_properties
 from transports.mqtt.link_settings import MqttClientSettings
 from transports.mqtt.link_sink import RemoteSink
-from transports.mqtt.link_source import Source
-from transports.mqtt.packets import Reason
-from transports.mqtt.remote import LostError, Terms
+from transports.mqtt.link_source import HOPS, Source, hops
+from transports.mqtt.packets import Publish, Reason, Type
+from transports.mqtt.properties import from_wire, to_wire
+from transports.mqtt.remote import LostError, Terms, Unreadable
 
 pytestmark = pytest.mark.anyio
 SETTINGS = MqttClientSettings(url="mqtt://plant.example")
 CONFIG = "queues: {q: {max_messages: 2}}\nroutes: [{from: 'up/#', to: q}]"
 
 
-def packet(mid: int, topic: str = "up/1", qos: int = 1, body: bytes = b"") -> MQTTMessage:
-    made = MQTTMessage(mid, topic.encode())
-    made.payload, made.qos, made.retain = body or b"%d" % mid, qos, False
-    return made
+def packet(packet_id: int, topic: str = "up/1", qos: int = 1, body: bytes = b"") -> Publish:
+    return Publish(topic, body or b"%d" % packet_id, qos, packet_id=packet_id)
 
 
 class Held:
@@ -53,16 +55,18 @@ class Link:
 
     def __init__(self, gateway: Any, **settings: Any) -> None:
         self.acks: list[int] = []
+        self.acked_qos: list[int] = []
         self.acked = asyncio.Event()
         self.reports: list[str] = []
         self.source = Source("plant", msgspec.structs.replace(SETTINGS, **settings), gateway, self.reports.append)
         self.task = asyncio.create_task(self.source.run(self._acknowledge))
 
-    def _acknowledge(self, mid: int) -> None:
+    def _acknowledge(self, mid: int, qos: int) -> None:
         self.acks.append(mid)
+        self.acked_qos.append(qos)
         self.acked.set()
 
-    def come(self, *packets: MQTTMessage) -> None:
+    def come(self, *packets: Publish | Unreadable) -> None:
         for one in packets:
             self.source.receive(one)
 
@@ -165,35 +169,40 @@ async def test_what_no_route_may_have_is_acknowledged_in_its_turn_and_dropped():
         await link.stop()
 
 
-async def test_a_remote_that_sends_more_than_its_receive_maximum_is_cut_off():
+@pytest.mark.parametrize("version", [5, "3.1.1"])
+async def test_what_is_more_than_may_be_held_comes_over_the_next_connection(monkeypatch, version):
+    """And nothing behind it is taken, or it would overtake."""
+    monkeypatch.setattr(link_source, "MAX_HELD_OCTETS", 3 * link_source.WEIGHT)
     async with local_gateway(CONFIG) as (gateway, _):
         held = Held(gateway)
-        link = Link(held, receive_maximum=2)
-        link.come(packet(1), packet(2), packet(3, qos=0))
-        with pytest.raises(BufferError, match="more than 2 messages"):
-            link.come(packet(4))
-        _, commit = await held.calls.get()
+        link = Link(held, version=version, receive_maximum=1)  # which not every remote keeps to
+        link.come(packet(1), packet(2), packet(3), packet(4, qos=0), packet(5))
+        assert gateway.counters("plant").dropped["qos0-refused"] == 1
+        bodies, commit = await held.calls.get()
+        link.come(packet(6))
+        assert (bodies, link.acks) == ([b"1", b"2", b"3"], [])
         commit.set_result([Outcome.STORED] * 3)
-        await link.until(2)
         async with asyncio.timeout(5):
-            link.come(packet(4))
-            assert (await held.calls.get())[0] == [b"4"]
+            await link.task
+        assert link.acks == [1, 2, 3]
+
+
+async def test_what_cannot_be_read_is_acknowledged_in_its_turn_and_dropped():
+    async with local_gateway(CONFIG) as (gateway, _):
+        link = Link(gateway)
+        link.come(packet(1), Unreadable(2, 1, "why"), Unreadable(0, 0, "why"), packet(3, qos=2))
+        assert await link.until(3) == [1, 2, 3]
+        assert gateway.counters("plant").dropped["malformed-packet"] == 2
         await link.stop()
 
 
-async def test_a_remote_of_3_1_1_that_sends_more_than_may_be_held_is_cut_off(monkeypatch):
-    monkeypatch.setattr(link_source, "MAX_HELD_OCTETS", 10)
+async def test_an_acknowledgement_is_of_the_qos_of_its_message():
+    """QoS 2 is never asked for, but a session that another client began may have it."""
     async with local_gateway(CONFIG) as (gateway, _):
-        held = Held(gateway)
-        link = Link(held, version="3.1.1")
-        link.come(packet(1, body=b"x" * 11), packet(2, qos=0))
-        assert gateway.counters("plant").dropped["qos0-refused"] == 1
-        with pytest.raises(BufferError, match="ahead of their PUBACKs"):
-            link.come(packet(3))
-        _, commit = await held.calls.get()
-        commit.set_result([Outcome.STORED])
-        await link.until(1)
-        link.come(packet(4))
+        link = Link(gateway)
+        link.come(packet(1), packet(2, qos=2))
+        await link.until(2)
+        assert link.acked_qos == [1, 2]
         await link.stop()
 
 
@@ -201,12 +210,12 @@ async def test_a_remote_of_3_1_1_that_sends_more_than_may_be_held_is_cut_off(mon
 
 
 class Remote:
-    """Answers with the codes that it was given; None is a lost connection."""
+    """Answers with the codes that it was given; a bool is a lost connection, True one that may be our fault."""
 
     v5 = False
     terms = Terms(max_packet_size=100)
 
-    def __init__(self, *codes: int | None) -> None:
+    def __init__(self, *codes: int | bool) -> None:
         self.codes = list(codes)
         self.topics: list[str] = []
 
@@ -214,8 +223,8 @@ class Remote:
         self.topics.append(topic)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         code = self.codes.pop(0)
-        if code is None:
-            answer.set_exception(LostError())
+        if isinstance(code, bool):
+            answer.set_exception(LostError(code))
         else:
             answer.set_result(code)
         return answer
@@ -236,21 +245,71 @@ async def send(remote: Remote, *deliveries: Delivery) -> tuple[list[Verdict | No
 async def test_an_answer_decides():
     codes = [0, Reason.NO_MATCHING_SUBSCRIBERS, Reason.QUOTA_EXCEEDED, Reason.NOT_AUTHORIZED, Reason.UNSPECIFIED_ERROR]
     verdicts, counters = await send(Remote(*codes), *[delivery("a")] * 5)
-    assert verdicts == [Verdict.DONE, Verdict.DONE, Verdict.RETRY, Verdict.DEAD, Verdict.RETRY]
+    assert verdicts == [Verdict.DONE, Verdict.DONE, Verdict.RETURNED, Verdict.DEAD, Verdict.RETRY]
     assert counters.messages_out == 2
 
 
-async def test_what_had_no_answer_when_the_connection_was_lost_has_no_verdict():
-    verdicts, _ = await send(Remote(0, None, 0, None), *[delivery("a")] * 4)
+async def test_what_had_no_answer_when_the_connection_was_lost_has_a_verdict_only_if_it_is_not_the_cause():
+    verdicts, _ = await send(Remote(0, True, 0, True), *[delivery("a")] * 4)
     assert verdicts == [Verdict.DONE, None, Verdict.DONE, None]
+    verdicts, _ = await send(Remote(0, False), *[delivery("a")] * 2)
+    assert verdicts == [Verdict.DONE, Verdict.RETURNED]
 
 
 async def test_what_would_cost_the_connection_is_not_sent():
     remote = Remote(0)
     wrong = [delivery("a/+"), delivery(""), delivery(None), delivery("a", b"x" * 100), delivery("x\0")]
+    wrong += [delivery("x" * 65_536), delivery("#"), delivery("é" * 40_000)]
     verdicts, _ = await send(remote, *wrong, delivery("good"))
-    assert verdicts == [Verdict.INVALID] * 5 + [Verdict.DONE]
+    assert verdicts == [Verdict.INVALID] * 8 + [Verdict.DONE]
     assert remote.topics == ["good"]
+
+
+class Far:
+    """A remote of MQTT 5 that keeps the octets of the properties of what it was sent."""
+
+    v5 = True
+    terms = Terms()
+
+    def __init__(self) -> None:
+        self.octets: list[bytes] = []
+
+    def send(self, topic: str, body: bytes, qos: int, retain: bool, properties: Any) -> asyncio.Future[int]:
+        self.octets.append(properties.pack())
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer.set_result(0)
+        return answer
+
+
+@hypothesis.given(message_properties)
+def test_properties_pass_a_link_without_loss(properties: MessageProperties) -> None:
+    """Out over one link and in over another, by paho's hand; the hop alone is added."""
+
+    async def passed() -> Message:
+        remote = Far()
+        verdicts, _ = await send(
+            remote, Delivery(1, Message("a", b"", properties=properties), "q", Options(target="a"))
+        )
+        assert verdicts == [Verdict.DONE]
+        found, _ = read_properties(remote.octets[0], 0, len(remote.octets[0]), Type.PUBLISH)
+        came = Publish("up/1", b"1", 1, packet_id=1, properties=found)
+        taken: list[Message] = []
+        stored: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        stored.set_result([Outcome.STORED])
+        counters = SimpleNamespace(messages_in=0, octets_in=0)
+        gateway = SimpleNamespace(
+            counters=lambda _: counters, accept=lambda batch, *_: taken.extend(batch) or stored, drain_timeout=1.0
+        )
+        link = Link(gateway, max_hops=1000)
+        link.come(came)
+        await link.until(1)
+        await link.stop()
+        return taken[0]
+
+    expected = from_wire(to_wire(properties))
+    others = tuple(pair for pair in expected.headers if pair[0] != HOPS)
+    hop = (HOPS, str(hops(properties) + 1))
+    assert asyncio.run(passed()).properties == msgspec.structs.replace(expected, headers=(*others, hop))
 
 
 @pytest.mark.parametrize(

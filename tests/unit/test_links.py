@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gateway import links
@@ -14,6 +17,7 @@ from gateway.transport import Binding, Offer, Options, Outcome
 from tests.harness.kernel import Kernel
 
 STORED, REFUSED, UNROUTED, DUPLICATE = Outcome.STORED, Outcome.REFUSED, Outcome.UNROUTED, Outcome.DUPLICATE
+DOCUMENT = Path(__file__).parents[2] / "docs" / "links.md"
 PLANT = "plant: {type: mqtt-client, url: 'mqtt://plant.example'}"
 
 
@@ -78,6 +82,8 @@ def targets(kernel: Kernel) -> list[str | None]:
          "2: transports.plant: subscribe[0]: 'a#' has a wildcard beside other characters in level 'a#'"),
         ("transports:\n  plant: {type: mqtt-client, url: 'mqtt://x', tls: {ca: x}}",
          "2: transports.plant: tls: the url says no TLS; write mqtts:// or wss://"),
+        ("transports:\n  plant: {type: mqtt-client, url: 'mqtt://x', max_packet_size: 256MB}",
+         "2: transports.plant: max_packet_size must be from 1KB to below 256MB"),
         ("transports:\n  plant: {type: mqtt-client, url: 'mqtt://x', password: hunter2}",
          "2: transports.plant: password: needs a username"),
     ],
@@ -212,3 +218,32 @@ def test_an_offer_is_decided_again_after_a_failed_commit() -> None:
     kernel.run()
     assert (first.outcomes, second.outcomes) == ([REFUSED], [STORED, REFUSED])
     assert kernel.content("q") == ["2"]
+
+
+# the document
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL))
+def test_what_the_document_says_to_paste_is_a_configuration(tmp_path, text):
+    (tmp_path / "plant.password").write_text("secret")
+    path = tmp_path / "gateway.yaml"
+    path.write_text(text)
+    settings = load(path, {"CLOUD_PASSWORD": "secret"}, True)
+    assert links.policies(settings).keys() >= {"link." + name for name in settings.transports}
+
+
+# a reload
+
+
+def test_a_link_that_goes_on_keeps_its_outbox(read):
+    before = read(f"transports: {{{PLANT}}}")
+    after = read("transports: {other: {type: mqtt-client, url: 'mqtt://x', outbox: {max_messages: 1}}}")
+    found = links.policies(after, before.transports)
+    assert list(found) == ["link.plant", "link.other"]
+    changed = read("transports: {plant: {type: mqtt-client, url: 'mqtt://x', outbox: {max_messages: 5}}}")
+    assert links.policies(changed, before.transports)["link.plant"].max_messages == 5
+    assert links.waiting_for_restart(after, before.transports) == [
+        "link plant: goes on until a restart, with its outbox",
+        "link other: starts with a restart; what is sent there waits in its outbox",
+    ]
+    assert links.waiting_for_restart(changed, before.transports) == []

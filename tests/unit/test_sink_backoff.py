@@ -87,3 +87,22 @@ async def test_others_get_what_a_paused_sink_does_not_take(monkeypatch: pytest.M
             await other.until_done(10)
         await end(first)
         await end(second)
+
+
+async def test_a_slow_start_sends_one_and_then_one_more_with_each_that_is_done() -> None:
+    """So that a message over which the peer ends the connection is soon sent alone."""
+    sizes: list[int] = []
+
+    class Peer(Away):
+        async def send(self, batch: Sequence[Delivery]) -> list[Verdict]:
+            sizes.append(len(batch))
+            return await super().send(batch)
+
+    async with local_gateway('queues: {q: }\nroutes: [{from: "#", to: q}]') as (gateway, _):
+        await gateway.accept([Message("a", b"%d" % n) for n in range(20)])
+        peer = Peer(failures=0)
+        task = asyncio.create_task(drive(gateway, "q", peer, batch=8, in_flight=8, slow_start=True))
+        async with asyncio.timeout(5):
+            await peer.until_done(20)
+        await end(task)
+    assert sizes == [1, 2, 4, 8, 5]

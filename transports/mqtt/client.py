@@ -95,12 +95,17 @@ class MqttClient:
             self._counters.connections = 1
             log.info("link is up", link=self.name, session_present=remote.terms.session_present)
             self._report("")
+            if remote.terms.maximum_qos < settings.qos:
+                taken = remote.terms.maximum_qos
+                log.warning("the remote takes a lower QoS than is sent", link=self.name, qos=taken, asked=settings.qos)
             window = min(settings.max_in_flight, remote.terms.receive_maximum)
+            # Ordered sends go one after the other; else one that waits for its answers should not keep others waiting.
+            batch = max(1, min(MAX_SEND, window if settings.outbox.group_in_flight > 1 else window // 10))
             sink = RemoteSink(settings, remote, self._counters, gateway.now)
             async with anyio.create_task_group() as group:
-                group.start_soon(source.run, remote.ack)
+                group.start_soon(self._take, source, remote)
                 # Only while there is a connection: what waits for one may expire, and is held by nobody.
-                send = partial(drive, gateway, outbox(self.name), sink, min(MAX_SEND, window), window)
+                send = partial(drive, gateway, outbox(self.name), sink, batch, window, slow_start=True)
                 group.start_soon(send)
                 why = await remote.lost()
                 group.cancel_scope.cancel()
@@ -108,6 +113,10 @@ class MqttClient:
         finally:
             self._counters.connections = 0
             await remote.close()
+
+    async def _take(self, source: Source, remote: Remote) -> None:
+        await source.run(remote.ack)
+        remote.end("the remote sent more than may be held at one time, and sends the rest over the next connection")
 
     async def _client_id(self) -> str:
         """Always the same, since the remote keeps the session under it."""

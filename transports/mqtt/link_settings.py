@@ -144,8 +144,8 @@ class MqttClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             raise ValueError("keep_alive: must be from 1s to 65535s")
         if self.connect_timeout <= 0 or self.reconnect[0] <= 0:
             raise ValueError("connect_timeout and reconnect must be above 0")
-        if not 1024 <= self.max_packet_size <= 268_435_460:
-            raise ValueError("max_packet_size must be from 1KB to 256MB")
+        if not 1024 <= self.max_packet_size < 1 << 28:  # what paho can say
+            raise ValueError("max_packet_size must be from 1KB to below 256MB")
         if not 0 < self.session_expiry < (1 << 32) - 1:
             raise ValueError("session_expiry must be above 0 and below 136 years")
 

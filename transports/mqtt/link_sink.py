@@ -15,13 +15,22 @@ from paho.mqtt.properties import Properties
 from gateway.metrics import TransportCounters
 from gateway.transport import Delivery, Verdict
 from transports.mqtt.link_settings import MqttClientSettings
-from transports.mqtt.link_source import HOPS, NAMES, hops
+from transports.mqtt.link_source import HOPS, hops
 from transports.mqtt.packets import Properties5, Property, Reason
 from transports.mqtt.properties import is_topic_name, to_wire
 from transports.mqtt.remote import LostError, Remote
 
 REJECTED = {Reason.NOT_AUTHORIZED, Reason.TOPIC_NAME_INVALID, Reason.PAYLOAD_FORMAT_INVALID}
-"""Reasons that would be the same the next time: dead letters. Others are tried again by the outbox's policy."""
+"""Reasons that would be the same the next time: dead letters. Others are tried again by the outbox's policy, but
+QUOTA_EXCEEDED, which is no fault of the message: it is tried again for ever."""
+_NAMES = {
+    Property.PAYLOAD_FORMAT_INDICATOR: "PayloadFormatIndicator",
+    Property.CONTENT_TYPE: "ContentType",
+    Property.RESPONSE_TOPIC: "ResponseTopic",
+    Property.CORRELATION_DATA: "CorrelationData",
+    Property.USER_PROPERTY: "UserProperty",
+}
+"""What paho calls the properties of a PUBLISH that a message keeps."""
 MAX_EXPIRY = (1 << 32) - 1
 _FIXED_OCTETS = 9
 """Fixed header, length of the topic and packet identifier, at most."""
@@ -46,7 +55,8 @@ class RemoteSink:
         self._retain = settings.retain
 
     async def send(self, batch: Sequence[Delivery]) -> list[Answer | None]:
-        """In the order of the batch; None for what had no answer when the connection was lost."""
+        """In the order of the batch. What had no answer when the connection was lost: None if it may be the cause,
+        otherwise RETURNED."""
         sent = [self._publish(delivery) for delivery in batch]
         waiting = [answer for answer in sent if isinstance(answer, asyncio.Future)]
         if waiting:
@@ -76,7 +86,7 @@ class RemoteSink:
         found[Property.USER_PROPERTY] = [*user, (HOPS, str(hops(delivery.message.properties) + 1))]
         properties = Properties(PacketTypes.PUBLISH)
         for key, value in found.items():
-            setattr(properties, NAMES[Property(key)], value)
+            setattr(properties, _NAMES[Property(key)], value)
         if delivery.expires is not None:
             rest = delivery.expires - self._now()
             properties.MessageExpiryInterval = max(1, min(int(rest), MAX_EXPIRY))
@@ -85,11 +95,13 @@ class RemoteSink:
     def _verdict(self, answer: asyncio.Future[int], delivery: Delivery) -> Answer | None:
         try:
             code = answer.result()
-        except LostError:
-            return None
+        except LostError as lost:
+            return None if lost.suspicious else Verdict.RETURNED
         if code < Reason.UNSPECIFIED_ERROR:
             self._counters.messages_out += 1
             self._counters.octets_out += len(delivery.message.body)
             return Verdict.DONE
         reason = Reason(code)
+        if reason is Reason.QUOTA_EXCEEDED:
+            return Verdict.RETURNED
         return Verdict.DEAD if reason in REJECTED else Verdict.RETRY, f"the remote refused it: {reason.label}"

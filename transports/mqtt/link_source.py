@@ -13,42 +13,35 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import anyio
-from paho.mqtt.client import MQTTMessage
-from paho.mqtt.properties import Properties
 
 from gateway.logs import log
-from gateway.message import NO_PROPERTIES, QUEUE_PREFIX, Message
+from gateway.message import QUEUE_PREFIX, Message
 from gateway.message import Properties as MessageProperties
 from gateway.topics import check_name
 from gateway.transport import Gateway, Offer, Outcome
 from transports.mqtt.link_settings import MqttClientSettings
-from transports.mqtt.packets import Properties5, Property
+from transports.mqtt.packets import Property, Publish
 from transports.mqtt.properties import from_wire
+from transports.mqtt.remote import Unreadable
 
 HOPS = "x-gateway-hops"
 """User property: over how many links a message came. Each link adds one as it sends."""
 MAX_BATCH = 1000
 MAX_HELD_OCTETS = 64 << 20
-"""Of what came and is not accepted yet. Beyond it QoS 0 is dropped, and a remote of 3.1.1 is cut off; what MQTT 5 sends
-with QoS 1 is bounded by `receive_maximum` and `max_packet_size`."""
+"""Of what came and is not acknowledged yet. `receive_maximum` would be enough if every remote kept to it: MQTT 3.1.1
+knows none, and Mosquitto with `max_inflight_messages 0` disregards it."""
+WEIGHT = 1 << 10
+"""Octets that a held message counts besides its body, about what paho's objects for it take."""
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
 """Seconds until a refused message is offered again, doubled from the first to the last, with jitter."""
 
-NAMES = {
-    Property.PAYLOAD_FORMAT_INDICATOR: "PayloadFormatIndicator",
-    Property.CONTENT_TYPE: "ContentType",
-    Property.RESPONSE_TOPIC: "ResponseTopic",
-    Property.CORRELATION_DATA: "CorrelationData",
-    Property.USER_PROPERTY: "UserProperty",
-}
-"""What paho calls the properties of a PUBLISH that a message keeps."""
-
 
 class _Arrival(NamedTuple):
-    """packet_id: 0 for QoS 0. message: None for one that is dropped by rule, and yet acknowledged in its turn."""
+    """message: None for one that is dropped by rule, and yet acknowledged in its turn."""
 
     packet_id: int
+    qos: int
     message: Message | None
     octets: int
 
@@ -64,61 +57,57 @@ class Source:
         self._report = report
         self._counters = gateway.counters(link)
         self._max_hops = settings.max_hops
-        self._receive_maximum = settings.receive_maximum if settings.version == 5 else None
         self._offer = Offer(in_order=True, drops_qos0=True, unroutable=settings.unroutable)
         self._kept = settings.unroutable is not None
         self._arrivals: deque[_Arrival] = deque()
         self._octets = 0
-        self._unacked = 0
+        self._overrun = False
+        """More came than may be held. What came after that was forgotten, and comes again over the next connection."""
         self._arrived = asyncio.Event()
         self._pause = 0.0
         self._told: set[str] = set()
 
-    def receive(self, packet: MQTTMessage) -> None:
-        """A PUBLISH. Raises BufferError if the remote sends more than may be held; that ends the connection, and the
-        remote sends again what was not acknowledged."""
-        crowded = self._octets > MAX_HELD_OCTETS
-        counters = self._counters
-        counters.messages_in += 1
-        counters.octets_in += len(packet.payload)
-        if packet.qos == 0:
-            if crowded:
-                counters.dropped["qos0-refused"] += 1
-                return
-        elif self._receive_maximum is None:
-            if crowded:
-                raise BufferError(f"the remote sent more than {MAX_HELD_OCTETS} bytes ahead of their PUBACKs")
-        elif self._unacked >= self._receive_maximum:  # [MQTT-3.3.4-9]
-            raise BufferError(f"the remote sent more than {self._receive_maximum} messages ahead of their PUBACKs")
+    def receive(self, packet: Publish | Unreadable) -> None:
+        """A PUBLISH."""
+        if self._octets > MAX_HELD_OCTETS or self._overrun:
+            if packet.qos == 0:
+                self._counters.dropped["qos0-refused"] += 1
+            else:
+                # Not acknowledged, and nothing behind it is taken, so the remote sends all of it again, in its order.
+                self._overrun = True
+            return
         found = self._message(packet)
+        message = found if isinstance(found, Message) else None
+        octets = len(message.body) if message is not None else 0
+        self._counters.messages_in += 1
+        self._counters.octets_in += octets
         if isinstance(found, str):
             self._tell_dropped(found, packet)
             if packet.qos == 0:
                 return
-        message = found if isinstance(found, Message) else None
-        self._arrivals.append(_Arrival(packet.mid if packet.qos else 0, message, len(packet.payload)))
-        self._octets += len(packet.payload)
-        self._unacked += packet.qos > 0
+        octets += WEIGHT
+        self._arrivals.append(_Arrival(packet.packet_id, packet.qos, message, octets))
+        self._octets += octets
         self._arrived.set()
 
-    async def run(self, acknowledge: Callable[[int], None]) -> None:
-        """Until cancelled; what is on its way to the disk then is still acknowledged, within `drain_timeout`."""
-        while True:
+    async def run(self, acknowledge: Callable[[int, int], None]) -> None:
+        """Until cancelled; what is on its way to the disk then is still acknowledged, within `drain_timeout`. Returns
+        when more came than may be held, as soon as all that was held is acknowledged: the next connection brings the
+        rest. `acknowledge` gets packet identifier and QoS."""
+        while self._arrivals or not self._overrun:
             if not self._arrivals:
                 self._arrived.clear()
                 await self._arrived.wait()
             batch = [self._arrivals[place] for place in range(min(MAX_BATCH, len(self._arrivals)))]
             settled = await self._take(batch, acknowledge)
             for _ in range(settled):
-                arrival = self._arrivals.popleft()
-                self._octets -= arrival.octets
-                self._unacked -= arrival.packet_id > 0
+                self._octets -= self._arrivals.popleft().octets
             if settled:
                 self._go_on()
             if settled < len(batch):
                 await self._sit_out()
 
-    async def _take(self, batch: Sequence[_Arrival], acknowledge: Callable[[int], None]) -> int:
+    async def _take(self, batch: Sequence[_Arrival], acknowledge: Callable[[int, int], None]) -> int:
         """How many from the front need nothing more; the next one, if there is one, was refused."""
         messages = [arrival.message for arrival in batch if arrival.message is not None]
         if not messages:
@@ -134,19 +123,19 @@ class Source:
         return self._settle(batch, outcomes, acknowledge)
 
     def _settle(
-        self, batch: Sequence[_Arrival], outcomes: Sequence[Outcome], acknowledge: Callable[[int], None]
+        self, batch: Sequence[_Arrival], outcomes: Sequence[Outcome], acknowledge: Callable[[int, int], None]
     ) -> int:
         found = iter(outcomes)
-        for place, (packet_id, message, _) in enumerate(batch):
+        for place, (packet_id, qos, message, _) in enumerate(batch):
             outcome = next(found) if message is not None else Outcome.STORED
             if outcome is Outcome.REFUSED:
-                if packet_id:
+                if qos:
                     return place
                 self._counters.dropped["qos0-refused"] += 1
             if outcome is Outcome.UNROUTED and not self._kept:
                 self._counters.dropped["unroutable"] += 1
-            if packet_id:
-                acknowledge(packet_id)
+            if qos:
+                acknowledge(packet_id, qos)
         return len(batch)
 
     async def _sit_out(self) -> None:
@@ -161,23 +150,19 @@ class Source:
             self._pause = 0.0
             self._report("")
 
-    def _message(self, packet: MQTTMessage) -> Message | str:
+    def _message(self, packet: Publish | Unreadable) -> Message | str:
         """Or why it is dropped."""
-        try:
-            topic = packet.topic
-        except UnicodeDecodeError:
+        if isinstance(packet, Unreadable):
+            return "malformed-packet"
+        if packet.topic.startswith(QUEUE_PREFIX) or check_name(packet.topic):
             return "topic-name-invalid"
-        if topic.startswith(QUEUE_PREFIX) or check_name(topic):
-            return "topic-name-invalid"
-        # Of 3.1.1 there are none.
-        said = getattr(packet, "properties", None)
-        properties = _properties(said) if said is not None else NO_PROPERTIES
+        properties = from_wire(packet.properties)
         if hops(properties) >= self._max_hops:
             return "max-hops"
-        expiry = getattr(said, "MessageExpiryInterval", None)
+        expiry = packet.properties.get(Property.MESSAGE_EXPIRY_INTERVAL)
         return Message(
-            topic,
-            bytes(packet.payload),
+            packet.topic,
+            packet.payload,
             qos=packet.qos,
             retain=packet.retain,
             properties=properties,
@@ -185,19 +170,13 @@ class Source:
             source=self._link,
         )
 
-    def _tell_dropped(self, reason: str, packet: MQTTMessage) -> None:
+    def _tell_dropped(self, reason: str, packet: Publish | Unreadable) -> None:
         """Counted each time, logged once for each connection."""
         self._counters.dropped[reason] += 1
         if reason not in self._told:
             self._told.add(reason)
-            log.warning(
-                "a message that came over a link is dropped", link=self._link, reason=reason, packet_id=packet.mid
-            )
-
-
-def _properties(said: Properties) -> MessageProperties:
-    found: Properties5 = {key: getattr(said, name) for key, name in NAMES.items() if hasattr(said, name)}
-    return from_wire(found)
+            why = packet.why if isinstance(packet, Unreadable) else ""
+            log.warning("a message that came over a link is dropped", link=self._link, reason=reason, why=why)
 
 
 def hops(properties: MessageProperties) -> int:

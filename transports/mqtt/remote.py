@@ -4,7 +4,8 @@ Its rule: nothing is acknowledged by itself, and every answer to a PUBLISH comes
 lost is never used again: the next one is a new Remote.
 
 What aiomqtt 2 and paho 2 lack is added here and nowhere else: acknowledging by hand, the reason of a PUBACK, the terms
-of the CONNACK, and a refusal in a PUBREC, which paho answers as if it were none.
+of the CONNACK, a refusal in a PUBREC, which paho answers as if it were none, and reading a PUBLISH: paho ends the
+connection over U+FEFF, which is allowed, and over whatever it can't read, and the remote would send it for ever.
 """
 
 from __future__ import annotations
@@ -12,24 +13,43 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiomqtt
 import anyio
 import msgspec
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, MQTT_ERR_SUCCESS, MQTTMessage
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, MQTT_ERR_SUCCESS
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.logs import log
+from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.link_settings import SHARE_PREFIX, MqttClientSettings, RemoteTls
+from transports.mqtt.packets import Fault, Publish, Reason
 
 MAX_WINDOW = 65_535
 CLOSE_SECONDS = 2.0
 """How long a DISCONNECT may take to be written."""
+_MAX_PACKET = 268_435_460
+_MAX_LEVELS = 65_536
 _REFUSED = 0x80
+_SUSPICIOUS = {
+    Reason.UNSPECIFIED_ERROR,
+    Reason.MALFORMED_PACKET,
+    Reason.PROTOCOL_ERROR,
+    Reason.IMPLEMENTATION_SPECIFIC_ERROR,
+    Reason.NOT_AUTHORIZED,
+    Reason.TOPIC_NAME_INVALID,
+    Reason.PACKET_TOO_LARGE,
+    Reason.PAYLOAD_FORMAT_INVALID,
+    Reason.RETAIN_NOT_SUPPORTED,
+    Reason.QOS_NOT_SUPPORTED,
+}
+"""Reasons of a DISCONNECT that may be about a PUBLISH. A remote that is busy, shuts down or throttles says another; one
+that is merely silent is not suspicious either. Of one that closes without a word nobody knows: it is."""
 
 
 class LinkError(Exception):
@@ -37,7 +57,19 @@ class LinkError(Exception):
 
 
 class LostError(Exception):
-    """The connection ended before the remote answered."""
+    """The connection ended before the remote answered. suspicious: it may have ended it over what we sent."""
+
+    def __init__(self, suspicious: bool) -> None:
+        super().__init__("the connection was lost before the remote answered")
+        self.suspicious = suspicious
+
+
+class Unreadable(NamedTuple):
+    """A PUBLISH of which no more can be told than what an acknowledgement needs."""
+
+    packet_id: int
+    qos: int
+    why: str
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -45,7 +77,7 @@ class Terms(msgspec.Struct, frozen=True):
 
     session_present: bool = False
     receive_maximum: int = MAX_WINDOW
-    max_packet_size: int = 268_435_460
+    max_packet_size: int = _MAX_PACKET
     maximum_qos: int = 2
     retain_available: bool = True
 
@@ -59,7 +91,7 @@ class Remote(aiomqtt.Client):
         settings: MqttClientSettings,
         client_id: str,
         tls: ssl.SSLContext | None,
-        receive: Callable[[MQTTMessage], None],
+        receive: Callable[[Publish | Unreadable], None],
     ) -> None:
         place = settings.place
         self.v5 = settings.version == 5
@@ -86,13 +118,19 @@ class Remote(aiomqtt.Client):
         self._opening = False
         self._end = ""
         """What the remote said as it ended the connection."""
+        self._suspicious = False
+        """It may have ended it over what we sent."""
+        self._ended: asyncio.Future[str] = self._loop.create_future()
         self._receive = receive
         self._answers: dict[int, asyncio.Future[int]] = {}
         """By packet identifier."""
         self._client.connect_timeout = float(settings.connect_timeout)
         self._client.max_inflight_messages_set(MAX_WINDOW)  # the window is the sender's
         self._client.manual_ack_set(True)
+        self._client._handle_publish = self._hear_publish  # type: ignore[method-assign]
+        self._client._handle_pubrel = self._hear_pubrel  # type: ignore[method-assign]
         self._hear_pubrec()
+        self._decoder = Decoder(_MAX_PACKET, TopicNames(_MAX_LEVELS), 5 if self.v5 else 4)
         self._disconnected.add_done_callback(self._lose)
 
     # its life
@@ -121,9 +159,17 @@ class Remote(aiomqtt.Client):
             finally:
                 self._client._sock_close()
 
+    def end(self, why: str) -> None:
+        """For `lost`: this connection is of no more use."""
+        if not self._ended.done():
+            self._ended.set_result(why)
+
     async def lost(self) -> str:
-        """Waits until the connection is lost; returns why."""
-        await asyncio.wait([self._disconnected])
+        """Waits until the connection is lost or `end` is called; returns why."""
+        ends: list[asyncio.Future[Any]] = [self._disconnected, self._ended]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not self._disconnected.done():
+            return self._ended.result()
         return self._end or f"connection lost: {self._disconnected.exception() or 'closed'}"
 
     # subscriptions
@@ -154,9 +200,13 @@ class Remote(aiomqtt.Client):
 
     # messages
 
-    def ack(self, packet_id: int) -> None:
-        """PUBACK. One that finds no connection is forgotten: the remote sends the message again."""
-        self._client.ack(packet_id, 1)
+    def ack(self, packet_id: int, qos: int) -> None:
+        """PUBACK; PUBREC for QoS 2, which a session may have that another client began, and which comes at least once
+        here. One that finds no connection is forgotten: the remote sends the message again."""
+        if qos == 1:
+            self._client.ack(packet_id, 1)
+        else:
+            self._client._send_pubrec(packet_id)
 
     def send(
         self, topic: str, body: bytes, qos: int, retain: bool, properties: Properties | None
@@ -169,7 +219,7 @@ class Remote(aiomqtt.Client):
             if info.rc == MQTT_ERR_SUCCESS:
                 self._answers[info.mid] = answer
                 return answer
-        _fail(answer)
+        _fail(answer, suspicious=False)  # it never saw the remote
         return answer
 
     def _lose(self, disconnected: asyncio.Future[None]) -> None:
@@ -178,7 +228,7 @@ class Remote(aiomqtt.Client):
         answers, self._answers = list(self._answers.values()), {}
         for answer in answers:
             if not answer.done():
-                _fail(answer)
+                _fail(answer, self._suspicious)
         # aiomqtt would wait for these until their time is up.
         for pending in list(self._pending_subscribes.values()):
             if not pending.done():
@@ -207,14 +257,35 @@ class Remote(aiomqtt.Client):
             # aiomqtt would wait for the CONNACK until its time is up.
             self._connected.set_exception(aiomqtt.MqttError("the remote closed the connection instead of CONNACK"))
             return
+        if self._disconnected.done() or self._end:
+            return  # paho tells some ends twice
         if flags.is_disconnect_packet_from_server:
             self._end = f"the remote ended the connection: {reason_code}"
-        elif not self._end:
+            self._suspicious = _value(reason_code) in _SUSPICIOUS
+        elif reason_code == Reason.KEEP_ALIVE_TIMEOUT:
+            self._end = "the remote was silent for too long"
+        else:
             self._end = "the connection was lost"
+            self._suspicious = _value(reason_code) >= _REFUSED
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
-    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:
-        self._receive(message)
+    def _hear_publish(self) -> MQTTErrorCode:
+        first, rest = self._client._in_packet["command"], bytes(self._client._in_packet["packet"])
+        frame = bytearray((first,)) + VariableByteIntegers.encode(len(rest)) + rest
+        (found,), _ = self._decoder.decode(frame)
+        if isinstance(found, Publish):
+            self._receive(found)
+            return MQTT_ERR_SUCCESS
+        assert isinstance(found, Fault)
+        qos, place = first >> 1 & 3, 2 + int.from_bytes(rest[:2], "big")
+        packet_id = int.from_bytes(rest[place : place + 2], "big") if qos else 0
+        if qos == 3 or (qos and not packet_id):
+            raise LinkError(f"a PUBLISH that can't even be acknowledged: {found.why}")
+        self._receive(Unreadable(packet_id, qos, found.why))
+        return MQTT_ERR_SUCCESS
+
+    def _hear_pubrel(self) -> MQTTErrorCode:
+        return self._client._send_pubcomp(int.from_bytes(self._client._in_packet["packet"][:2], "big"))
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -243,8 +314,8 @@ class Remote(aiomqtt.Client):
         client._handle_pubrec = hear  # type: ignore[method-assign]
 
 
-def _fail(answer: asyncio.Future[int]) -> None:
-    answer.set_exception(LostError("the connection was lost before the remote answered"))
+def _fail(answer: asyncio.Future[int], suspicious: bool) -> None:
+    answer.set_exception(LostError(suspicious))
     answer.exception()  # whoever waited may have been cancelled; asyncio would report it as overlooked
 
 
