@@ -61,6 +61,8 @@ $(VENV)/installed-tests: $(VENV)/made pyproject.toml constraints.txt
 
 servers:
 	@.ci/install-packages mosquitto mosquitto-clients rabbitmq-server gcc libc6-dev
+	@# Where they came from elsewhere than Debian, Debian's npm would take their place.
+	@command -v node >/dev/null && command -v npm >/dev/null || .ci/install-packages nodejs npm
 
 gates: $(VENV)/installed-tests
 	$(BIN)/ruff format --check $(CHECKED)
@@ -70,6 +72,7 @@ gates: $(VENV)/installed-tests
 	$(BIN)/codespell
 
 unit: $(VENV)/installed-tests servers
+	$(BIN)/python -m tests.harness.node
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 power: $(VENV)/installed-tests servers
@@ -80,7 +83,7 @@ space: $(VENV)/installed-tests
 
 # The wheel as a user gets it: in an empty environment, away from the sources.
 wheel: $(VENV)/installed-tests
-	@rm -rf build
+	@rm -rf build/wheel build/empty build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	@$(BIN)/python -m venv build/empty
 	@build/empty/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl

@@ -12,6 +12,7 @@ import pytest
 from tests.harness.daemon import Daemon
 from tests.harness.link import Peer
 from tests.harness.mosquitto import Mosquitto
+from tests.harness.node import Node
 from tests.harness.rabbitmq import RabbitMq
 from tests.harness.scripted import ScriptedRemote
 
@@ -77,6 +78,12 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
         yield node.start()
     finally:
         node.close()
+
+
+@pytest.fixture(scope="session")
+def node() -> Node:
+    """`node.run("amqplib.js", "rpc", url)`: a client in JavaScript. Its packages are installed once."""
+    return Node()
 
 
 @pytest.fixture

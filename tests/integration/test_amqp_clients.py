@@ -224,4 +224,4 @@ def test_py_amqp_not_found(server: Address) -> None:
             connection.channel().queue_declare("py.nothing", passive=True)
         channel = connection.channel()
         with pytest.raises(amqp.exceptions.PreconditionFailed):
-            channel.queue_declare("py.priority", arguments={"x-max-priority": 9})
+            channel.queue_declare("py.stream", arguments={"x-queue-type": "stream"})

@@ -30,7 +30,8 @@ from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.names import swap
 
 CLIENT_POLICY = QueuePolicy(max_deliveries=None, dead_letter=DISCARD, overflow="drop-oldest")
-MAX_MILLISECONDS = (1 << 32) - 1
+MAX_MILLISECONDS = 10 * 365 * 86_400_000
+"""Ten years, as in RabbitMQ: libraries that build long delays from queues declare TTLs of years."""
 GROUP_HEADER = "{header[group]|}"
 """The group of `x-group: true`."""
 DEDUP_KEY = "{header[x-deduplication-header]}"
