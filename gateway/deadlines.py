@@ -14,21 +14,25 @@ from gateway.order import NEVER
 from gateway.subscription import QueueSubscription
 from gateway.transport import Delivery
 
+PARTS = 64
+"""Of a second: an entry leaves at most so much of it late."""
+
 
 class Expiries:
-    """By the second, so that many entries of one time cost a few bytes each; what leaves before its time costs none for
-    long."""
+    """By the second until that begins, so that many entries of one time cost a few bytes each, and then by its parts;
+    what leaves before its time costs none for long."""
 
-    __slots__ = ("_entries", "_gone", "_seconds", "_slots", "_taken")
+    __slots__ = ("_entries", "_gone", "_slots", "_taken", "_times")
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
-        self._slots: dict[int, array[int]] = {}
-        self._gone: dict[int, int] = {}
-        """How many of a second's slots have left."""
-        self._seconds: list[int] = []
+        self._slots: dict[float, array[int]] = {}
+        """By the time when they are looked at next."""
+        self._gone: dict[float, int] = {}
+        """How many of these have left."""
+        self._times: list[float] = []
         self._taken = 0.0
-        """All up to this time has been reported; what of it is still there was watched again."""
+        """Seconds up to this time have begun."""
 
     @property
     def count(self) -> int:
@@ -36,56 +40,66 @@ class Expiries:
 
     def watch(self, slot: int) -> None:
         """Has the entry reported when it expires."""
-        second = int(self._entries.expires[slot]) + 1
-        slots = self._slots.get(second)
+        time = self._time(slot)
+        slots = self._slots.get(time)
         if slots is None:
-            slots = self._slots[second] = array("i")
-            heappush(self._seconds, second)
-            if len(self._seconds) > 2 * len(self._slots) + 64:
-                self._seconds = sorted(self._slots)
+            slots = self._slots[time] = array("i")
+            heappush(self._times, time)
+            if len(self._times) > 2 * len(self._slots) + 64:
+                self._times = sorted(self._slots)
         slots.append(slot)
+
+    def _time(self, slot: int) -> float:
+        expires = self._entries.expires[slot]
+        second = float(int(expires))
+        return second if second > self._taken else (int(expires * PARTS) + 1) / PARTS
 
     def forget(self, slot: int) -> None:
         """An entry that expires is about to leave."""
-        expires = self._entries.expires
-        second = int(expires[slot]) + 1
-        slots = self._slots.get(second)
-        if slots is None or second <= self._taken:
+        time = self._time(slot)
+        slots = self._slots.get(time)
+        # What is due is being reported; while more of it waits for its turn, nobody knows where the others stand.
+        if slots is None or self._entries.expires[slot] <= self._taken or self._times[0] <= self._taken:
             return
-        gone = self._gone.get(second, 0) + 1
+        gone = self._gone.get(time, 0) + 1
         if gone >= len(slots):
-            del self._slots[second]
-            self._gone.pop(second, None)
+            del self._slots[time]
+            self._gone.pop(time, None)
         elif gone > 64 and 2 * gone > len(slots):
             ident = self._entries.ident
             here = [one for one in slots if one != slot and one < len(ident) and ident[one]]
-            self._slots[second] = array("i", [one for one in here if int(expires[one]) + 1 == second])
-            self._gone.pop(second, None)
+            self._slots[time] = array("i", [one for one in here if self._time(one) == time])
+            self._gone.pop(time, None)
         else:
-            self._gone[second] = gone
+            self._gone[time] = gone
 
     def due(self) -> float:
-        return self._seconds[0] if self._seconds else NEVER
+        return self._times[0] if self._times else NEVER
 
     def take(self, now: float, most: int) -> Iterator[int]:
-        """The slots of what has expired, the earliest second first, of at most so many; with more, `due` stays in the
-        past."""
+        """The slots of what has expired, the earliest first but for a part of a second. At most so many are looked at;
+        with more, `due` stays in the past."""
         entries = self._entries
         self._taken = max(self._taken, now)
-        while most > 0 and self._seconds and self._seconds[0] <= now:
-            second = self._seconds[0]
-            slots = self._slots.get(second, array("i"))
+        while most > 0 and self._times and self._times[0] <= now:
+            time = self._times[0]
+            slots = self._slots.get(time, array("i"))
             some = slots[:most]
             most -= len(some)
             del slots[: len(some)]
             if not slots:
-                heappop(self._seconds)
-                self._slots.pop(second, None)
-                self._gone.pop(second, None)
+                heappop(self._times)
+                self._slots.pop(time, None)
+                self._gone.pop(time, None)
             for slot in some:
                 # The slot may be another's by now, which then has its own time.
-                if slot < len(entries.ident) and entries.ident[slot] and 0 < entries.expires[slot] <= now:
+                if slot >= len(entries.ident) or not entries.ident[slot]:
+                    continue
+                expires = entries.expires[slot]
+                if 0 < expires <= now:
                     yield slot
+                elif int(expires) == time:
+                    self.watch(slot)  # its second has begun
 
 
 class Timeouts:
