@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import cast
 
 from gateway.dead_letter import DeadLetters, Reason
-from gateway.declarations import CONFIG, binding_state, link_state, queue_state
+from gateway.declarations import CONFIG, binding_state, exchange_binding_state, queue_state
 from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
 from gateway.errors import BindingsFullError, GatewayError, UnknownQueueError
 from gateway.flow import Credit
@@ -33,7 +33,7 @@ from gateway.router import MAX_BINDINGS_OCTETS, Router
 from gateway.rows import Rows, runs
 from gateway.storage.journal import Commit
 from gateway.subscription import QueueSubscription
-from gateway.transport import Binding, Consumer, Delivery, Link, Options, Outcome, Verdict
+from gateway.transport import Binding, Consumer, Delivery, ExchangeBinding, Options, Outcome
 
 _queue_of: Callable[[Pending], Queue] = attrgetter("queue")
 
@@ -174,7 +174,7 @@ class Core:
             if crowded:
                 fresh = zip(slots, stored, strict=True)
                 self._fresh += [(queue, slot, entry.ident) for slot, entry in fresh if entry.row]
-            if queue.policy.overflow != "refuse":
+            if not queue.policy.refuses:
                 limited[queue] = None
         for queue in limited:
             queue.evict()
@@ -199,9 +199,7 @@ class Core:
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
             accept.count()
-            if accept.offer.done and accept.settles():
-                for subscription, ids in accept.offer.done:
-                    subscription.settle(ids, Verdict.DONE)
+            accept.settle()
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
         batches: dict[Queue, list[Delivery]] = {}
@@ -227,6 +225,7 @@ class Core:
         self.gather.carry(gather)
         for accept in gather.accepts:
             accept.outcomes = [Outcome.REFUSED] * len(accept.messages)
+            accept.settle()
         for accept in later.accepts:
             self.accept(accept)
         return gather.accepts
@@ -510,16 +509,16 @@ class Core:
         if binding.owner != CONFIG and self.queues[binding.queue].policy.durable:
             self.gather.forced_states.append(binding_state(binding, bound))
 
-    def link(self, link: Link) -> None:
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
         self._check_bindings()
-        self.router.link(link)
-        if link.durable:
-            self.gather.forced_states.append(link_state(link, True))
+        self.router.bind_exchange(binding)
+        if binding.durable:
+            self.gather.forced_states.append(exchange_binding_state(binding, True))
 
-    def unlink(self, link: Link) -> bool:
-        old = self.router.unlink(link)
+    def unbind_exchange(self, binding: ExchangeBinding) -> bool:
+        old = self.router.unbind_exchange(binding)
         if old is not None and old.durable:
-            self.gather.forced_states.append(link_state(old, False))
+            self.gather.forced_states.append(exchange_binding_state(old, False))
         return old is not None
 
     def _check_bindings(self) -> None:

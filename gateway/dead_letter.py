@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.gather import Pending
-from gateway.message import Message
+from gateway.message import DEFAULT_EXCHANGE, Message
 from gateway.policy import DEAD_LETTERS, DISCARD, ExchangeTarget
 from gateway.priority import PriorityName
 from gateway.records import NO_EXTRA, Extra
 from gateway.template import Fields
+from gateway.topics import swap
 from gateway.transport import Death
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ class DeadLetters:
             return False
         if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
             return False
+        ranked: Message | None = None
+        if any(isinstance(found.group_template, PriorityName) for found in targets):
+            ranked = message or queue.message(slot)  # there stands its priority
+            if ranked is None:
+                return False
         if not targets:
             queue.counters.dropped += 1
             return True
@@ -104,7 +110,7 @@ class DeadLetters:
         first, last = entries.accepted[slot], self._core.now()
         extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot], sent)
         for found in targets:
-            self.move(queue, slot, found, extra, message)
+            self.move(queue, slot, found, extra, message, _priority_in(found, ranked))
         return True
 
     def _queues_named(self, queue: Queue, name: str) -> list[Queue]:
@@ -121,7 +127,12 @@ class DeadLetters:
         target = queue.policy.dead_letter
         if not isinstance(target, ExchangeTarget):
             return message, self._queues_named(queue, target)
-        topic = message.topic if target.topic is None else target.topic
+        topic = target.topic
+        if topic is None:
+            # The routing key stays as a client of AMQP sees it.
+            by_name = message.exchange == DEFAULT_EXCHANGE
+            key = message.topic.removeprefix(target.queues) if by_name else swap(message.topic)
+            topic = target.queues + key if target.exchange == DEFAULT_EXCHANGE else swap(key)
         message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
         return message, [found for found, _ in self._core.router.route(message)]
 
@@ -135,14 +146,28 @@ class DeadLetters:
             return False
         return any(self.refuses(found, octets) for found in self._queues_named(queue, policy.dead_letter))
 
+    def bury_refused(self, queue: Queue, message: Message, octets: int, now: float) -> None:
+        """What a full queue refuses goes to its dead letters, where there is room; its sender is told all the same."""
+        dead, bins = self.routes(queue, message)
+        open_bins = [found for found in bins if not self.refuses(found, octets)]
+        if open_bins:
+            self.bury_unstored(queue, dead, open_bins, Reason.OVERFLOW, "", now, message)
+
     def bury_unstored(
-        self, queue: Queue, message: Message, targets: Sequence[Queue], error: str, now: float, sent: Message
+        self,
+        queue: Queue,
+        message: Message,
+        targets: Sequence[Queue],
+        reason: Reason,
+        error: str,
+        now: float,
+        sent: Message,
     ) -> None:
-        """A message that a template had no value for goes to the dead letters as `invalid` (ruling 10). `sent`: as it
-        was, before it got another address."""
+        """A message that its queue never had goes to the dead letters: a template had no value for it (ruling 10), or
+        it was refused. `sent`: as it was, before it got another address."""
         self._core.counts.append((queue.counters, "dead_lettered" if targets else "dropped"))
         readdressed = sent if sent is not message else None
-        extra = died(NO_EXTRA, queue.name, Reason.INVALID, 0, error, now, now, None, 0, readdressed)
+        extra = died(NO_EXTRA, queue.name, reason, 0, error, now, now, None, 0, readdressed)
         row = offset = length = 0
         for found in targets:
             place = (0, 0, len(message.body) + UNSTORED_OCTETS)
@@ -151,7 +176,7 @@ class DeadLetters:
                     row, offset, length = self._core.gather.bodies.add(message, self._core.rows.new)
                 place = (row, offset, length)
             self._core.gather.octets += place[2]
-            self._pend(self._core.gather.pending, found, message, place, now, extra, None)
+            self._pend(self._core.gather.pending, found, message, place, now, extra, _priority_in(found, message))
 
     def move(
         self,
@@ -192,15 +217,18 @@ class DeadLetters:
     ) -> None:
         ident = self._core.next_ident
         self._core.next_ident = ident + 1
-        template = target.group_template
-        if isinstance(template, PriorityName) and message is not None:
-            group = template.render(Fields(message))
         number = self._core.group_number(target, group or "", ident) if target.group_template is not None else 0
         expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
         target.pending_count += 1
         target.pending_octets += place[2]
         carried = self._core.extra_number(extra)
         pending.append(Pending(target, ident, message, *place, expires, now, number, carried, 0.0))
+
+
+def _priority_in(target: Queue, message: Message | None) -> str | None:
+    """The name of its priority in that queue; None if priorities mean nothing there."""
+    template = target.group_template
+    return template.render(Fields(message)) if isinstance(template, PriorityName) and message is not None else None
 
 
 def _readdressing_octets(message: Message, dead: Message) -> int:

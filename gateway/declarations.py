@@ -15,7 +15,7 @@ from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, QueuePolicy, decode
 from gateway.queue import Queue, templates_of
 from gateway.storage.journal import StateChange
 from gateway.topics import check_filter
-from gateway.transport import Binding, Link
+from gateway.transport import Binding, ExchangeBinding
 
 if TYPE_CHECKING:
     from gateway.core import Core
@@ -35,7 +35,7 @@ class QueueDefinition(msgspec.Struct, frozen=True, array_like=True):
 
 decode_definition = msgspec.msgpack.Decoder(QueueDefinition, dec_hook=decode_custom).decode
 decode_binding = msgspec.msgpack.Decoder(Binding).decode
-decode_link = msgspec.msgpack.Decoder(Link).decode
+decode_exchange_binding = msgspec.msgpack.Decoder(ExchangeBinding).decode
 
 
 def queue_state(queue: Queue) -> StateChange:
@@ -63,12 +63,12 @@ def binding_state(binding: Binding, bound: bool) -> StateChange:
     return StateChange(OWNER, key, msgspec.msgpack.encode(binding) if bound else None)
 
 
-def link_state(link: Link, linked: bool) -> StateChange:
-    """One key for all that `Router.link` takes as the same link."""
-    match = None if link.match is None else repr(link.match)
-    parts = (link.owner, link.exchange, link.to, link.filter, link.literal, match, link.otherwise)
-    key = f"link/{msgspec.json.encode(parts).decode()}"
-    return StateChange(OWNER, key, msgspec.msgpack.encode(link) if linked else None)
+def exchange_binding_state(binding: ExchangeBinding, bound: bool) -> StateChange:
+    """One key for all that `Router.bind_exchange` takes as the same."""
+    match = None if binding.match is None else repr(binding.match)
+    parts = (binding.owner, binding.exchange, binding.to, binding.filter, binding.literal, match, binding.otherwise)
+    key = f"exchange-bind/{msgspec.json.encode(parts).decode()}"
+    return StateChange(OWNER, key, msgspec.msgpack.encode(binding) if bound else None)
 
 
 def secret_state(core: Core) -> StateChange:
@@ -84,7 +84,7 @@ def states(core: Core) -> list[StateChange]:
             changes.append(queue_state(queue))
             bindings = core.router.bindings(queue.name)
             changes += [binding_state(binding, True) for binding in bindings if binding.owner != CONFIG]
-    changes += [link_state(link, True) for link in core.router.links() if link.durable]
+    changes += [exchange_binding_state(binding, True) for binding in core.router.exchange_bindings() if binding.durable]
     return changes
 
 

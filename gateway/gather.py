@@ -15,7 +15,7 @@ from gateway.dedup import pack_keys
 from gateway.message import Message
 from gateway.records import Extra, Record, encode, pack
 from gateway.storage.journal import Commit, StateChange
-from gateway.transport import PLAIN, Offer, Options, Outcome
+from gateway.transport import PLAIN, Offer, Options, Outcome, Verdict
 
 if TYPE_CHECKING:
     from gateway.ledger import Counters
@@ -83,6 +83,12 @@ class Accept:
     def settles(self) -> bool:
         """Its deliveries are done: none of its messages was refused."""
         return bool(self.offer.done) and Outcome.REFUSED not in self.outcomes
+
+    def settle(self) -> None:
+        """What it is done with leaves, now that its outcomes are true."""
+        if self.offer.done and self.settles():
+            for subscription, ids in self.offer.done:
+                subscription.settle(ids, Verdict.DONE)
 
     def is_refused(self) -> bool:
         """All of its messages were; then its changes are not made."""

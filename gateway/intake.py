@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.dead_letter import UNSTORED_OCTETS
+from gateway.dead_letter import UNSTORED_OCTETS, Reason
 from gateway.gather import Pending
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import Grouped
@@ -127,6 +127,8 @@ class Intake:
                 is_full = queue.is_full(octets, ahead)
                 if is_full and (queue.may_refuse() or core.dead_letters.overflow_is_refused(queue, octets)):
                     core.counts.append((queue.counters, "refused"))
+                    if queue.policy.overflow == "refuse-dead-letter":
+                        core.dead_letters.bury_refused(queue, message, octets, now)
                     return Outcome.REFUSED
             plan.append((queue, options, group, digest))
         for queue in duplicates or ():
@@ -136,7 +138,7 @@ class Intake:
         for queue, options in live or ():
             core.gather.live.append((queue, message, options))
         for queue, dead, bins, why in invalid or ():
-            core.dead_letters.bury_unstored(queue, dead, bins, why, now, message)
+            core.dead_letters.bury_unstored(queue, dead, bins, Reason.INVALID, why, now, message)
         if retains:
             self._retain(message, now)
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE

@@ -18,7 +18,7 @@ from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
-from gateway.transport import PLAIN, Binding, Consumer, Link, Offer, Outcome, QueueView, Subscription, User
+from gateway.transport import PLAIN, Binding, Consumer, ExchangeBinding, Offer, Outcome, QueueView, Subscription, User
 
 
 class LocalGateway:
@@ -91,17 +91,17 @@ class LocalGateway:
     def bindings(self, queue: str) -> Sequence[Binding]:
         return self.core.router.bindings(queue)
 
-    def link(self, link: Link) -> None:
-        self.core.link(link)
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
+        self.core.bind_exchange(binding)
         self.committer.poke()
 
-    def unlink(self, link: Link) -> bool:
-        found = self.core.unlink(link)
+    def unbind_exchange(self, binding: ExchangeBinding) -> bool:
+        found = self.core.unbind_exchange(binding)
         self.committer.poke()
         return found
 
-    def links(self) -> Sequence[Link]:
-        return self.core.router.links()
+    def exchange_bindings(self) -> Sequence[ExchangeBinding]:
+        return self.core.router.exchange_bindings()
 
     def attach(
         self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False, priority: int = 0

@@ -103,11 +103,13 @@ class DedupPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ExchangeTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an AMQP client's queue sends its dead letters (`x-dead-letter-exchange`, `-routing-key`).
 
-    topic is in MQTT form; None keeps the message's own.
+    topic is in MQTT form, or a queue's name for the default exchange; None keeps the message's routing key, to which
+    `queues` is added for the default exchange: the names of those that it may reach begin with that.
     """
 
     exchange: str
     topic: str | None = None
+    queues: str = ""
 
 
 class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +124,8 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     dead_letter: queue that gets what can't be delivered, an exchange for AMQP queues, or `none` to discard.
     ttl, delay, max_delay: seconds. max_messages, max_bytes: None for no limit.
     max_groups: groups that hold messages; a message of one more is refused.
-    overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight.
+    overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight;
+    `refuse-dead-letter` refuses the message and makes a dead letter of it besides, each time that it is offered.
     expires: seconds without a consumer after which the queue is deleted with what it holds; None: never.
     max_priority: 1 to 255; messages of a higher priority are delivered first, and what is above it counts as it. None:
     priorities mean nothing. Not together with `group`.
@@ -144,10 +147,15 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_bytes: Octets | None = None
     max_groups: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
-    overflow: Literal["refuse", "drop-oldest", "dead-letter"] = "refuse"
+    overflow: Literal["refuse", "refuse-dead-letter", "drop-oldest", "dead-letter"] = "refuse"
     expires: Seconds | None = None
     max_priority: Annotated[int, msgspec.Meta(ge=1, le=255)] | None = None
     single_active: bool = False
+
+    @property
+    def refuses(self) -> bool:
+        """At a limit it is the sender that is told, and what is here stays."""
+        return self.overflow.startswith("refuse")
 
 
 DISCARD = "none"

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -27,6 +27,7 @@ from gateway.message import Message
 from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
 from gateway.priority import Prioritized, PriorityName
+from gateway.purge import Purge
 from gateway.records import NO_EXTRA
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, Template
@@ -36,8 +37,6 @@ RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""
 EXPIRED_AT_ONCE = 200
 """So many that have expired are removed, or refused dead letters tried again, before others have their turn."""
-PURGED_AT_ONCE = 1000
-"""So many that are purged are removed in one turn of the loop."""
 MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
 SPARED_OCTETS = 64 << 10
@@ -61,15 +60,6 @@ def templates_of(policy: QueuePolicy) -> tuple[Template | PriorityName | None, T
             raise ValueError("a queue has group or max_priority, not both")
         group = PriorityName(policy.max_priority)
     return group, Template(dedup.key) if dedup is not None and dedup.key != "sha256" else None
-
-
-class _Purge(NamedTuple):
-    """What waited when it began: up to the entry `last`, and not the slots that were in flight then. then: called when
-    all of it is gone."""
-
-    last: int
-    flying: frozenset[int]
-    then: tuple[Callable[[], None], ...]
 
 
 class Queue:
@@ -143,7 +133,7 @@ class Queue:
         """Cancelled, and not yet detached."""
         self._over = False
         """Above its limits, because a dead letter was refused or it was being purged."""
-        self._purge: _Purge | None = None
+        self._purge: Purge | None = None
         self._again = NEVER
         """When refused dead letters are tried again."""
         self._turn = 0
@@ -242,7 +232,7 @@ class Queue:
     def may_refuse(self) -> bool:
         """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
         parked = len(self.order.parked) if isinstance(self.order, Grouped) else 0
-        return self.policy.overflow == "refuse" or self.depth + self.pending_count == parked
+        return self.policy.refuses or self.depth + self.pending_count == parked
 
     def store(self, entries: Sequence[Pending], now: float) -> Sequence[int]:
         """Committed entries, the last by arrival, and their slots."""
@@ -302,7 +292,7 @@ class Queue:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
         self._over = self.is_purging  # when that has ended it is looked at again
-        if self.is_purging or policy.overflow == "refuse":
+        if self.is_purging or policy.refuses:
             return  # since a reload; what is here stays (ruling 24)
         for slot in self.entries.slots():
             over = policy.max_messages is not None and self.entries.count > policy.max_messages
@@ -363,8 +353,7 @@ class Queue:
         when all of it is gone."""
         if self._purge is not None:
             then = (*self._purge.then, *then)
-        self._purge = _Purge(self.entries.ident[self.entries.last], frozenset(self.flying), then)
-        self.entries.purged = self.entries.first
+        self._purge = Purge(self.entries, self.flying, then)
         self.ledger.purges(self)
         return self.depth
 
@@ -374,23 +363,14 @@ class Queue:
 
     def _is_purged(self, slot: int) -> bool:
         """Whether it is about to leave."""
-        purge = self._purge
-        return purge is not None and self.entries.ident[slot] <= purge.last and slot not in purge.flying
+        return self._purge is not None and self._purge.covers(slot)
 
     def purge_some(self) -> bool:
         """Removes some of what is purged, before all of which is gone nothing is delivered. False at the end."""
         purge = self._purge
         assert purge is not None
-        entries = self.entries
-        slots: list[int] = []
-        for slot in islice(entries.slots(entries.purged) if entries.purged else (), 8 * PURGED_AT_ONCE):
-            if entries.ident[slot] > purge.last or len(slots) == PURGED_AT_ONCE:
-                break
-            entries.purged = entries.next[slot]
-            if slot not in purge.flying:
-                slots.append(slot)
-        self.remove(slots)
-        if entries.purged and entries.ident[entries.purged] <= purge.last:
+        self.remove(purge.next_slots())
+        if not purge.is_over:
             return True
         self._purge = None
         if self._over:

@@ -16,7 +16,7 @@ import msgspec
 
 from gateway import declarations, retained
 from gateway.core import Core
-from gateway.declarations import OWNER, decode_binding, decode_definition, decode_link
+from gateway.declarations import OWNER, decode_binding, decode_definition, decode_exchange_binding
 from gateway.dedup import pack_keys
 from gateway.errors import StoreError
 from gateway.gather import fill
@@ -108,8 +108,8 @@ class _Restore:
             core.dedup.secret = change.value
         elif kind == "bind":
             bindings.append(decode_binding(change.value))
-        elif kind == "link":
-            core.router.link(decode_link(change.value))
+        elif kind == "exchange-bind":
+            core.router.bind_exchange(decode_exchange_binding(change.value))
 
     def _read_all_but_entries(self) -> None:
         core = self.core

@@ -1,10 +1,10 @@
-"""Owns the bindings and links: which queues a message goes to, and with which options (rulings 7 and 8).
+"""Owns the bindings, of queues and of exchanges: which queues a message goes to, and with which options (rulings 7, 8).
 
 Its rule: what has not changed is not matched again; an edit of bindings forgets the answers it affects, and others only
 if these are many.
 
-Links are followed when an answer is worked out, not when it is used: a message that has come this way before costs the
-same, whichever exchanges it passes. Each exchange is passed once, so links may lead in circles.
+Bindings between exchanges are followed when an answer is worked out, not when it is used: a message that has come this
+way before costs the same, whichever exchanges it passes. Each exchange is passed once, so they may lead in circles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
 from gateway.topics import FilterTree, NameTree, check_filter
-from gateway.transport import Binding, Link, Options
+from gateway.transport import Binding, ExchangeBinding, Options
 
 CACHE_OCTETS = 32 << 20
 MAX_BINDINGS_OCTETS = 256 << 20
@@ -83,39 +83,39 @@ class _Exchange(Generic[Q]):
         return -before
 
 
-class _Links:
+class _Onward:
     """Those that lead on from one exchange. otherwise: where what nothing else matches goes."""
 
     __slots__ = ("_literal", "_tree", "all", "otherwise")
 
     def __init__(self, exchange: str) -> None:
-        self.all: dict[tuple[object, ...], Link] = {}
-        self.otherwise: Link | None = None
-        self._tree: FilterTree[Link] = FilterTree(exchange == TOPIC_EXCHANGE)
-        self._literal: dict[str, dict[object, Link]] = {}
+        self.all: dict[tuple[object, ...], ExchangeBinding] = {}
+        self.otherwise: ExchangeBinding | None = None
+        self._tree: FilterTree[ExchangeBinding] = FilterTree(exchange == TOPIC_EXCHANGE)
+        self._literal: dict[str, dict[object, ExchangeBinding]] = {}
 
-    def put(self, identity: tuple[object, ...], link: Link) -> None:
+    def put(self, identity: tuple[object, ...], binding: ExchangeBinding) -> None:
         """None of that identity may be there."""
-        self.all[identity] = link
-        if link.otherwise:
-            self.otherwise = link
-        elif link.literal:
-            self._literal.setdefault(link.filter, {})[identity] = link
+        self.all[identity] = binding
+        if binding.otherwise:
+            self.otherwise = binding
+        elif binding.literal:
+            self._literal.setdefault(binding.filter, {})[identity] = binding
         else:
-            self._tree.put(link.filter, identity, link)
+            self._tree.put(binding.filter, identity, binding)
 
     def remove(self, identity: tuple[object, ...]) -> None:
-        link = self.all.pop(identity)
-        if link.otherwise:
+        binding = self.all.pop(identity)
+        if binding.otherwise:
             self.otherwise = None
-        elif link.literal:
-            del self._literal[link.filter][identity]
-            if not self._literal[link.filter]:
-                del self._literal[link.filter]
+        elif binding.literal:
+            del self._literal[binding.filter][identity]
+            if not self._literal[binding.filter]:
+                del self._literal[binding.filter]
         else:
-            self._tree.remove(link.filter, identity)
+            self._tree.remove(binding.filter, identity)
 
-    def match(self, topic: str) -> list[Link]:
+    def match(self, topic: str) -> list[ExchangeBinding]:
         return [*self._tree.match(topic), *self._literal.get(topic, {}).values()]
 
 
@@ -125,9 +125,9 @@ class Router(Generic[Q]):
     def __init__(self, cache_octets: int = CACHE_OCTETS) -> None:
         self._exchanges: dict[str, _Exchange[Q]] = {}
         self._queues: dict[str, tuple[Q, dict[tuple[object, ...], Binding]]] = {}
-        self._links: dict[str, _Links] = {}
+        self._onward: dict[str, _Onward] = {}
         self._sources: dict[str, Counter[str]] = {}
-        """The exchanges that lead to each one, with the number of links."""
+        """The exchanges that lead to each one, with the number of bindings."""
         self._limit = cache_octets
         self._cached = 0
         self.octets = 0
@@ -184,43 +184,43 @@ class Router(Generic[Q]):
         self._forget_matching(old.exchange, old.filter, old.literal)
         return True
 
-    def link(self, link: Link) -> None:
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
         """Raises ValueError for a filter that can't be held."""
-        if not link.literal and link.filter and (why := check_filter(link.filter)):
-            raise ValueError(f"the filter {link.filter!r} {why}")
-        self.unlink(link)
-        links = self._links.get(link.exchange)
-        if links is None:
-            links = self._links[link.exchange] = _Links(link.exchange)
-        if link.otherwise and links.otherwise is not None:
-            self.unlink(links.otherwise)
-            links = self._links.setdefault(link.exchange, links)
-        links.put(_link_identity(link), link)
-        self._sources.setdefault(link.to, Counter())[link.exchange] += 1
-        self.octets += _cost(link)
-        self._forget_link(link)
+        if not binding.literal and binding.filter and (why := check_filter(binding.filter)):
+            raise ValueError(f"the filter {binding.filter!r} {why}")
+        self.unbind_exchange(binding)
+        onward = self._onward.get(binding.exchange)
+        if onward is None:
+            onward = self._onward[binding.exchange] = _Onward(binding.exchange)
+        if binding.otherwise and onward.otherwise is not None:
+            self.unbind_exchange(onward.otherwise)
+            onward = self._onward.setdefault(binding.exchange, onward)
+        onward.put(_exchange_identity(binding), binding)
+        self._sources.setdefault(binding.to, Counter())[binding.exchange] += 1
+        self.octets += _cost(binding)
+        self._forget_exchange_binding(binding)
 
-    def unlink(self, link: Link) -> Link | None:
+    def unbind_exchange(self, binding: ExchangeBinding) -> ExchangeBinding | None:
         """The one that there was."""
-        links, identity = self._links.get(link.exchange), _link_identity(link)
-        if links is None or identity not in links.all:
+        onward, identity = self._onward.get(binding.exchange), _exchange_identity(binding)
+        if onward is None or identity not in onward.all:
             return None
-        old = links.all[identity]
-        links.remove(identity)
-        if not links.all:
-            del self._links[link.exchange]
-        sources = self._sources[link.to]
-        sources[link.exchange] -= 1
-        if not sources[link.exchange]:
-            del sources[link.exchange]
+        old = onward.all[identity]
+        onward.remove(identity)
+        if not onward.all:
+            del self._onward[binding.exchange]
+        sources = self._sources[binding.to]
+        sources[binding.exchange] -= 1
+        if not sources[binding.exchange]:
+            del sources[binding.exchange]
         if not sources:
-            del self._sources[link.to]
+            del self._sources[binding.to]
         self.octets -= _cost(old)
-        self._forget_link(old)
+        self._forget_exchange_binding(old)
         return old
 
-    def links(self) -> list[Link]:
-        return [link for links in self._links.values() for link in links.all.values()]
+    def exchange_bindings(self) -> list[ExchangeBinding]:
+        return [binding for onward in self._onward.values() for binding in onward.all.values()]
 
     def bindings(self, queue: str) -> list[Binding]:
         found = self._queues.get(queue)
@@ -264,31 +264,31 @@ class Router(Generic[Q]):
         return answer
 
     def _walk(self, start: str, topic: str, message: Message | None) -> tuple[list[tuple[Binding, Q]], bool]:
-        """What such a topic is led to from there, over links too; of `message`, only what wants it. And whether it is
-        the message itself that decides over a link."""
-        if start not in self._links:
+        """What such a topic is led to from there, over other exchanges too; of `message`, only what wants it. And
+        whether it is the message itself that decides where it goes on to."""
+        if start not in self._onward:
             here = self._here(start, topic)
             return (here if message is None else [item for item in here if applies(item[0], message)]), False
         found: list[tuple[Binding, Q]] = []
         decides = False
         names, passed = [start], {start}
         for name in names:  # it grows
-            here, links = self._here(name, topic), self._links.get(name)
-            onward = links.match(topic) if links is not None else []
-            otherwise = links.otherwise if links is not None else None
-            asked = any(link.match is not None for link in onward)
+            here, leads = self._here(name, topic), self._onward.get(name)
+            onward = leads.match(topic) if leads is not None else []
+            otherwise = leads.otherwise if leads is not None else None
+            asked = any(binding.match is not None for binding in onward)
             asked = asked or (otherwise is not None and any(is_conditional(binding) for binding, _ in here))
             decides = decides or asked
             if message is not None:
                 here = [item for item in here if applies(item[0], message)]
-                onward = [link for link in onward if link.match is None or link.match.matches(message)]
+                onward = [binding for binding in onward if binding.match is None or binding.match.matches(message)]
             found += here
             if otherwise is not None and (not (here or onward) or (asked and message is None)):
                 onward.append(otherwise)
-            for link in onward:
-                if link.to not in passed:
-                    passed.add(link.to)
-                    names.append(link.to)
+            for binding in onward:
+                if binding.to not in passed:
+                    passed.add(binding.to)
+                    names.append(binding.to)
         return found, decides
 
     def _here(self, name: str, topic: str) -> list[tuple[Binding, Q]]:
@@ -302,7 +302,7 @@ class Router(Generic[Q]):
         return found
 
     def _leading_to(self, exchange: str) -> list[str]:
-        """The exchange itself, first, and all from which links lead there."""
+        """The exchange itself, first, and all from which bindings lead there."""
         names, passed = [exchange], {exchange}
         for name in names:  # it grows
             for source in self._sources.get(name, ()):
@@ -329,11 +329,11 @@ class Router(Generic[Q]):
             if found is not None:
                 self._cached += found.forget(topic)
 
-    def _forget_link(self, link: Link) -> None:
-        if not link.otherwise:
-            self._forget_matching(link.exchange, link.filter, link.literal)
+    def _forget_exchange_binding(self, binding: ExchangeBinding) -> None:
+        if not binding.otherwise:
+            self._forget_matching(binding.exchange, binding.filter, binding.literal)
             return
-        for name in self._leading_to(link.exchange):
+        for name in self._leading_to(binding.exchange):
             found = self._exchanges.get(name)
             if found is not None:
                 self._cached += found.forget_all()
@@ -344,7 +344,7 @@ def _size(topic: str, answer: _Answer[Any]) -> int:
     return _ENTRY_OCTETS + 3 * len(topic) + 16 * len(answer.all)
 
 
-def _cost(binding: Binding | Link) -> int:
+def _cost(binding: Binding | ExchangeBinding) -> int:
     """Bytes of a binding without its levels, roughly."""
     return _BINDING_OCTETS + 3 * len(binding.filter) + (0 if binding.match is None else 2 * len(repr(binding.match)))
 
@@ -363,9 +363,9 @@ def _identity(binding: Binding) -> tuple[object, ...]:
     )
 
 
-def _link_identity(link: Link) -> tuple[object, ...]:
-    match = None if link.match is None else repr(link.match)
-    return (link.owner, link.exchange, link.to, link.filter, link.literal, match, link.otherwise)
+def _exchange_identity(binding: ExchangeBinding) -> tuple[object, ...]:
+    match = None if binding.match is None else repr(binding.match)
+    return (binding.owner, binding.exchange, binding.to, binding.filter, binding.literal, match, binding.otherwise)
 
 
 def is_conditional(binding: Binding) -> bool:

@@ -12,7 +12,15 @@ MAX_LEVELS = 128
 MAX_HASHES = 4
 """`#` may stand at any level of a filter (AMQP needs it), but at most this often (ruling 9)."""
 
+_SWAP = str.maketrans("/.", "./")
+
 T = TypeVar("T")
+
+
+def swap(name: str) -> str:
+    """Topic to routing key, and routing key to topic: `/` and `.` change places (ruling 9). The routing key of the
+    default exchange is a queue's name, which is the same in both."""
+    return name.translate(_SWAP)
 
 
 def check_name(topic: str) -> str | None:

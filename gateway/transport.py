@@ -28,9 +28,9 @@ __all__ = [
     "Credit",
     "Death",
     "Delivery",
+    "ExchangeBinding",
     "Gateway",
     "HeadersMatch",
-    "Link",
     "Message",
     "Offer",
     "Options",
@@ -126,13 +126,13 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     options: Options = NO_OPTIONS
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
+class ExchangeBinding(msgspec.Struct, frozen=True, kw_only=True):
     """Leads from one exchange to another, with the same topic.
 
     filter, literal, match: what goes there, as in a Binding. otherwise: instead, whatever nothing else in `exchange`
     matches (an alternate exchange); there is one at most.
     durable: kept over a restart. owner: as in a Binding.
-    Two links that differ in `durable` alone are one: the later replaces the earlier.
+    Two that differ in `durable` alone are one: the later replaces the earlier.
     """
 
     exchange: str
@@ -256,7 +256,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     also: topics of the same exchange that lead the message at this place of the batch to queues besides its own topic;
     each queue gets it once, with its own topic.
-    done: deliveries by subscription that are DONE in the same commit, and only if nothing of the batch is REFUSED.
+    done: deliveries by subscription that are DONE in the same commit, and only if nothing of the batch is REFUSED; of a
+    batch without messages nothing can be, so they are DONE whether the store takes it or not, as by `settle`.
     Until the Future resolves their consumers hold them; what is given back meanwhile comes again.
     in_order: what comes after a REFUSED message is REFUSED too, so that all of it can be offered again in its order
     (ruling 23). drops_qos0: except after one of QoS 0, which is not offered again.
@@ -350,15 +351,15 @@ class Gateway(Protocol):
         """All bindings of that queue."""
         ...
 
-    def link(self, link: Link) -> None:
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
         """From now on. Journaled (with the next commit) if it is durable. Raises BindingsFullError, and ValueError for
         a filter the tree can't hold."""
 
-    def unlink(self, link: Link) -> bool:
+    def unbind_exchange(self, binding: ExchangeBinding) -> bool:
         """False if there was none."""
         ...
 
-    def links(self) -> Sequence[Link]:
+    def exchange_bindings(self) -> Sequence[ExchangeBinding]:
         """All there are."""
         ...
 

@@ -15,7 +15,7 @@ from pamqp.heartbeat import Heartbeat
 from tests.harness.process import Address
 
 HELLO = b"AMQP\x00\x00\x09\x01"
-CAPABILITIES = {"authentication_failure_close": True, "consumer_cancel_notify": True, "connection.blocked": True}
+CAPABILITIES: Any = {"authentication_failure_close": True, "consumer_cancel_notify": True, "connection.blocked": True}
 
 
 class Raw:
@@ -27,7 +27,7 @@ class Raw:
         self.published = 0
         self.prefetch = 0
 
-    def login(self, user: str = "guest", **tune: int) -> None:
+    def login(self, user: str = "guest", vhost: str = "/", **tune: int) -> None:
         """The password is the user's name."""
         self.socket.sendall(HELLO)
         self.expect(commands.Connection.Start)
@@ -35,14 +35,15 @@ class Raw:
         offered = self.expect(commands.Connection.Tune)
         limits = {"channel_max": offered.channel_max, "frame_max": offered.frame_max, "heartbeat": 0, **tune}
         self.send(commands.Connection.TuneOk(**limits), 0)
-        self.send(commands.Connection.Open(), 0)
+        self.send(commands.Connection.Open(virtual_host=vhost), 0)
         self.expect(commands.Connection.OpenOk)
         self.send(commands.Channel.Open())
         self.expect(commands.Channel.OpenOk)
 
     def send(self, *frames: Any, channel: int | None = None) -> None:
-        if len(frames) == 2 and isinstance(frames[1], int):
-            frames, channel = frames[:1], frames[1]
+        last = frames[-1]
+        if isinstance(last, int):
+            frames, channel = frames[:-1], last
         number = 1 if channel is None else channel
         self.socket.sendall(b"".join(frame.marshal(one, number) for one in frames))
 

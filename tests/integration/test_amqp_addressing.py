@@ -84,7 +84,7 @@ def test_copies_find_their_messages_in_a_batch(raw: Raw) -> None:
     assert (depth(raw, first), depth(raw, second)) == (20, 7)
 
 
-@pytest.mark.parametrize(("header", "value"), [("CC", 7), ("BCC", [7]), ("CC", ["x" * 256])])
+@pytest.mark.parametrize(("header", "value"), [("CC", 7), ("BCC", [7]), ("CC", ["x" * 256]), ("BCC", ["k"] * 1001)])
 def test_copies_that_are_none_are_406(raw: Raw, header: str, value: object) -> None:
     raw.publish(b"x", "q", properties={"headers": {header: value}})
     refused(raw, 406, header)

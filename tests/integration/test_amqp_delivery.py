@@ -205,6 +205,20 @@ def test_a_refused_publish_is_nacked_and_the_others_are_not(raw: Raw) -> None:
     assert fates == {1: "Basic.Ack", 2: "Basic.Ack", 3: "Basic.Nack", 4: "Basic.Nack"}
 
 
+def test_a_refused_publish_is_a_dead_letter_besides(raw: Raw) -> None:
+    dead = declare(raw)
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish-dlx", "x-dead-letter-exchange": ""}
+    queue = declare(raw, {**arguments, "x-dead-letter-routing-key": dead})
+    put(raw, queue, b"1")
+    raw.publish(b"2", queue)
+    assert raw.expect(Basic.Nack).delivery_tag == 2
+    found = get(raw, dead)
+    assert found is not None and found[2] == b"2"
+    [death] = found[1]["x-death"]
+    assert (death["queue"], death["reason"], death["routing-keys"]) == (queue, "maxlen", [queue])
+    assert depth(raw, queue) == 1
+
+
 def test_a_full_queue_drops_its_head(raw: Raw) -> None:
     queue = declare(raw, {"x-max-length": 2})
     put(raw, queue, b"1", b"2", b"3")
@@ -354,6 +368,27 @@ def test_expired_messages_are_dead_letters(raw: Raw) -> None:
     headers, data = content(raw)
     assert data == b"old" and headers["x-death"][0]["reason"] == "expired"
     assert "original-expiration" not in headers["x-death"][0]
+
+
+def test_a_dead_letter_keeps_its_routing_key_from_and_to_the_default_exchange(raw: Raw) -> None:
+    dead = declare(raw)
+    first = declare(raw, {"x-dead-letter-exchange": "amq.direct"}, queue="dead.letter.first")
+    bind(raw, dead, "amq.direct", first)
+    second = declare(raw, {"x-dead-letter-exchange": ""})
+    bind(raw, second, "amq.topic", dead)
+    put(raw, first, b"from")
+    put(raw, dead, b"to", exchange="amq.topic")
+    for queue in (first, second):
+        found = get(raw, queue, no_ack=False)
+        assert found is not None
+        raw.send(Basic.Reject(delivery_tag=found[0].delivery_tag, requeue=False))
+    sync(raw)
+    consume(raw, dead)
+    got = [delivery(raw) for _ in range(2)]
+    assert sorted((method.exchange, method.routing_key, data) for method, _, data in got) == [
+        ("", dead, b"to"),
+        ("amq.direct", first, b"from"),
+    ]
 
 
 def test_x_death_tells_where_each_time_it_had_been_sent(raw: Raw) -> None:

@@ -115,7 +115,7 @@ CHANNEL_ERRORS: list[tuple[str, Any, int]] = [
     ("unknown argument", Queue.Declare(queue="p", arguments={"x-nonsense": 1}), 406),
     ("ttl as text", Queue.Declare(queue="p", arguments={"x-message-ttl": "10"}), 406),
     ("negative ttl", Queue.Declare(queue="p", arguments={"x-message-ttl": -1}), 406),
-    ("unknown overflow", Queue.Declare(queue="p", arguments={"x-overflow": "reject-publish-dlx"}), 406),
+    ("unknown overflow", Queue.Declare(queue="p", arguments={"x-overflow": "block"}), 406),
     ("dead key alone", Queue.Declare(queue="p", arguments={"x-dead-letter-routing-key": "k"}), 406),
     ("delete a YAML queue", Queue.Delete(queue="orders"), 403),
     ("purge no queue", Queue.Purge(queue="no"), 404),
@@ -219,6 +219,15 @@ def test_unfinished_bodies_of_all_channels_are_limited(raw: Raw) -> None:
 def test_bad_expiration(raw: Raw) -> None:
     raw.send(Basic.Publish(), header.ContentHeader(0, 0, commands.Basic.Properties(expiration="soon")))
     assert raw.expect(commands.Channel.Close).reply_code == 406
+
+
+def test_a_message_names_its_own_user_or_none(raw: Raw) -> None:
+    queue = raw.call(Queue.Declare(exclusive=True), Queue.DeclareOk).queue
+    raw.publish(b"x", queue, properties={"user_id": "guest"})
+    assert raw.call(Queue.Purge(queue=queue), Queue.PurgeOk).message_count == 1
+    raw.publish(b"x", queue, properties={"user_id": "root"})
+    close = raw.expect(commands.Channel.Close)
+    assert (close.reply_code, close.class_id, close.method_id) == (406, 60, 40) and "'guest'" in close.reply_text
 
 
 def test_consumers_of_a_connection_are_limited(raw: Raw) -> None:

@@ -39,14 +39,14 @@ def login(server: Address) -> Raw:
     return client
 
 
-def link(raw: Raw, source: str, destination: str, key: str = "", **options: object) -> None:
+def bind_exchange(raw: Raw, source: str, destination: str, key: str = "", **options: object) -> None:
     method = Exchange.Bind(destination=destination, source=source, routing_key=key, **options)  # type: ignore[arg-type]
     raw.call(method, Exchange.BindOk)
 
 
 def test_a_message_goes_on_from_exchange_to_exchange(raw: Raw) -> None:
     first, second, queue = exchange(raw, "on.1", "topic"), exchange(raw, "on.2", "direct"), declare(raw)
-    link(raw, first, second, "a.*")
+    bind_exchange(raw, first, second, "a.*")
     bind(raw, queue, second, "a.b")
     put(raw, "a.b", b"1", exchange=first)
     put(raw, "b.b", b"2", exchange=first)
@@ -60,8 +60,8 @@ def test_a_message_goes_on_from_exchange_to_exchange(raw: Raw) -> None:
 
 def test_what_comes_twice_is_one_message(raw: Raw) -> None:
     first, second, queue = exchange(raw, "twice.1"), exchange(raw, "twice.2"), declare(raw)
-    link(raw, first, second)
-    link(raw, second, first)
+    bind_exchange(raw, first, second)
+    bind_exchange(raw, second, first)
     for source in (first, second):
         bind(raw, queue, source)
     put(raw, "", b"1", exchange=first)
@@ -71,16 +71,16 @@ def test_what_comes_twice_is_one_message(raw: Raw) -> None:
 
 def test_the_shared_topics_lead_on_too(raw: Raw) -> None:
     own, queue = exchange(raw, "shared.own", "fanout"), declare(raw)
-    link(raw, "amq.topic", own, "shared.*")
+    bind_exchange(raw, "amq.topic", own, "shared.*")
     bind(raw, queue, own)
     put(raw, "shared.x", b"1", exchange="amq.topic")
     found = get(raw, queue)
     assert found is not None and (found[0].exchange, found[0].routing_key) == ("amq.topic", "shared.x")
 
 
-def test_headers_decide_over_a_link(raw: Raw) -> None:
+def test_headers_decide_what_goes_on_to_another_exchange(raw: Raw) -> None:
     first, second, queue = exchange(raw, "headed.1", "headers"), exchange(raw, "headed.2"), declare(raw)
-    link(raw, first, second, arguments={"x-match": "all", "kind": "a"})
+    bind_exchange(raw, first, second, arguments={"x-match": "all", "kind": "a"})
     bind(raw, queue, second)
     put(raw, "", b"1", exchange=first, headers={"kind": "b"})
     put(raw, "", b"2", exchange=first, headers={"kind": "a"})
@@ -111,9 +111,9 @@ def test_an_alternate_may_come_later_and_again(raw: Raw) -> None:
     assert depth(raw, queue) == 2
 
 
-def test_an_exchange_that_goes_takes_its_links_along(raw: Raw) -> None:
+def test_an_exchange_that_goes_takes_its_bindings_along(raw: Raw) -> None:
     first, second = exchange(raw, "goes.1", auto_delete=True), exchange(raw, "goes.2")
-    link(raw, first, second)
+    bind_exchange(raw, first, second)
     raw.send(Exchange.Delete(exchange=first, if_unused=True))
     refused(raw, 406, "in use")
     raw.call(Exchange.Delete(exchange=second), Exchange.DeleteOk)
@@ -138,7 +138,7 @@ def test_a_redeclared_exchange_has_the_same_alternate(raw: Raw) -> None:
     refused(raw, 406, "alternate-exchange")
 
 
-def test_links_survive_a_kill_if_both_ends_do(daemon: Callable[..., Daemon]) -> None:
+def test_bindings_between_exchanges_survive_a_kill_if_both_ends_do(daemon: Callable[..., Daemon]) -> None:
     server = daemon({})
     raw = login(server.address("amqp"))
     exchange(raw, "source", "direct", durable=True, arguments={"alternate-exchange": "rest"})
@@ -147,8 +147,8 @@ def test_links_survive_a_kill_if_both_ends_do(daemon: Callable[..., Daemon]) -> 
         raw.call(Queue.Declare(queue=name, durable=True), Queue.DeclareOk)
         bind(raw, name, name)
     for _ in range(2):
-        link(raw, "source", "kept", "k")
-    link(raw, "source", "volatile", "k")
+        bind_exchange(raw, "source", "kept", "k")
+    bind_exchange(raw, "source", "volatile", "k")
     raw.close()
     server.kill()
     server.start()

@@ -16,7 +16,7 @@ from tests.integration.amqp_raw import Raw
 Basic, Channel, Queue, Tx = commands.Basic, commands.Channel, commands.Queue, commands.Tx
 CONFIG: dict[str, Any] = {
     "queues": {"jobs": {"dead_letter": "dead"}, "dead": {}, "results": {}, "small": {"max_messages": 1}},
-    "transports": {"amqp": {"type": "amqp", "listen": "127.0.0.1:0", "max_unconfirmed": 50}},
+    "transports": {"amqp": {"type": "amqp", "listen": "127.0.0.1:0", "max_unconfirmed": 50, "max_unacked": 60}},
 }
 
 
@@ -167,6 +167,18 @@ def test_a_transaction_has_its_limit(raw: Raw, other: Raw) -> None:
         raw.publish(b"x", "results")
     assert raw.expect(commands.Connection.Close).reply_code == 506
     assert other.is_alive()
+
+
+def test_what_is_acknowledged_and_not_committed_counts_as_unacknowledged(raw: Raw, other: Raw) -> None:
+    for _ in range(61):
+        other.publish(b"job", "jobs")
+    sync(other)
+    for tag in range(1, 61):
+        assert get(raw, "jobs", no_ack=False) is not None
+        raw.send(Basic.Ack(delivery_tag=tag))
+    raw.send(Basic.Get(queue="jobs"))
+    refused(raw, 406, "60 deliveries are unacknowledged")
+    other.call(Queue.Purge(queue="jobs"), Queue.PurgeOk)
 
 
 @pytest.mark.parametrize("first", ["tx", "confirm"])

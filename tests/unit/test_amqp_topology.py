@@ -12,6 +12,7 @@ from gateway.transport import HeadersMatch, Message, Properties
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.errors import AmqpError
 from transports.amqp.topology import FORGET_AT, OWNER, Declared, Exchange, Topology
+from transports.amqp.vhost import Vhost
 
 
 class View(NamedTuple):
@@ -33,6 +34,10 @@ class View(NamedTuple):
         ({"x-max-length": 5}, {"max_messages": 5}),
         ({"x-max-length-bytes": 4096, "x-overflow": "drop-head"}, {"max_bytes": 4096}),
         ({"x-overflow": "reject-publish"}, {"overflow": "refuse"}),
+        (
+            {"x-overflow": "reject-publish-dlx", "x-dead-letter-exchange": "dlx"},
+            {"overflow": "refuse-dead-letter", "dead_letter": ExchangeTarget("dlx")},
+        ),
         ({"x-delivery-limit": 3}, {"max_deliveries": 4}),
         ({"x-delivery-limit": -1}, {}),
         ({"x-queue-type": "classic", "x-queue-mode": "lazy", "x-single-active-consumer": False}, {}),
@@ -194,3 +199,13 @@ def test_bindings_by_kind_of_exchange() -> None:
 def test_a_match_sees_numbers_whatever_their_width_on_the_wire() -> None:
     match = HeadersMatch((("a", 1),))
     assert match.matches(Message("t", b"", properties=Properties(headers=(("a", 1),))))
+
+
+def test_what_was_bound_in_a_virtual_host_waits_for_it_to_come_back() -> None:
+    topology = Topology()
+    assert topology.may_have("vhost.blue/amq.topic") and not topology.may_have("vhost.blue/mine")
+    before = topology.exchanges_of("")
+    topology.add_vhost(Vhost("blue"))
+    topology.add_vhost(Vhost("blue"))
+    assert topology.exchanges["vhost.blue/amq.topic"].kind == "topic"
+    assert topology.exchanges_of("") == before

@@ -45,6 +45,15 @@ def test_without_messages_deliveries_are_done_all_the_same() -> None:
     assert worker.subscription.unsettled == 0 and not kernel.leaks()
 
 
+def test_without_messages_they_are_done_whatever_becomes_of_the_commit() -> None:
+    kernel, worker = working()
+    kernel.accept(offer=Offer(done=held(worker, "1")))
+    assert kernel.commit_fails()
+    assert worker.subscription.unsettled == 1 and kernel.content("jobs") == ["2"]
+    kernel.run()
+    assert kernel.crash().content("jobs") == ["2"]
+
+
 def test_a_refused_message_leaves_the_deliveries_open() -> None:
     kernel, worker = working()
     answer = kernel.accept(*(to("results", str(n)) for n in range(3)), offer=Offer(done=held(worker, "1")))

@@ -129,6 +129,20 @@ def test_a_dead_letter_keeps_its_priority() -> None:
     assert worker.bodies == ["high", "low"]
 
 
+@pytest.mark.parametrize("dead", ["dead", ExchangeTarget("", "dead")])
+def test_a_dead_letter_whose_body_is_on_the_disk_alone_keeps_its_priority(dead: str | ExchangeTarget) -> None:
+    policy = QueuePolicy(dead_letter=dead, ttl=Seconds(5), group="{header[group]}")
+    kernel = Kernel({"q": policy, "dead": QueuePolicy(max_priority=5, dead_letter=DISCARD)})
+    for body, priority in {"low": 1, "high": 5, "lower": 0}.items():
+        kernel.send("q", body, properties=Properties(priority=priority, headers=(("group", "4"),)))
+    after = kernel.crash()
+    after.advance(10.0)
+    after.run()
+    worker = after.worker("dead")
+    after.run()
+    assert worker.bodies == ["high", "low", "lower"]
+
+
 def test_a_delayed_one_waits_and_holds_up_nobody() -> None:
     kernel = Kernel({"q": POLICY})
     kernel.accept(to("q", "late", properties=Properties(priority=5), delay=10.0))

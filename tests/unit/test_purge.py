@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.policy import DEAD_LETTERS, QueuePolicy, Seconds
-from gateway.queue import PURGED_AT_ONCE
+from gateway.purge import PURGED_AT_ONCE
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped, to
 
 MANY = 3 * PURGED_AT_ONCE

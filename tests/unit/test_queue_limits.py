@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
 from gateway.queue import EXPIRED_AT_ONCE
-from gateway.transport import Binding, Outcome
+from gateway.transport import Binding, Message, Outcome
 from tests.harness.kernel import GROUP, Kernel, grouped, to
 
 STORED, REFUSED = Outcome.STORED, Outcome.REFUSED
@@ -24,6 +24,23 @@ def test_refuse_counts_what_waits_for_its_commit_and_what_is_in_flight() -> None
     worker.done()
     assert kernel.send("q", "5") == [STORED]
     assert kernel.queue("q").counters.refused == 2
+
+
+def test_what_is_refused_may_be_a_dead_letter_in_the_same_commit() -> None:
+    policy = QueuePolicy(max_messages=1, overflow="refuse-dead-letter", dead_letter="dead")
+    kernel = Kernel({"q": policy, "other": QueuePolicy(), "dead": QueuePolicy(max_messages=1, dead_letter=DISCARD)})
+    kernel.core.bind(Binding(queue="q", filter="t", owner="a"))
+    kernel.core.bind(Binding(queue="other", filter="t", owner="a"))
+    answers = [kernel.accept(Message("t", body)) for body in (b"1", b"2", b"3")]
+    assert kernel.commit_fails()
+    kernel.run()
+    assert [answer.outcomes for answer in answers] == [[REFUSED]] * 3 and kernel.content("dead") == []
+    answers = [kernel.accept(Message("t", body)) for body in (b"1", b"2", b"3")]
+    kernel.run()
+    assert [answer.outcomes for answer in answers] == [[STORED], [REFUSED], [REFUSED]]
+    after = kernel.crash()
+    assert after.content("q") == after.content("other") == ["1"]
+    assert after.content("dead") == ["2"] and after.deaths("dead") == [("q", "overflow", 0, "")]
 
 
 def test_max_bytes_refuses() -> None:

@@ -14,7 +14,7 @@ from gateway.records import Record, decode, encode, pack, unpack
 from gateway.replay import Refresh, live_octets, snapshot
 from gateway.storage.journal import Commit, StateChange
 from gateway.storage.memory import MemoryJournal
-from gateway.transport import Binding, Credit, HeadersMatch, Link, Options, Outcome
+from gateway.transport import Binding, Credit, ExchangeBinding, HeadersMatch, Options, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 
 FIFO = QueuePolicy(group=GROUP, dedup=DedupPolicy(KEY, Seconds(1000)))
@@ -126,15 +126,21 @@ def test_queues_that_clients_declared_come_back_with_their_bindings() -> None:
     assert "volatile" not in after.core.queues
 
 
-def test_links_come_back_if_they_are_durable() -> None:
+def test_bindings_between_exchanges_come_back_if_they_are_durable() -> None:
     kernel = Kernel()
-    durable = Link(exchange="a", to="b", filter="x/#", match=HeadersMatch((("h", 1),)), durable=True, owner="amqp")
-    for link in (durable, Link(exchange="a", to="c", owner="amqp"), Link(exchange="a", to="d", durable=True)):
-        kernel.core.link(link)
-    kernel.core.unlink(Link(exchange="a", to="d"))
+    durable = ExchangeBinding(
+        exchange="a", to="b", filter="x/#", match=HeadersMatch((("h", 1),)), durable=True, owner="amqp"
+    )
+    for binding in (
+        durable,
+        ExchangeBinding(exchange="a", to="c", owner="amqp"),
+        ExchangeBinding(exchange="a", to="d", durable=True),
+    ):
+        kernel.core.bind_exchange(binding)
+    kernel.core.unbind_exchange(ExchangeBinding(exchange="a", to="d"))
     kernel.run()
     after = kernel.crash()
-    assert after.core.router.links() == [durable]
+    assert after.core.router.exchange_bindings() == [durable]
 
 
 def test_transport_states_come_back_the_last_write_wins() -> None:

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from gateway.message import Message, Properties, to_topic
 from gateway.router import Router
-from gateway.transport import Binding, HeadersMatch, Link, Options
+from gateway.transport import Binding, ExchangeBinding, HeadersMatch, Options
 from tests.unit.test_topics import filters, names
 
 QUEUES = ("q0", "q1", "q2")
@@ -33,8 +33,8 @@ bindings = st.builds(
         target=st.sampled_from([None, None, "t"]),
     ),
 )
-links = st.builds(
-    Link,
+exchange_bindings = st.builds(
+    ExchangeBinding,
     exchange=st.sampled_from(EXCHANGES[:-1]),
     to=st.sampled_from(EXCHANGES[:-1]),
     filter=st.one_of(filters, names, st.just("#")).filter(lambda text: text.count("#") <= 4),
@@ -56,8 +56,8 @@ steps = st.lists(
         st.tuples(st.just("bind"), bindings),
         st.tuples(st.just("unbind"), st.integers(0, 50)),
         st.tuples(st.just("remove"), st.sampled_from(QUEUES)),
-        st.tuples(st.just("link"), links),
-        st.tuples(st.just("unlink"), st.integers(0, 50)),
+        st.tuples(st.just("bind-exchange"), exchange_bindings),
+        st.tuples(st.just("unbind-exchange"), st.integers(0, 50)),
         st.tuples(st.just("route"), messages),
         st.tuples(st.just("route"), messages),
     ),
@@ -74,7 +74,7 @@ def plain(answer: object) -> dict[tuple[str, str | None], Options]:
 def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets: int) -> None:
     router: Router[str] = Router(cache_octets)
     bound: list[Binding] = []
-    linked: list[Link] = []
+    joined: list[ExchangeBinding] = []
     for queue in QUEUES:
         router.add_queue(queue, queue)
     for what, value in steps:
@@ -90,13 +90,13 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
             router.remove_queue(value)
             router.add_queue(value, value)
             bound = [binding for binding in bound if binding.queue != value]
-        elif what == "link":
-            assert isinstance(value, Link)
-            router.link(value)
-            linked = [link for link in linked if link != value and not is_replaced(link, value)] + [value]
-        elif what == "unlink" and linked:
+        elif what == "bind-exchange":
+            assert isinstance(value, ExchangeBinding)
+            router.bind_exchange(value)
+            joined = [binding for binding in joined if binding != value and not is_replaced(binding, value)] + [value]
+        elif what == "unbind-exchange" and joined:
             assert isinstance(value, int)
-            assert router.unlink(linked.pop(value % len(linked)))
+            assert router.unbind_exchange(joined.pop(value % len(joined)))
         elif what == "route":
             assert isinstance(value, Message)
             fresh: Router[str] = Router()
@@ -104,8 +104,8 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
                 fresh.add_queue(queue, queue)
             for binding in bound:
                 fresh.bind(binding)
-            for link in linked:
-                fresh.link(link)
+            for binding in joined:
+                fresh.bind_exchange(binding)
             for _ in range(2):
                 assert plain(router.route(value)) == plain(fresh.route(value))
             assert {binding.queue for binding in router.find(value)} == {
@@ -113,16 +113,16 @@ def test_the_cache_can_not_be_seen(steps: list[tuple[str, object]], cache_octets
             }
     for queue in QUEUES:
         assert sorted(map(repr, router.bindings(queue))) == sorted(repr(each) for each in bound if each.queue == queue)
-    assert sorted(map(repr, router.links())) == sorted(map(repr, linked))
+    assert sorted(map(repr, router.exchange_bindings())) == sorted(map(repr, joined))
     for binding in bound:
         router.unbind(binding)
-    for link in linked:
-        router.unlink(link)
+    for binding in joined:
+        router.unbind_exchange(binding)
     assert router.octets == 0
 
 
-def is_replaced(old: Link, new: Link) -> bool:
-    """An exchange has one link for all that goes nowhere else."""
+def is_replaced(old: ExchangeBinding, new: ExchangeBinding) -> bool:
+    """An exchange has one binding for all that goes nowhere else."""
     return old.otherwise and new.otherwise and old.exchange == new.exchange
 
 
@@ -231,30 +231,40 @@ def test_subscriptions_with_the_same_identifier_are_told_each() -> None:
     assert made.route(Message("a/c", b"")) == (("q", Options(1, (7, 7))),)
 
 
-def linked(*links: Link) -> Router[str]:
+def joined(*bindings: ExchangeBinding) -> Router[str]:
     """Each of the exchanges a to d has a queue of its name, which gets all there is."""
     made = router(*(Binding(queue=name, filter="#", exchange=name) for name in "abcd"))
-    for link in links:
-        made.link(link)
+    for binding in bindings:
+        made.bind_exchange(binding)
     return made
 
 
-def test_links_lead_on_and_a_queue_gets_a_message_once() -> None:
-    made = linked(Link(exchange="a", to="b"), Link(exchange="a", to="c", filter="x/+"), Link(exchange="b", to="c"))
+def test_exchanges_lead_on_and_a_queue_gets_a_message_once() -> None:
+    made = joined(
+        ExchangeBinding(exchange="a", to="b"),
+        ExchangeBinding(exchange="a", to="c", filter="x/+"),
+        ExchangeBinding(exchange="b", to="c"),
+    )
     made.bind(Binding(queue="a", filter="#", exchange="c"))
     assert queues(made, Message("x/1", b"", "a")) == ["a", "b", "c"]
     assert queues(made, Message("y", b"", "c")) == ["a", "c"]
 
 
-def test_links_may_lead_in_circles() -> None:
-    made = linked(Link(exchange="a", to="b"), Link(exchange="b", to="c"), Link(exchange="c", to="a"))
-    made.link(Link(exchange="a", to="a"))
+def test_exchanges_may_lead_in_circles() -> None:
+    made = joined(
+        ExchangeBinding(exchange="a", to="b"),
+        ExchangeBinding(exchange="b", to="c"),
+        ExchangeBinding(exchange="c", to="a"),
+    )
+    made.bind_exchange(ExchangeBinding(exchange="a", to="a"))
     for exchange in "abc":
         assert queues(made, Message("x", b"", exchange)) == ["a", "b", "c"]
 
 
-def test_a_link_asks_of_the_message_what_a_binding_does() -> None:
-    made = linked(Link(exchange="a", to="b", match=HeadersMatch((("h", 1),))), Link(exchange="b", to="c"))
+def test_a_binding_of_exchanges_asks_of_the_message_what_a_binding_does() -> None:
+    made = joined(
+        ExchangeBinding(exchange="a", to="b", match=HeadersMatch((("h", 1),))), ExchangeBinding(exchange="b", to="c")
+    )
     wanted = Message("x", b"", "a", properties=Properties(headers=(("h", 1),)))
     for _ in range(2):
         assert queues(made, wanted) == ["a", "b", "c"]
@@ -264,40 +274,40 @@ def test_a_link_asks_of_the_message_what_a_binding_does() -> None:
 
 def test_what_nothing_matches_goes_to_the_alternate() -> None:
     made = router(Binding(queue="q", filter="x", exchange="a"), Binding(queue="r", filter="#", exchange="other"))
-    made.link(Link(exchange="a", to="other", otherwise=True))
+    made.bind_exchange(ExchangeBinding(exchange="a", to="other", otherwise=True))
     assert queues(made, Message("x", b"", "a")) == ["q"]
     assert queues(made, Message("y", b"", "a")) == ["r"]
     made.bind(Binding(queue="q", filter="y", exchange="a", match=HeadersMatch((("h", 1),))))
     assert queues(made, Message("y", b"", "a")) == ["r"]
     assert queues(made, Message("y", b"", "a", properties=Properties(headers=(("h", 1),)))) == ["q"]
-    made.link(Link(exchange="a", to="nowhere", filter="z"))
+    made.bind_exchange(ExchangeBinding(exchange="a", to="nowhere", filter="z"))
     assert queues(made, Message("z", b"", "a")) == []  # it led on, if to nothing
 
 
 def test_alternates_are_asked_one_after_the_other() -> None:
     made = router(Binding(queue="q", filter="#", exchange="c"))
-    made.link(Link(exchange="a", to="b", otherwise=True))
-    made.link(Link(exchange="b", to="c", otherwise=True))
+    made.bind_exchange(ExchangeBinding(exchange="a", to="b", otherwise=True))
+    made.bind_exchange(ExchangeBinding(exchange="b", to="c", otherwise=True))
     assert queues(made, Message("x", b"", "a")) == ["q"]
-    made.link(Link(exchange="c", to="a", otherwise=True))
+    made.bind_exchange(ExchangeBinding(exchange="c", to="a", otherwise=True))
     made.unbind(Binding(queue="q", filter="#", exchange="c"))
     assert queues(made, Message("x", b"", "a")) == []
 
 
-def test_an_edit_behind_a_link_is_seen() -> None:
-    made = linked(Link(exchange="amq.topic", to="a"), Link(exchange="a", to="b"))
+def test_an_edit_behind_another_exchange_is_seen() -> None:
+    made = joined(ExchangeBinding(exchange="amq.topic", to="a"), ExchangeBinding(exchange="a", to="b"))
     assert queues(made, Message("x", b"")) == ["a", "b"]
     made.bind(Binding(queue="c", filter="x", exchange="b"))
     assert queues(made, Message("x", b"")) == ["a", "b", "c"]
-    made.unlink(Link(exchange="a", to="b"))
+    made.unbind_exchange(ExchangeBinding(exchange="a", to="b"))
     assert queues(made, Message("x", b"")) == ["a"]
 
 
-def test_a_link_with_a_bad_filter_is_refused() -> None:
-    made = linked()
+def test_a_binding_of_exchanges_with_a_bad_filter_is_refused() -> None:
+    made = joined()
     with pytest.raises(ValueError, match="filter"):
-        made.link(Link(exchange="a", to="b", filter="a/#/#/#/#/#"))
-    assert made.links() == [] and made.unlink(Link(exchange="a", to="b")) is None
+        made.bind_exchange(ExchangeBinding(exchange="a", to="b", filter="a/#/#/#/#/#"))
+    assert made.exchange_bindings() == [] and made.unbind_exchange(ExchangeBinding(exchange="a", to="b")) is None
 
 
 def test_further_topics_lead_further_and_a_binding_counts_once() -> None:

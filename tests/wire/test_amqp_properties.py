@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pamqp import commands as amqp
 
 from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
+from gateway.topics import swap
 from transports.amqp import properties as subject
 from transports.amqp.errors import AmqpError
 from transports.amqp.fields import decode_table, encode_table
-from transports.amqp.names import reply_to_key, reply_to_topic, swap, to_filter, to_pattern
+from transports.amqp.names import reply_to_key, reply_to_topic, to_filter, to_pattern
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 names = text | st.sampled_from(sorted(subject._RESTORING)) | st.sampled_from(["a" * 200, "ä" * 100, subject.TYPES])

@@ -26,8 +26,9 @@ from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds
 from gateway.priority import MAX_PRIORITY
 from gateway.template import Template
+from gateway.topics import swap
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
-from transports.amqp.names import swap
+from transports.amqp.vhost import ROOT, Vhost
 
 CLIENT_POLICY = QueuePolicy(max_deliveries=None, dead_letter=DISCARD, overflow="drop-oldest")
 MAX_MILLISECONDS = 10 * 365 * 86_400_000
@@ -53,9 +54,12 @@ _FIELD = {
 }
 """The field of the policy that each argument decides."""
 
+_OVERFLOW = {"drop-head": "drop-oldest", "reject-publish": "refuse", "reject-publish-dlx": "refuse-dead-letter"}
 
-def policy_of(arguments: Mapping[str, Any], durable: bool) -> QueuePolicy:
-    """Raises AmqpError that names the argument that can't be honoured, or whose value makes no sense."""
+
+def policy_of(arguments: Mapping[str, Any], durable: bool, vhost: Vhost = ROOT) -> QueuePolicy:
+    """Of a queue in this virtual host. Raises AmqpError that names the argument that can't be honoured, or whose value
+    makes no sense."""
     fields: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in ("x-message-ttl", "x-expires"):
@@ -72,7 +76,7 @@ def policy_of(arguments: Mapping[str, Any], durable: bool) -> QueuePolicy:
         elif name == "x-overflow":
             fields["overflow"] = _overflow(arguments)
         elif name in ("x-dead-letter-exchange", "x-dead-letter-routing-key"):
-            fields["dead_letter"] = _dead_letter(arguments)
+            fields["dead_letter"] = _dead_letter(arguments, vhost)
         elif name == "x-group":
             fields["group"] = _group(value)
         elif name == "x-dedup-window":
@@ -112,10 +116,10 @@ def consumer_priority(arguments: Mapping[str, Any]) -> int:
     return _integer("x-priority", arguments.get("x-priority", 0), -(1 << 31), (1 << 31) - 1)
 
 
-def first_difference(arguments: Mapping[str, Any], policy: QueuePolicy) -> str | None:
+def first_difference(arguments: Mapping[str, Any], policy: QueuePolicy, vhost: Vhost = ROOT) -> str | None:
     """The first of these arguments that asks for something else than `policy` (of a queue that the configuration
     made) promises, None if there is none. Raises AmqpError as `policy_of` does."""
-    wanted = policy_of(arguments, policy.durable)
+    wanted = policy_of(arguments, policy.durable, vhost)
     for name in arguments:
         field = _FIELD.get(name)
         if field is None:
@@ -172,18 +176,18 @@ def _group(value: Any) -> str:
 
 def _overflow(arguments: Mapping[str, Any]) -> str:
     value = arguments["x-overflow"]
-    _one_of("x-overflow", value, "drop-head", "reject-publish")
-    return "refuse" if value == "reject-publish" else "drop-oldest"
+    _one_of("x-overflow", value, *_OVERFLOW)
+    return _OVERFLOW[value]
 
 
-def _dead_letter(arguments: Mapping[str, Any]) -> ExchangeTarget:
+def _dead_letter(arguments: Mapping[str, Any], vhost: Vhost) -> ExchangeTarget:
     key = arguments.get("x-dead-letter-routing-key")
     if "x-dead-letter-exchange" not in arguments:
         _refuse("x-dead-letter-routing-key", key, "it needs x-dead-letter-exchange")
-    exchange = _text("x-dead-letter-exchange", arguments["x-dead-letter-exchange"])
+    exchange = vhost.exchange(_text("x-dead-letter-exchange", arguments["x-dead-letter-exchange"]))
     if key is None:
-        return ExchangeTarget(exchange)
+        return ExchangeTarget(exchange, queues=vhost.prefix)
     text = _text("x-dead-letter-routing-key", key)
     if exchange == DEFAULT_EXCHANGE and text.startswith(RESERVED_QUEUES):
         _refuse("x-dead-letter-routing-key", key, "this queue has a reserved name")
-    return ExchangeTarget(exchange, text if exchange == DEFAULT_EXCHANGE else swap(text))
+    return ExchangeTarget(exchange, vhost.full(text) if exchange == DEFAULT_EXCHANGE else swap(text))

@@ -10,7 +10,7 @@ from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError
 from gateway.message import DEFAULT_EXCHANGE
-from gateway.transport import Binding, Link, QueueView, StateChange
+from gateway.transport import Binding, ExchangeBinding, QueueView, StateChange
 from transports.amqp.codec import encode_method
 from transports.amqp.declarations import Answer, Declarations
 from transports.amqp.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_ERROR, AmqpError
@@ -48,7 +48,10 @@ class Bindings:
         if view.policy.durable:
             self.declarations.check_store()
         if len(bindings) >= self.settings.max_bindings:
-            raise AmqpError(RESOURCE_ERROR, f"queue {view.name!r} has {self.settings.max_bindings} bindings already")
+            raise AmqpError(
+                RESOURCE_ERROR,
+                f"queue {self.declarations.vhost.own(view.name)!r} has {self.settings.max_bindings} bindings already",
+            )
         try:
             self.gateway.bind(binding)
         except ValueError as error:
@@ -67,7 +70,10 @@ class Bindings:
             other.owner != OWNER and (other.exchange, other.filter) == (binding.exchange, binding.filter)
             for other in self.gateway.bindings(view.name)
         ):
-            raise AmqpError(ACCESS_REFUSED, f"this binding of queue {view.name!r} is made by the configuration")
+            raise AmqpError(
+                ACCESS_REFUSED,
+                f"this binding of queue {self.declarations.vhost.own(view.name)!r} is made by the configuration",
+            )
         frame = encode_method(channel, amqp.Queue.UnbindOk)
         return Answer(frame, changes if changes or view.policy.durable else None)
 
@@ -76,40 +82,40 @@ class Bindings:
         if exchange == DEFAULT_EXCHANGE:
             raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
         if not queue and not key:
-            key = view.name  # [AMQP 1.7.2.3.queue]
+            key = self.declarations.vhost.own(view.name)  # [AMQP 1.7.2.3.queue]
         return view, self.declarations.exchange(exchange), key
 
     # of exchanges to each other
 
-    def is_linked(self, method: amqp.Exchange.Bind) -> bool:
+    def are_bound(self, method: amqp.Exchange.Bind) -> bool:
         """Whether there is such a binding already, which must last."""
-        link = self._link_of(method)
-        return link.durable and link in self.gateway.links()
+        binding = self._between(method)
+        return binding.durable and binding in self.gateway.exchange_bindings()
 
-    def _link_of(self, method: amqp.Exchange.Bind | amqp.Exchange.Unbind) -> Link:
+    def _between(self, method: amqp.Exchange.Bind | amqp.Exchange.Unbind) -> ExchangeBinding:
         if DEFAULT_EXCHANGE in (method.source, method.destination):
             raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
         source, to = self.declarations.exchange(method.source), self.declarations.exchange(method.destination)
-        return self.topology.link(source, to, method.routing_key, method.arguments or {})
+        return self.topology.exchange_binding(source, to, method.routing_key, method.arguments or {})
 
     def exchange_bind(self, channel: int, method: amqp.Exchange.Bind) -> Answer:
-        link, links = self._link_of(method), self.gateway.links()
+        binding, others = self._between(method), self.gateway.exchange_bindings()
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.BindOk)
-        if link in links:
+        if binding in others:
             return Answer(frame)
-        if link.durable:
+        if binding.durable:
             self.declarations.check_store()
-        if len(links) >= self.settings.max_bindings:
+        if len(others) >= self.settings.max_bindings:
             most = self.settings.max_bindings
             raise AmqpError(RESOURCE_ERROR, f"there are {most} bindings between exchanges already")
         try:
-            self.declarations.link(link)
+            self.declarations.bind_exchange(binding)
         except ValueError as error:
             raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
-        return Answer(frame, [] if link.durable else None, lambda: self.gateway.unlink(link))
+        return Answer(frame, [] if binding.durable else None, lambda: self.gateway.unbind_exchange(binding))
 
     def exchange_unbind(self, channel: int, method: amqp.Exchange.Unbind) -> Answer:
-        link = self._link_of(method)
-        changes = self.declarations.drop_unbound({link.exchange}) if self.gateway.unlink(link) else []
+        binding = self._between(method)
+        changes = self.declarations.drop_unbound({binding.exchange}) if self.gateway.unbind_exchange(binding) else []
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.UnbindOk)
-        return Answer(frame, changes if changes or link.durable else None)
+        return Answer(frame, changes if changes or binding.durable else None)

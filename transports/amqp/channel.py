@@ -167,6 +167,11 @@ class Channel:
 
     # deliveries out
 
+    @property
+    def unsettled(self) -> int:
+        """Deliveries whose settlement is not there yet, or not committed."""
+        return len(self.unacked) + (len(self.transaction.settled) if self.transaction is not None else 0)
+
     def register(self, consumer: AmqpConsumer, id: int) -> int:
         """The tag of a delivery that must be acknowledged."""
         tag = self.next_tag

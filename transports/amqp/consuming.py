@@ -44,6 +44,7 @@ from transports.amqp.properties import encode, routing_key
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
+    from transports.amqp.vhost import Vhost
 
 WINDOW = 1 << 20
 """Octets on their way to one connection beyond what its write buffer holds."""
@@ -90,12 +91,13 @@ class Consuming:
         self._heads: dict[tuple[object, ...], tuple[Properties, bytes]] = {}
         self._gets: dict[Get, TimerHandle] = {}
 
+    @property
+    def vhost(self) -> Vhost:
+        return self.connection.declarations.vhost
+
     def unsettled(self) -> bool:
         """Something was delivered whose acknowledgement may still come."""
-        return any(
-            channel.unacked or (channel.transaction is not None and channel.transaction.settled)
-            for channel in self.connection.channels.values()
-        )
+        return any(channel.unsettled for channel in self.connection.channels.values())
 
     # basic.consume, basic.cancel, basic.qos
 
@@ -114,7 +116,7 @@ class Consuming:
                 RESOURCE_ERROR, f"there are {self.topology.consuming} consumers already, of all connections"
             )
         if self.topology.taken(view.name) or (method.exclusive and (view.consumers or view.policy.single_active)):
-            raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost '/' in exclusive use")
+            raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} in exclusive use")
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
         pools = (self.octets, channel.gate if method.no_ack else channel.window)
         consumer.subscription = self.gateway.attach(view.name, consumer, pools, priority=priority)
@@ -230,7 +232,7 @@ class Consuming:
     def _address(self, message: Message) -> bytes:
         if len(self._addresses) >= CACHED:
             self._addresses.clear()
-        address = short(message.exchange.encode()) + short(routing_key(message))
+        address = short(self.vhost.own(message.exchange).encode()) + short(routing_key(message, self.vhost.prefix))
         if len(message.topic) < 1024:
             self._addresses[message.exchange, message.topic] = address
         return address
@@ -265,7 +267,8 @@ class Consuming:
         native = message.source in self.topology.listeners
         remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
         try:
-            encoded = encode(message, native, remaining, delivery_headers(delivery))
+            headers = delivery_headers(delivery, self.vhost)
+            encoded = encode(message, native, remaining, headers, self.vhost.prefix)
         except ValueError as error:
             return str(error)
         if not content_fits(encoded, self.connection.frame_max):
@@ -339,18 +342,18 @@ class Consuming:
         if view.policy.single_active:
             raise AmqpError(
                 RESOURCE_LOCKED,
-                f"cannot obtain access to locked queue {view.name!r} in vhost '/': it has a single "
+                f"cannot obtain access to locked {self.vhost.tell('queue', view.name)}: it has a single "
                 "active consumer, and basic.get is none",
             )
-        if len(channel.unacked) >= channel.max_unacked:
-            raise AmqpError(PRECONDITION_FAILED, f"{len(channel.unacked)} deliveries are unacknowledged")
+        if channel.unsettled >= channel.max_unacked:
+            raise AmqpError(PRECONDITION_FAILED, f"{channel.unsettled} deliveries are unacknowledged")
         get = Get(self, channel, view.name, no_ack)
         self.connection.waiting.wait(channel, self.gateway.put(), lambda made: self._look(get, made))
 
     def _look(self, get: Get, made: bool) -> Future[Any] | None:
         view = self.gateway.queue(get.queue)
         if view is None:
-            raise AmqpError(NOT_FOUND, f"no queue {get.queue!r} in vhost '/'", amqp.Basic.Get.index)
+            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', get.queue)}", amqp.Basic.Get.index)
         if not view.depth or self.topology.taken(get.queue):
             self.connection.send(encode_method(get.channel.id, amqp.Basic.GetEmpty))
             return None
@@ -379,8 +382,8 @@ class Consuming:
             amqp.Basic.GetOk,
             delivery_tag=tag,
             redelivered=delivery.redelivered,
-            exchange=message.exchange,
-            routing_key=routing_key(message).decode(),
+            exchange=self.vhost.own(message.exchange),
+            routing_key=routing_key(message, self.vhost.prefix).decode(),
             message_count=view.depth if view is not None else 0,
         )
         parts = [head]

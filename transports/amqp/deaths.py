@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.topics import swap
 from gateway.transport import Death, Delivery
-from transports.amqp.names import swap
+from transports.amqp.vhost import ROOT, Vhost
 
 _REASONS = {"exhausted": "delivery_limit", "overflow": "maxlen"}
 """Reasons of dead letters that RabbitMQ calls otherwise."""
 
 
-def delivery_headers(delivery: Delivery) -> list[tuple[str, Any]]:
+def delivery_headers(delivery: Delivery, vhost: Vhost = ROOT) -> list[tuple[str, Any]]:
     """Nothing for a message that was neither delivered before nor is a dead letter."""
     headers: list[tuple[str, Any]] = []
     if delivery.attempts:
         headers.append(("x-delivery-count", delivery.attempts))
     if delivery.deaths:
-        headers += _death_headers(delivery)
+        headers += _death_headers(delivery, vhost)
     return headers
 
 
-def _death_headers(delivery: Delivery) -> list[tuple[str, Any]]:
+def _death_headers(delivery: Delivery, vhost: Vhost) -> list[tuple[str, Any]]:
     message, deaths = delivery.message, delivery.deaths
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     exchange, topic = message.exchange, message.topic
@@ -33,7 +34,7 @@ def _death_headers(delivery: Delivery) -> list[tuple[str, Any]]:
     for death in deaths:  # the latest first: so far back goes its address
         if death.exchange is not None and death.topic is not None:
             exchange, topic = death.exchange, death.topic
-        exchanges.append(exchange)
+        exchanges.append(vhost.own(exchange))
         reason = _reason(death)
         entry = merged.get((death.queue, reason))
         if entry is not None:
@@ -42,16 +43,16 @@ def _death_headers(delivery: Delivery) -> list[tuple[str, Any]]:
         entry = merged[death.queue, reason] = {
             "count": 1,
             "reason": reason,
-            "queue": death.queue,
+            "queue": vhost.own(death.queue),
             "time": int(death.last),
-            "exchange": exchange,
-            "routing-keys": [swap(topic) if exchange else topic],
+            "exchange": vhost.own(exchange),
+            "routing-keys": [swap(topic) if exchange else vhost.own(topic)],
         }
         if message.ttl is not None and death is deaths[-1]:
             entry["original-expiration"] = str(round(message.ttl * 1000))
     headers: list[tuple[str, Any]] = [("x-death", list(merged.values()))]
     for which, death, was in (("first", deaths[-1], exchanges[-1]), ("last", deaths[0], exchanges[0])):
-        headers.append((f"x-{which}-death-queue", death.queue))
+        headers.append((f"x-{which}-death-queue", vhost.own(death.queue)))
         headers.append((f"x-{which}-death-reason", _reason(death)))
         headers.append((f"x-{which}-death-exchange", was))
     return headers

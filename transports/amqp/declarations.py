@@ -15,7 +15,7 @@ from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError, GatewayError
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
-from gateway.transport import Binding, Gateway, Link, QueueView, StateChange
+from gateway.transport import Binding, ExchangeBinding, Gateway, QueueView, StateChange
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.codec import encode_method
 from transports.amqp.errors import (
@@ -28,12 +28,12 @@ from transports.amqp.errors import (
     AmqpError,
 )
 from transports.amqp.names import DIRECT_REPLY
-from transports.amqp.topology import OWNER, PREDECLARED, Declared, Exchange, Topology, exchange_kind
+from transports.amqp.topology import OWNER, Declared, Exchange, Topology, exchange_kind
+from transports.amqp.vhost import ROOT
 
 if TYPE_CHECKING:
     from transports.amqp.listener import AmqpSettings
 
-VHOST = "/"
 ALTERNATE = "alternate-exchange"
 DELAYED_TYPE = "x-delayed-message"
 """Of RabbitMQ's plugin for delays. Here any exchange takes delayed messages, so it asks for what there is: an exchange
@@ -58,7 +58,7 @@ class Declarations:
     What is there already may be declared and bound again at any time, since nothing is made then; but only behind a
     barrier (`Gateway.put`), so that whatever made it is durable or undone."""
 
-    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology", "user")
+    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology", "user", "vhost")
 
     def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
@@ -67,15 +67,18 @@ class Declarations:
         self.settings = settings
         self.user = ""
         """Who has logged in."""
+        self.vhost = ROOT
+        """Where its names are."""
         self.last_queue: dict[int, str] = {}
         """By channel: the queue declared last, which an empty name stands for [AMQP 1.7.2.1.queue]."""
 
     # finding
 
     def exchange(self, name: str) -> Exchange:
-        found = self.topology.exchanges.get(name)
+        full = self.vhost.exchange(name)
+        found = self.topology.exchanges.get(full)
         if found is None:
-            raise AmqpError(NOT_FOUND, f"no exchange {name!r} in vhost {VHOST!r}")
+            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('exchange', full)}")
         return found
 
     def queue(self, channel: int, name: str) -> QueueView:
@@ -84,20 +87,20 @@ class Declarations:
             name = self.last_queue.get(channel, "")
             if not name:
                 raise AmqpError(NOT_FOUND, "no previously declared queue")
-        if name.startswith(RESERVED_QUEUES):
-            raise AmqpError(ACCESS_REFUSED, f"queue {name!r} in vhost {VHOST!r} has a reserved name")
-        view = None if name.startswith(DIRECT_REPLY) else self.gateway.queue(name)
+        full = self.vhost.full(name)
+        if full.startswith(RESERVED_QUEUES):
+            raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', full)} has a reserved name")
+        view = None if name.startswith(DIRECT_REPLY) else self.gateway.queue(full)
         if view is None:
-            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', full)}")
         self._check_holder(view)
         return view
 
     def _check_holder(self, view: QueueView) -> None:
         declared = self.topology.declared(view)
         if declared is not None and declared.exclusive and self.topology.holder(view.name) is not self.holder:
-            raise AmqpError(
-                RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue {view.name!r} in vhost {VHOST!r}"
-            )
+            locked = self.vhost.tell("queue", view.name)
+            raise AmqpError(RESOURCE_LOCKED, f"cannot obtain exclusive access to locked {locked}")
 
     def _check_share(self, what: str, has: int, most: int) -> None:
         """One user must leave room for the others; without users nobody can be told from another."""
@@ -134,29 +137,46 @@ class Declarations:
                 raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: {why}")
             if argument != ALTERNATE and not (delayed and argument == KIND_ARGUMENT):
                 raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
-        alternate = arguments.get(ALTERNATE)
-        wanted = Exchange(name, kind, method.durable, method.auto_delete, method.internal, self.user, alternate)
-        have = self.topology.exchanges.get(name)
+        full = self.vhost.full(name)
+        alternate = self.vhost.full(arguments[ALTERNATE]) if ALTERNATE in arguments else None
+        wanted = Exchange(full, kind, method.durable, method.auto_delete, method.internal, self.user, alternate)
+        have = self.topology.exchanges.get(full)
         if have is not None:
             if have != msgspec.structs.replace(wanted, user=have.user):
-                raise AmqpError(PRECONDITION_FAILED, _exchange_difference(wanted, have))
+                raise AmqpError(PRECONDITION_FAILED, self._exchange_difference(wanted, have))
             return Answer(frame)
         if name.startswith("amq."):
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
-        if len(self.topology.exchanges) - len(PREDECLARED) >= self.settings.max_exchanges:
+        if len(self.topology.exchanges) - self.topology.predeclared >= self.settings.max_exchanges:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
         self._check_share("exchanges", self.topology.exchanges_of(self.user), self.settings.max_exchanges_per_user)
         if wanted.durable:
             self.check_store()
         if alternate is not None:
-            self.link(Link(exchange=name, to=alternate, otherwise=True, durable=wanted.durable, owner=OWNER))
+            self.bind_exchange(
+                ExchangeBinding(exchange=full, to=alternate, otherwise=True, durable=wanted.durable, owner=OWNER)
+            )
         changes = self.topology.add_exchange(wanted)
-        return Answer(frame, changes or None, lambda: name in self.topology.exchanges and self._remove_exchange(name))
+        return Answer(frame, changes or None, lambda: full in self.topology.exchanges and self._remove_exchange(full))
 
-    def link(self, link: Link) -> None:
+    def _exchange_difference(self, wanted: Exchange, have: Exchange) -> str:
+        for what in ("kind", "durable", "auto_delete", "internal", "alternate"):
+            asked, there = getattr(wanted, what), getattr(have, what)
+            if asked != there:
+                break
+        name = {"kind": "type", "alternate": ALTERNATE}.get(what, what)
+        return (
+            f"inequivalent arg {name!r} for {self.vhost.tell('exchange', have.name)}: "
+            f"received {self._show(asked)} but current is {self._show(there)}"
+        )
+
+    def _show(self, value: Any) -> str:
+        return _show(self.vhost.own(value) if isinstance(value, str) else value)
+
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
         """Raises AmqpError if all bindings together take too much, and ValueError."""
         try:
-            self.gateway.link(link)
+            self.gateway.bind_exchange(binding)
         except BindingsFullError as error:
             raise AmqpError(RESOURCE_ERROR, str(error)) from error
 
@@ -167,27 +187,27 @@ class Declarations:
         for binding in self._bindings_of(name):
             self.gateway.unbind(binding)
         sources: set[str] = set()
-        for link in self.gateway.links():
-            if link.exchange == name or (link.to == name and not link.otherwise):
-                self.gateway.unlink(link)
-                sources.add(link.exchange)
+        for other in self.gateway.exchange_bindings():
+            if other.exchange == name or (other.to == name and not other.otherwise):
+                self.gateway.unbind_exchange(other)
+                sources.add(other.exchange)
         return changes + self.drop_unbound(sources)
 
     def exchange_delete(self, channel: int, method: amqp.Exchange.Delete) -> Answer:
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.DeleteOk)
         name = method.exchange
         if name == DEFAULT_EXCHANGE or name.startswith("amq."):
-            raise AmqpError(ACCESS_REFUSED, f"exchange {name!r} in vhost {VHOST!r} can't be deleted")
-        found = self.topology.exchanges.get(name)
-        if found is None:
+            raise AmqpError(ACCESS_REFUSED, f"exchange {name!r} in vhost {self.vhost.name!r} can't be deleted")
+        full = self.vhost.full(name)
+        if full not in self.topology.exchanges:
             return Answer(frame)
-        if method.if_unused and self._leads_on(name):
-            raise AmqpError(PRECONDITION_FAILED, f"exchange {name!r} in vhost {VHOST!r} in use")
-        return Answer(frame, self._remove_exchange(name) or None)
+        if method.if_unused and self._leads_on(full):
+            raise AmqpError(PRECONDITION_FAILED, f"{self.vhost.tell('exchange', full)} in use")
+        return Answer(frame, self._remove_exchange(full) or None)
 
     def _leads_on(self, exchange: str) -> bool:
         """It has bindings, to queues or other exchanges."""
-        onward = any(link.exchange == exchange and not link.otherwise for link in self.gateway.links())
+        onward = any(one.exchange == exchange and not one.otherwise for one in self.gateway.exchange_bindings())
         return onward or bool(self._bindings_of(exchange))
 
     def _bindings_of(self, exchange: str) -> list[Binding]:
@@ -215,11 +235,11 @@ class Declarations:
             return self._declare_replies(channel, method)
         view = None
         if name:
-            view = self.gateway.queue(name)
+            view = self.gateway.queue(self.vhost.full(name))
         elif method.passive:
             view = self.queue(channel, "")
         if method.passive and view is None:
-            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {self.vhost.name!r}")
         changes: list[StateChange] | None = None
         undo: Callable[[], object] | None = None
         if view is None:
@@ -227,38 +247,40 @@ class Declarations:
             undo = self._undo_declare(view.name)
         else:
             if view.name.startswith(RESERVED_QUEUES):
-                raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} in vhost {VHOST!r} has a reserved name")
+                raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} has a reserved name")
             self._check_holder(view)
             if not method.passive:
                 self._check_equal(method, view)
-        self.last_queue[channel] = view.name
+        self.last_queue[channel] = name = self.vhost.own(view.name)
         if method.nowait:
             return Answer(b"", changes, undo)
         consumers = self.topology.consumers(view.name)
         frame = encode_method(
-            channel, amqp.Queue.DeclareOk, queue=view.name, message_count=view.depth, consumer_count=consumers
+            channel, amqp.Queue.DeclareOk, queue=name, message_count=view.depth, consumer_count=consumers
         )
         return Answer(frame, changes, undo)
 
     def _declare_replies(self, channel: int, method: amqp.Queue.Declare) -> Answer:
         """Makes nothing: it is how one asks whether somebody still waits for an answer."""
         name = method.queue
-        if name != DIRECT_REPLY and (not name.startswith(DIRECT_REPLY + ".") or self.gateway.queue(name) is None):
-            raise AmqpError(NOT_FOUND, f"no queue {name!r} in vhost {VHOST!r}")
+        full = self.vhost.full(name)
+        if name != DIRECT_REPLY and (not name.startswith(DIRECT_REPLY + ".") or self.gateway.queue(full) is None):
+            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', full)}")
         if method.nowait:
             return Answer()
         return Answer(encode_method(channel, amqp.Queue.DeclareOk, queue=name, message_count=0, consumer_count=1))
 
     def make_replies(self) -> QueueView:
         """A queue for the direct replies to one channel."""
-        return self.gateway.declare(f"{DIRECT_REPLY}.{secrets.token_urlsafe(16)}", REPLIES_POLICY, OWNER)
+        name = self.vhost.full(f"{DIRECT_REPLY}.{secrets.token_urlsafe(16)}")
+        return self.gateway.declare(name, REPLIES_POLICY, OWNER)
 
     def _declare(self, method: amqp.Queue.Declare, name: str) -> tuple[QueueView, list[StateChange] | None]:
         if name.startswith(RESERVED_QUEUES) or (name.startswith("amq.") and method.queue):
             raise AmqpError(ACCESS_REFUSED, f"queue name {name!r} has a reserved prefix")
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
-        policy = policy_of(arguments, durable)
+        policy = policy_of(arguments, durable, self.vhost)
         if durable:
             self.check_store()
         settings, topology = self.settings, self.topology
@@ -270,11 +292,11 @@ class Declarations:
             raise AmqpError(RESOURCE_ERROR, f"there are {settings.max_queues} queues of clients already")
         self._check_share("queues", topology.queues_of(self.user), settings.max_queues_per_user)
         try:
-            view = self.gateway.declare(name, policy, OWNER)
+            view = self.gateway.declare(self.vhost.full(name), policy, OWNER)
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         arguments = dict(arguments)
-        declared = Declared(name, method.durable, method.exclusive, method.auto_delete, arguments, self.user)
+        declared = Declared(view.name, method.durable, method.exclusive, method.auto_delete, arguments, self.user)
         changes = self.topology.add_queue(declared, self.holder)
         gone += self.topology.forget(self.gateway.queues)
         if gone:
@@ -301,7 +323,7 @@ class Declarations:
             if getattr(method, flag) != getattr(have, flag):
                 raise self._unequal(view.name, flag, getattr(method, flag), getattr(have, flag))
         if declared is None:
-            different = first_difference(arguments, view.policy)
+            different = first_difference(arguments, view.policy, self.vhost)
             if different is not None:
                 raise self._unequal(view.name, different, arguments[different], "another value")
             return
@@ -311,11 +333,10 @@ class Declarations:
             if (default if asked is None else asked) != (default if there is None else there):
                 raise self._unequal(view.name, argument, asked, there)
 
-    @staticmethod
-    def _unequal(queue: str, what: str, asked: Any, there: Any) -> AmqpError:
+    def _unequal(self, queue: str, what: str, asked: Any, there: Any) -> AmqpError:
         return AmqpError(
             PRECONDITION_FAILED,
-            f"inequivalent arg {what!r} for queue {queue!r} in vhost {VHOST!r}: "
+            f"inequivalent arg {what!r} for {self.vhost.tell('queue', queue)}: "
             f"received {_show(asked)} but current is {_show(there)}",
         )
 
@@ -328,11 +349,11 @@ class Declarations:
             # What is gone is deleted already, as in RabbitMQ.
             return Answer(b"" if method.nowait else encode_method(channel, amqp.Queue.DeleteOk))
         if view.owner != OWNER:
-            raise AmqpError(ACCESS_REFUSED, f"queue {view.name!r} is made by the configuration")
+            raise AmqpError(ACCESS_REFUSED, f"queue {self.vhost.own(view.name)!r} is made by the configuration")
         if method.if_unused and view.consumers:
-            raise AmqpError(PRECONDITION_FAILED, f"queue {view.name!r} in vhost {VHOST!r} in use")
+            raise AmqpError(PRECONDITION_FAILED, f"{self.vhost.tell('queue', view.name)} in use")
         if method.if_empty and view.depth:
-            raise AmqpError(PRECONDITION_FAILED, f"queue {view.name!r} in vhost {VHOST!r} is not empty")
+            raise AmqpError(PRECONDITION_FAILED, f"{self.vhost.tell('queue', view.name)} is not empty")
         durable = view.policy.durable
         count, changes = self.delete_queue(view)
         frame = b"" if method.nowait else encode_method(channel, amqp.Queue.DeleteOk, message_count=count)
@@ -351,7 +372,7 @@ class Declarations:
         view = self.gateway.queue(queue)
         if view is None:
             return []
-        if queue.startswith(DIRECT_REPLY):
+        if self.vhost.own(queue).startswith(DIRECT_REPLY):
             self.gateway.delete(queue)
             return []
         declared = self.topology.declared(view)
@@ -378,18 +399,6 @@ _DEFAULTS = {
     "x-single-active-consumer": False,
 }
 """Arguments whose absence means a value."""
-
-
-def _exchange_difference(wanted: Exchange, have: Exchange) -> str:
-    for what in ("kind", "durable", "auto_delete", "internal", "alternate"):
-        asked, there = getattr(wanted, what), getattr(have, what)
-        if asked != there:
-            break
-    name = {"kind": "type", "alternate": ALTERNATE}.get(what, what)
-    return (
-        f"inequivalent arg {name!r} for exchange {have.name!r} in vhost {VHOST!r}: "
-        f"received {_show(asked)} but current is {_show(there)}"
-    )
 
 
 def _show(value: Any) -> str:

@@ -17,6 +17,7 @@ from gateway.transport import User
 from transports.amqp.codec import MIN_FRAME, PROTOCOL_HEADER, encode_method
 from transports.amqp.errors import ACCESS_REFUSED, COMMAND_INVALID, NOT_ALLOWED, AmqpError
 from transports.amqp.mechanisms import EXTERNAL, PASSWORDS, Claim, LoginError, claim
+from transports.amqp.vhost import ROOT, Vhost
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -48,7 +49,7 @@ class Step(enum.Enum):
 class Handshake:
     """That of one connection. Methods raise AmqpError, which ends it."""
 
-    __slots__ = ("_login", "_name", "_timer", "capabilities", "connection", "step")
+    __slots__ = ("_login", "_timer", "capabilities", "connection", "name", "step")
 
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
@@ -56,7 +57,7 @@ class Handshake:
         self.capabilities: dict[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._login: asyncio.Task[None] | None = None
-        self._name = ""
+        self.name = ""
         """As the client has logged in."""
 
     def begin(self) -> None:
@@ -110,12 +111,14 @@ class Handshake:
         elif isinstance(method, amqp.Connection.TuneOk) and self.step is Step.TUNE_OK:
             self._tune_ok(method)
         elif isinstance(method, amqp.Connection.Open) and self.step is Step.OPEN:
-            if method.virtual_host != "/":
-                raise AmqpError(NOT_ALLOWED, f"vhost {method.virtual_host!r} not found")
+            vhost = method.virtual_host
+            if vhost != ROOT.name and vhost not in self.connection.settings.vhosts:
+                raise AmqpError(NOT_ALLOWED, f"vhost {vhost!r} not found")
             if not self.connection.crowd.admit(self.connection):
                 most = self.connection.settings.max_connections
                 raise AmqpError(NOT_ALLOWED, f"connection limit ({most}) is reached")
             self.step = Step.DONE
+            self.connection.declarations.vhost = Vhost(vhost)
             self.end()
             self.connection.send(encode_method(0, amqp.Connection.OpenOk))
         elif isinstance(method, amqp.Connection.UpdateSecret) and self.step is Step.DONE:
@@ -135,7 +138,7 @@ class Handshake:
             self._refuse(str(error))
             return
         self.step = Step.LOGIN
-        self._name = claimed.name
+        self.name = claimed.name
         self._start(self._authenticate(claimed, method.mechanism))
 
     @property
@@ -165,7 +168,7 @@ class Handshake:
     async def _update_secret(self, method: amqp.Connection.UpdateSecret) -> None:
         connection = self.connection
         secret: Any = method.new_secret
-        user = await self._check(Claim(self._name, secret))
+        user = await self._check(Claim(self.name, secret))
         if connection.closing or connection.ended:
             return
         if user is None:

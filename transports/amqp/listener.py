@@ -20,7 +20,9 @@ from gateway.policy import Octets, Seconds
 from gateway.transport import Gateway
 from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
+from transports.amqp.names import MAX_SHORT
 from transports.amqp.topology import OWNER, Topology
+from transports.amqp.vhost import Vhost
 from transports.port import open_port, urls
 from transports.tls import TlsSettings
 
@@ -33,7 +35,9 @@ _topologies: WeakKeyDictionary[Gateway, Topology] = WeakKeyDictionary()
 
 
 class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """listen: address. allow_anonymous: guest/guest may come in although users are configured.
+    """listen: address. vhosts: virtual hosts besides `/`, each with queues and exchanges of its own; a queue `q` of the
+    virtual host `blue` is `vhost.blue/q` to all but its clients. allow_anonymous: guest/guest may come in although
+    users are configured.
     heartbeat: seconds proposed to clients, 0 for none. frame_max: bytes of the largest frame, at least 4096.
     channel_max: channels of a connection. max_message_size: bytes of a body; above it channel error 311.
     connect_timeout: seconds from the TCP connection to connection.open. tcp_keep_alive: seconds of silence after which
@@ -54,6 +58,7 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     type: str = "amqp"
     listen: Address = Address.parse("127.0.0.1:5672")
+    vhosts: tuple[str, ...] = ()
     tls: TlsSettings | None = None
     allow_anonymous: bool = False
     heartbeat: Seconds = Seconds(60)
@@ -80,6 +85,9 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("frame_max must be from 4096 to 16MB")
         if self.max_unfinished < max(self.frame_max, self.max_message_size):
             raise ValueError("max_unfinished must be at least frame_max and max_message_size")
+        for name in self.vhosts:
+            if not name or len(name.encode()) > MAX_SHORT or set(name) & set("/+#"):
+                raise ValueError(f"vhosts: {name!r} is empty, too long or has one of / + #")
         if self.heartbeat > 65_535:
             raise ValueError("heartbeat must be at most 65535 seconds")
 
@@ -98,6 +106,8 @@ class AmqpListener:
         """Until cancelled. Raises ListenError, or StoreError if the kept state is not readable."""
         topology = _topology(gateway)
         topology.listeners.add(self.name)
+        for name in self.settings.vhosts:
+            topology.add_vhost(Vhost(name))
         counters = gateway.counters(self.name)
         version = _version()
         crowd = Crowd(self.settings.max_connections, self.settings.max_unfinished, counters)
@@ -151,12 +161,12 @@ def _topology(gateway: Gateway) -> Topology:
         for view in list(gateway.queues()):
             for binding in gateway.bindings(view.name):
                 # A durable queue keeps its binding to an exchange that did not survive.
-                if binding.owner == OWNER and binding.exchange not in topology.exchanges:
+                if binding.owner == OWNER and not topology.may_have(binding.exchange):
                     gateway.unbind(binding)
-        for link in gateway.links():
-            known = link.otherwise or link.to in topology.exchanges
-            if link.owner == OWNER and not (known and link.exchange in topology.exchanges):
-                gateway.unlink(link)
+        for onward in gateway.exchange_bindings():
+            known = onward.otherwise or topology.may_have(onward.to)
+            if onward.owner == OWNER and not (known and topology.may_have(onward.exchange)):
+                gateway.unbind_exchange(onward)
         if stale:
             gateway.keep(stale)
         _topologies[gateway] = topology

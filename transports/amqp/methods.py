@@ -51,7 +51,7 @@ def _channel_flow_ok(connection: AmqpConnection, channel: Channel, method: Any) 
 
 def _exchange_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     declare = connection.declarations.exchange_declare
-    there = connection.topology.exchanges.get(method.exchange)
+    there = connection.topology.exchanges.get(connection.declarations.vhost.exchange(method.exchange))
     if there is not None and there.durable:
         _behind_others(connection, channel, method, declare)
     else:
@@ -64,7 +64,7 @@ def _exchange_delete(connection: AmqpConnection, channel: Channel, method: Any) 
 
 def _exchange_bind(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     bindings = connection.bindings
-    if bindings.is_linked(method):
+    if bindings.are_bound(method):
         _behind_others(connection, channel, method, bindings.exchange_bind)
     else:
         connection.waiting.answer(channel, bindings.exchange_bind(channel.id, method))
@@ -97,7 +97,7 @@ def _after_others(connection: AmqpConnection, channel: Channel, method: Any, act
 
 def _queue_declare(connection: AmqpConnection, channel: Channel, method: Any) -> None:
     declarations = connection.declarations
-    if method.queue and connection.gateway.queue(method.queue) is None:
+    if method.queue and connection.gateway.queue(declarations.vhost.full(method.queue)) is None:
         connection.waiting.answer(channel, declarations.queue_declare(channel.id, method))
     else:
         _behind_others(connection, channel, method, declarations.queue_declare)

@@ -14,19 +14,13 @@ to the default exchange with `routing_key=reply_to`) answers a device, and need 
 from __future__ import annotations
 
 from gateway.message import QUEUE_PREFIX
+from gateway.topics import swap
 
 TOPIC_PREFIX = "$topic/"
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
 """The pseudo-queue of direct replies; with a dot and a token behind it, that of one channel."""
 MAX_SHORT = 255
 """Bytes in a short string [AMQP 4.2.5.3]."""
-
-_SWAP = str.maketrans("/.", "./")
-
-
-def swap(name: str) -> str:
-    """Topic to routing key, and routing key to topic."""
-    return name.translate(_SWAP)
 
 
 def to_filter(pattern: str) -> str:
@@ -39,19 +33,21 @@ def to_pattern(filter: str) -> str:
     return ".".join("*" if w == "+" else "+" if w == "*" else w.replace(".", "/") for w in filter.split("/"))
 
 
-def reply_to_topic(reply_to: str) -> str:
-    """The canonical form of an AMQP `reply_to`."""
-    if reply_to.startswith(TOPIC_PREFIX):
+def reply_to_topic(reply_to: str, prefix: str = "") -> str:
+    """The canonical form of an AMQP `reply_to`. `prefix`: of the names in the client's virtual host, from which only
+    that of `/` reaches topics."""
+    if not prefix and reply_to.startswith(TOPIC_PREFIX):
         topic = swap(reply_to[len(TOPIC_PREFIX) :])
         # `$topic/$queue.q` would come back as `q`: as a topic it can't be written, so it names a queue.
         if not topic.startswith(QUEUE_PREFIX):
             return topic
-    return QUEUE_PREFIX + reply_to
+    return QUEUE_PREFIX + prefix + reply_to
 
 
-def reply_to_key(topic: str) -> str | None:
+def reply_to_key(topic: str, prefix: str = "") -> str | None:
     """The AMQP `reply_to` of a canonical one; None if it would not come back as it was or is too long."""
-    key = topic[len(QUEUE_PREFIX) :] if topic.startswith(QUEUE_PREFIX) else TOPIC_PREFIX + swap(topic)
-    if len(key.encode()) > MAX_SHORT or reply_to_topic(key) != topic:
+    own = QUEUE_PREFIX + prefix
+    key = topic[len(own) :] if topic.startswith(own) else TOPIC_PREFIX + swap(topic)
+    if len(key.encode()) > MAX_SHORT or reply_to_topic(key, prefix) != topic:
         return None
     return key

@@ -34,10 +34,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
-from gateway.topics import check_name
+from gateway.topics import check_name, swap
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
-from transports.amqp.names import DIRECT_REPLY, MAX_SHORT, reply_to_key, reply_to_topic, swap
+from transports.amqp.names import DIRECT_REPLY, MAX_SHORT, reply_to_key, reply_to_topic
 
 TYPES = "x-amqp-types"
 ORDERED = "x-mqtt-user-properties"
@@ -49,6 +49,8 @@ REPLY_TO = "x-mqtt-reply-to"
 TOPIC = "x-mqtt-topic"
 DELAY = "x-delay"
 COPIES = ("CC", "BCC")
+MAX_COPIES = 1000
+"""Routing keys in one header: each is looked up, and the others wait."""
 MAX_NAME = 128
 """Bytes of a header's name that all clients can write [AMQP 4.2.5.5]."""
 MAX_EXPIRATION = ((1 << 32) - 1) * 1000
@@ -98,9 +100,10 @@ class Content(NamedTuple):
     replies: bool = False
 
 
-def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
+def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str = "") -> Content:
     """Flags and property list of a content header. `empty_key`: the routing key is "", so a topic header is
-    believed. Raises AmqpError: SYNTAX_ERROR, or PRECONDITION_FAILED for an expiration, delay or copy that is none."""
+    believed. `prefix`: of the names in the client's virtual host. Raises AmqpError: SYNTAX_ERROR, or
+    PRECONDITION_FAILED for an expiration, delay or copy that is none."""
     if at + 2 > end:
         raise syntax_error("the property flags are cut short")
     flags = _SHORT.unpack_from(data, at)[0]
@@ -127,7 +130,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
         fields["correlation_id"], at = _short(data, at, end)
     if flags & _REPLY_TO:
         text, at = _text(data, at, end)
-        fields["reply_to"] = reply_to_topic(text)
+        fields["reply_to"] = reply_to_topic(text, prefix)
         replies = text == DIRECT_REPLY
     if flags & _EXPIRATION:
         text, at = _text(data, at, end)
@@ -154,7 +157,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
                 copies += _copies(name, headers[name])
         if isinstance(headers.get("BCC"), list):
             del headers["BCC"]
-        qos, retain, topic = _restore(headers, fields, qos, empty_key)
+        qos, retain, topic = _restore(headers, fields, qos, empty_key, prefix)
         ordered = headers.pop(ORDERED) if _is_list(headers.get(ORDERED)) else None
         items = tuple(headers.items()) if ordered is None else tuple(_merge(ordered, headers))
         if hints is not None:
@@ -169,7 +172,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False) -> Content:
 
 
 def _restore(
-    headers: dict[str, Any], fields: dict[str, Any], qos: int, empty_key: bool
+    headers: dict[str, Any], fields: dict[str, Any], qos: int, empty_key: bool, prefix: str
 ) -> tuple[int, bool, str | None]:
     """Takes the headers that stand for something else out of `headers`."""
     retain, topic = False, None
@@ -181,7 +184,8 @@ def _restore(
         fields["payload_format"] = headers.pop(PAYLOAD_FORMAT)
     if "correlation_id" not in fields and _is_overlong(headers.get(CORRELATION)):
         fields["correlation_id"] = headers.pop(CORRELATION)
-    if "reply_to" not in fields and isinstance(headers.get(REPLY_TO), str) and reply_to_key(headers[REPLY_TO]) is None:
+    reply_to = headers.get(REPLY_TO)
+    if "reply_to" not in fields and isinstance(reply_to, str) and reply_to_key(reply_to, prefix) is None:
         fields["reply_to"] = headers.pop(REPLY_TO)
     if empty_key and isinstance(headers.get(TOPIC), str) and _is_overlong(headers[TOPIC].encode()):
         if check_name(headers[TOPIC]) is None:  # only such topics come from where routing keys have no limit
@@ -295,18 +299,24 @@ def _delay(value: Any) -> float:
 def _copies(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(key, str) and _fits(key.encode()) for key in value):
         raise AmqpError(PRECONDITION_FAILED, f"invalid header {name!r}: an array of routing keys is needed")
+    if len(value) > MAX_COPIES:
+        raise AmqpError(PRECONDITION_FAILED, f"header {name!r} has {len(value)} routing keys, above {MAX_COPIES}")
     return tuple(value)
 
 
 def encode(
-    message: Message, native: bool, remaining: float | None = None, added: Iterable[tuple[str, Any]] = ()
+    message: Message,
+    native: bool,
+    remaining: float | None = None,
+    added: Iterable[tuple[str, Any]] = (),
+    prefix: str = "",
 ) -> bytes:
     """Flags and property list of a message. `native`: it came by AMQP, so its headers are an AMQP table.
     `remaining`: seconds until it expires. `added`: headers of the delivery, in place of the message's own of that
-    name. Raises ValueError for headers that AMQP can't hold."""
+    name. `prefix`: as in `decode`. Raises ValueError for headers that AMQP can't hold."""
     properties = message.properties
     if properties == NO_PROPERTIES and message.qos < 2 and not message.retain and remaining is None and not added:
-        if _key_fits(message):
+        if _key_fits(_topic(message, prefix)):
             return PERSISTENT if message.qos else TRANSIENT
     flags = _MODE
     parts: dict[int, bytes] = {_MODE: b"\x02" if message.qos else b"\x01"}
@@ -326,7 +336,7 @@ def encode(
         if not (_fits(correlation) and _put_short(parts, _CORRELATION, correlation)):
             extra[CORRELATION] = correlation
     if properties.reply_to is not None:
-        key = reply_to_key(properties.reply_to)
+        key = reply_to_key(properties.reply_to, prefix)
         if key is None:
             extra[REPLY_TO] = properties.reply_to
         else:
@@ -340,8 +350,8 @@ def encode(
         extra[RETAIN] = True
     if properties.payload_format is not None:
         extra[PAYLOAD_FORMAT] = properties.payload_format
-    if not _key_fits(message):
-        extra[TOPIC] = message.topic
+    if not _key_fits(topic := _topic(message, prefix)):
+        extra[TOPIC] = topic
     headers = _headers(properties.headers, native, extra, dict(added))
     if headers is not None:
         parts[_HEADERS] = headers
@@ -386,13 +396,20 @@ _DEATH_HINTS = {str(place): {"time": "T", "count": "l"} for place in range(64)}
 """Deaths beyond the 64 latest are written with a number for the time."""
 
 
-def _key_fits(message: Message) -> bool:
+def _topic(message: Message, prefix: str) -> str:
+    """Without the prefix if it is the name of a queue."""
+    return message.topic.removeprefix(prefix) if message.exchange == DEFAULT_EXCHANGE else message.topic
+
+
+def _key_fits(topic: str) -> bool:
     # A character is at most 4 bytes, so most need no encoding here.
-    return len(message.topic) <= MAX_SHORT // 4 or len(message.topic.encode()) <= MAX_SHORT
+    return len(topic) <= MAX_SHORT // 4 or len(topic.encode()) <= MAX_SHORT
 
 
-def routing_key(message: Message) -> bytes:
-    """The routing key it is delivered with; "" if it would be above 255 bytes (then the header has the topic)."""
-    if not _key_fits(message):
+def routing_key(message: Message, prefix: str = "") -> bytes:
+    """The routing key it is delivered with; "" if it would be above 255 bytes (then the header has the topic).
+    `prefix`: as in `decode`."""
+    topic = _topic(message, prefix)
+    if not _key_fits(topic):
         return b""
-    return (message.topic if message.exchange == DEFAULT_EXCHANGE else swap(message.topic)).encode()
+    return (topic if message.exchange == DEFAULT_EXCHANGE else swap(topic)).encode()

@@ -14,6 +14,7 @@ from msgspec import structs
 from pamqp import commands as amqp
 
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, RESERVED_QUEUES, TOPIC_EXCHANGE, Message, Properties
+from gateway.topics import swap
 from gateway.transport import PLAIN, Offer, Outcome
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import (
@@ -28,13 +29,12 @@ from transports.amqp.codec import (
 from transports.amqp.errors import (
     ACCESS_REFUSED,
     NO_ROUTE,
-    NOT_FOUND,
     NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
     RESOURCE_ERROR,
     AmqpError,
 )
-from transports.amqp.names import TOPIC_PREFIX, swap
+from transports.amqp.names import TOPIC_PREFIX
 from transports.amqp.properties import Content, decode, encode
 from transports.amqp.transaction import Transaction
 
@@ -100,7 +100,11 @@ class Publishing:
         raw = data[begin:end]
         route = self._routes.get(raw)
         if route is None:
-            route = self._route(decode_publish(data, begin, end))
+            try:
+                route = self._route(decode_publish(data, begin, end))
+            except AmqpError as error:
+                error.method = PUBLISH
+                raise
             if len(raw) <= CACHED_OCTETS and not route.publish.routing_key.startswith(TOPIC_PREFIX):
                 if len(self._routes) >= CACHED:
                     self._routes.clear()
@@ -109,20 +113,20 @@ class Publishing:
 
     def _route(self, publish: Publish) -> Route:
         if publish.immediate:
-            raise AmqpError(NOT_IMPLEMENTED, "immediate=true is not implemented", PUBLISH)
+            raise AmqpError(NOT_IMPLEMENTED, "immediate=true is not implemented")
+        vhost = self.connection.declarations.vhost
         name, key = publish.exchange, publish.routing_key
         if name == DEFAULT_EXCHANGE:
-            if key.startswith(RESERVED_QUEUES):
-                raise AmqpError(ACCESS_REFUSED, f"queue {key!r} in vhost '/' has a reserved name", PUBLISH)
-            if key.startswith(TOPIC_PREFIX) and self.gateway.queue(key) is None:
+            queue = vhost.full(key)
+            if queue.startswith(RESERVED_QUEUES):
+                raise AmqpError(ACCESS_REFUSED, f"{vhost.tell('queue', queue)} has a reserved name")
+            if queue.startswith(TOPIC_PREFIX) and self.gateway.queue(queue) is None:
                 return Route(publish, TOPIC_EXCHANGE, swap(key[len(TOPIC_PREFIX) :]))
-            return Route(publish, name, key)
-        exchange = self.topology.exchanges.get(name)
-        if exchange is None:
-            raise AmqpError(NOT_FOUND, f"no exchange {name!r} in vhost '/'", PUBLISH)
+            return Route(publish, name, queue)
+        exchange = self.connection.declarations.exchange(name)
         if exchange.internal:
-            raise AmqpError(ACCESS_REFUSED, f"cannot publish to internal exchange {name!r} in vhost '/'", PUBLISH)
-        return Route(publish, name, swap(key))
+            raise AmqpError(ACCESS_REFUSED, f"cannot publish to internal {vhost.tell('exchange', exchange.name)}")
+        return Route(publish, exchange.name, swap(key))
 
     def header(self, channel: Channel, data: bytes, begin: int, end: int) -> None:
         """A content header frame."""
@@ -132,13 +136,21 @@ class Publishing:
         content = self._contents.get(raw)
         if content is None:
             empty_key = not route.publish.routing_key
-            content = decode(data, at, end, empty_key)
+            content = decode(data, at, end, empty_key, self.connection.declarations.vhost.prefix)
+            self._check_user(content.properties.user_id)
             if len(raw) <= CACHED_OCTETS and not empty_key:
                 if len(self._contents) >= CACHED:
                     self._contents.clear()
                 self._contents[raw] = content
         if channel.header(content, size, self.connection.settings.max_message_size):
             self._add(channel)
+
+    def _check_user(self, claimed: str | None) -> None:
+        """A message may say of nobody else that he has sent it."""
+        name = self.connection.handshake.name
+        if claimed is not None and claimed != name:
+            why = f"user_id property set to {claimed[:64]!r} but authenticated user was {name[:64]!r}"
+            raise AmqpError(PRECONDITION_FAILED, why, PUBLISH)
 
     def body(self, channel: Channel, chunk: bytes) -> None:
         """A body frame."""
@@ -194,17 +206,17 @@ class Publishing:
                 raise AmqpError(PRECONDITION_FAILED, "fast reply consumer does not exist", PUBLISH)
             properties = structs.replace(properties, reply_to=QUEUE_PREFIX + channel.replies)
         if content.topic is not None:
-            topic = content.topic
+            topic = self.connection.declarations.vhost.full(content.topic) if by_name else content.topic
         if by_name and any(name.startswith(RESERVED_QUEUES) for name in (topic, *content.copies)):
             raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
         if content.copies and channel.transaction is None:
             self.also[len(self.batch)] = self._copies(route, content)
         return topic, properties
 
-    @staticmethod
-    def _copies(route: Route, content: Content) -> tuple[str, ...]:
+    def _copies(self, route: Route, content: Content) -> tuple[str, ...]:
         """The further topics that a header names."""
-        return content.copies if route.exchange == DEFAULT_EXCHANGE else tuple(map(swap, content.copies))
+        by_name = route.exchange == DEFAULT_EXCHANGE
+        return tuple(map(self.connection.declarations.vhost.full if by_name else swap, content.copies))
 
     # transactions
 
@@ -339,5 +351,6 @@ class Publishing:
             routing_key=route.publish.routing_key,
         )
         parts = [head]
-        append_content(parts, channel.id, encode(message, True, message.ttl), message.body, self.connection.frame_max)
+        properties = encode(message, True, message.ttl, prefix=self.connection.declarations.vhost.prefix)
+        append_content(parts, channel.id, properties, message.body, self.connection.frame_max)
         self.connection.send(b"".join(parts))

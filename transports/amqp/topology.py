@@ -16,9 +16,11 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import msgspec
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE
-from gateway.transport import Binding, HeadersMatch, Link, QueueView, StateChange
+from gateway.topics import swap
+from gateway.transport import Binding, ExchangeBinding, HeadersMatch, QueueView, StateChange
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
-from transports.amqp.names import swap, to_filter
+from transports.amqp.names import to_filter
+from transports.amqp.vhost import Vhost, is_within
 
 OWNER = "amqp"
 """Owns the queues and bindings that clients declare, and the state kept here."""
@@ -73,6 +75,7 @@ PREDECLARED = (
     Exchange("amq.headers", "headers"),
     Exchange("amq.match", "headers"),
 )
+_PREDECLARED_NAMES = frozenset(exchange.name for exchange in PREDECLARED)
 
 
 class Topology:
@@ -85,6 +88,8 @@ class Topology:
         self.listeners: set[str] = set()
         """Names of the transports whose messages have AMQP tables for headers."""
         self.exchanges: dict[str, Exchange] = {exchange.name: exchange for exchange in PREDECLARED}
+        self.predeclared = len(PREDECLARED)
+        """How many of these nobody has declared."""
         self.consuming = 0
         """Consumers of all connections."""
         self._declared: dict[str, Declared] = {}
@@ -107,6 +112,18 @@ class Topology:
                 self._queues_of[declared.user] += 1
 
     # exchanges
+
+    def add_vhost(self, vhost: Vhost) -> None:
+        """With its own exchanges that are there from the beginning."""
+        for exchange in PREDECLARED:
+            name = vhost.exchange(exchange.name)
+            if name not in self.exchanges:
+                self.exchanges[name] = msgspec.structs.replace(exchange, name=name)
+                self.predeclared += 1
+
+    def may_have(self, exchange: str) -> bool:
+        """It is there, or is in a virtual host that is not there yet."""
+        return exchange in self.exchanges or is_within(exchange, _PREDECLARED_NAMES)
 
     def add_exchange(self, exchange: Exchange) -> list[StateChange]:
         """Returns what must be kept."""
@@ -152,7 +169,7 @@ class Topology:
         return self._queues_of[user]
 
     def exchanges_of(self, user: str) -> int:
-        return sum(exchange.user == user for exchange in self.exchanges.values()) - (not user) * len(PREDECLARED)
+        return sum(exchange.user == user for exchange in self.exchanges.values()) - (not user) * self.predeclared
 
     @property
     def queues(self) -> int:
@@ -230,12 +247,14 @@ class Topology:
         filter, literal, match = pattern(exchange, key, arguments)
         return Binding(queue=queue, exchange=exchange.name, filter=filter, literal=literal, match=match, owner=OWNER)
 
-    def link(self, source: Exchange, to: Exchange, key: str, arguments: Mapping[str, Any]) -> Link:
+    def exchange_binding(
+        self, source: Exchange, to: Exchange, key: str, arguments: Mapping[str, Any]
+    ) -> ExchangeBinding:
         """The binding of one exchange to another that a client means; it lasts if both do. Raises AmqpError for
         arguments that make no sense."""
         filter, literal, match = pattern(source, key, arguments)
         durable = source.durable and to.durable
-        return Link(
+        return ExchangeBinding(
             exchange=source.name, to=to.name, filter=filter, literal=literal, match=match, durable=durable, owner=OWNER
         )
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.transport import Message, Subscription, Verdict
+import msgspec
+
+from gateway.transport import NO_PROPERTIES, Message, Subscription, Verdict
 
 if TYPE_CHECKING:
     from transports.amqp.channel import Channel, Route
     from transports.amqp.consumer import AmqpConsumer
 
 MESSAGE_OCTETS = 512
-"""What a message counts beside its body."""
+"""What a message counts beside its body and its properties."""
 
 
 class Transaction:
@@ -38,7 +40,8 @@ class Transaction:
         if route.publish.mandatory:
             self.routes[place] = route
         self.messages.append(message)
-        self.octets += len(message.body) + MESSAGE_OCTETS
+        said = 0 if message.properties is NO_PROPERTIES else len(msgspec.msgpack.encode(message.properties))
+        self.octets += len(message.body) + said + sum(map(len, copies)) + MESSAGE_OCTETS
 
     def settle(self, channel: Channel, tag: int, multiple: bool, verdict: Verdict) -> None:
         """Raises AmqpError for a tag that is not open, as outside of a transaction."""
