@@ -81,11 +81,13 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a configuration, or its store, and change nothing; every fault is named with its place.
+    """Check a configuration, or its store, and change nothing; every fault is named with its place. The
+    certificates and keys that it names are looked at, too.
 
     Example: gateway check config/gateway.yaml --store
     """
     from gateway import plugins
+    from gateway.document import Faults
     from gateway.settings import load
 
     if store:
@@ -94,13 +96,13 @@ def check(
     if save_to is not None:
         raise typer.BadParameter("--save-to goes with --store")
     try:
-        settings = load(config, os.environ, strict=True)
+        settings = load(config, os.environ, strict=True, warnings=(found := Faults(str(config))))
     except ConfigError as error:
         if as_json:
             print_json({"valid": False, "faults": str(error).splitlines()})
             raise typer.Exit(2) from error
         raise
-    problems = plugins.shadowed()
+    problems = [*plugins.shadowed(), *found.lines()]
     if as_json:
         print_json({"valid": True, "faults": [], "warnings": problems})
         return

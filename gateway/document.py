@@ -94,10 +94,14 @@ class Faults:
         """Takes over the faults of another file, behind its own."""
         self._found += [(1 << 60, text) for _, text in other._found]
 
+    def lines(self) -> list[str]:
+        """Each once, in the order of the file."""
+        return list(dict.fromkeys(text for _, text in sorted(self._found, key=lambda f: f[0])))
+
     def check(self) -> None:
         """Raises ConfigError with all faults, one a line, in the order of the file."""
         if self._found:
-            raise ConfigError("\n".join(dict.fromkeys(text for _, text in sorted(self._found, key=lambda f: f[0]))))
+            raise ConfigError("\n".join(self.lines()))
 
 
 def nearest(word: str, known: Iterable[str], kind: str = "") -> str:

@@ -6,7 +6,7 @@ Its rule: it only passes on; what becomes of a message is decided in the core.
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from gateway.access import Access
 from gateway.committer import Committer
@@ -110,7 +110,10 @@ class LocalGateway:
         self.committer.poke()
         return subscription
 
-    def retained(self, filter: str) -> Sequence[Message]:
+    def begun(self, queue: str, idents: Collection[int]) -> set[int]:
+        return self.core.get(queue).begun(idents)
+
+    def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
         return self.core.retained.find(filter, self.now())
 
     def scram(self) -> Exchange | None:

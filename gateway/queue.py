@@ -7,7 +7,7 @@ registered before its consumer hears of it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
@@ -45,6 +45,7 @@ COLUMNS_FROM = 8
 """So many entries are faster stored column by column than one by one."""
 SPILLED = Message("", b"")
 """Stands for the message of a delivery in flight whose body is on disk alone."""
+_NONE: Mapping[int, int] = {}
 
 _priority: Callable[[QueueSubscription], int] = attrgetter("priority")
 decode_message = msgspec.msgpack.Decoder(Message).decode
@@ -103,6 +104,7 @@ class Queue:
         "removed",
         "resident",
         "subscriptions",
+        "unsure",
     )
 
     def __init__(self, name: str, number: int, policy: QueuePolicy, owner: str, ledger: Ledger) -> None:
@@ -112,7 +114,11 @@ class Queue:
         self.ledger = ledger
         self._memory = ledger.memory
         self.live = False
-        """A session's: entries of QoS 0 go straight to a connected consumer and are never kept (ruling 12)."""
+        """A session's: entries of QoS 0 go straight to a connected consumer and are never kept (ruling 12), and what
+        has begun to be delivered neither expires nor is dropped [MQTT-4.3.3-7], [MQTT-4.4.0-1]."""
+        self.unsure: list[tuple[int, int]] | None = None
+        """Of a session that was restored, until `begun` tells what its client was sent: what expires meanwhile, by
+        slot and ident."""
         self.removed = False
         self.deleted = False
         self.entries = Entries()
@@ -216,14 +222,27 @@ class Queue:
 
     def is_full(self, octets: int, ahead: int = 0) -> bool:
         """Whether one message more would pass a limit, what waits for its commit included, and `ahead` copies of it."""
-        policy = self.policy
-        count = self.entries.count + self.pending_count + ahead
-        if policy.max_messages is not None and count >= policy.max_messages:
+        count, held = self.pending_count + ahead + 1, self.pending_octets + octets * (ahead + 1)
+        return self._is_over(count, held) and (not self._begun or self._is_over(*self._less_begun(count, held)))
+
+    def _is_over(self, more: int = 0, octets: int = 0) -> bool:
+        """Whether its limits are passed by what is here and so much more."""
+        policy, held = self.policy, self.entries.octets + octets
+        if policy.max_messages is not None and self.entries.count + more > policy.max_messages:
             return True
-        held = self.entries.octets + self.pending_octets + octets * ahead
-        if not policy.durable and held + octets > SPARED_OCTETS and self._is_memory_full():
+        if not policy.durable and held > SPARED_OCTETS and self._is_memory_full():
             return True
-        return policy.max_bytes is not None and held + octets > policy.max_bytes
+        return policy.max_bytes is not None and held > policy.max_bytes
+
+    @property
+    def _begun(self) -> Mapping[int, int]:
+        """Of a session: what its client was sent, and has not answered. As much as the client takes at once, so it
+        needs no other limit."""
+        return self.attempts if self.live else _NONE
+
+    def _less_begun(self, count: int, octets: int) -> tuple[int, int]:
+        begun = self._begun
+        return count - len(begun), octets - sum([self.entries.length[slot] for slot in begun])
 
     def _is_memory_full(self) -> bool:
         """Of what is in memory alone, which no disk can relieve."""
@@ -231,8 +250,11 @@ class Queue:
 
     def may_refuse(self) -> bool:
         """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
-        parked = len(self.order.parked) if isinstance(self.order, Grouped) else 0
-        return self.policy.refuses or self.depth + self.pending_count == parked
+        if self.policy.refuses:
+            return True
+        staying = len(self.order.parked) if isinstance(self.order, Grouped) else 0
+        staying += sum(slot not in self.flying for slot in self._begun)
+        return self.depth + self.pending_count == staying
 
     def store(self, entries: Sequence[Pending], now: float) -> Sequence[int]:
         """Committed entries, the last by arrival, and their slots."""
@@ -291,17 +313,14 @@ class Queue:
     def evict(self) -> None:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
-        self._over = self.is_purging  # when that has ended it is looked at again
-        if self.is_purging or policy.refuses:
+        self._over = self.is_purging or self.unsure is not None  # when that has ended it is looked at again
+        if self._over or policy.refuses:
             return  # since a reload; what is here stays (ruling 24)
+        less = self._less_begun(0, 0)
         for slot in self.entries.slots():
-            over = policy.max_messages is not None and self.entries.count > policy.max_messages
-            over = over or (policy.max_bytes is not None and self.entries.octets > policy.max_bytes)
-            if not policy.durable:
-                over = over or (self.entries.octets > SPARED_OCTETS and self._is_memory_full())
-            if not over:
+            if not self._is_over(*less):
                 return
-            if slot in self.flying or self.is_parked(slot):
+            if self._stays(slot):
                 continue
             if policy.overflow == "dead-letter" and policy.dead_letter != DISCARD:
                 if not self._bury(slot, Reason.OVERFLOW, ""):
@@ -390,6 +409,31 @@ class Queue:
         order = self.order
         return isinstance(order, Grouped) and order.parked.get(self.entries.group[slot]) == slot
 
+    def _stays(self, slot: int) -> bool:
+        """Whether it neither expires nor is dropped (ruling 18)."""
+        return slot in self.flying or slot in self._begun or self.is_parked(slot)
+
+    def begun(self, idents: Collection[int]) -> set[int]:
+        """A session's client was sent these, and no others in an earlier run. Returns which of them are here."""
+        found: set[int] = set()
+        latest = max(idents, default=0)
+        for slot in self.entries.slots():
+            ident = self.entries.ident[slot]
+            if ident > latest:
+                break
+            if ident in idents and not self._is_purged(slot):
+                self.attempts.setdefault(slot, 0)
+                found.add(ident)
+        if self.unsure is not None:
+            unsure, self.unsure = self.unsure, None
+            for slot, ident in unsure:
+                if self.entries.holds(slot, ident):
+                    self.expiries.watch(slot)
+            if self._over and not self.is_purging:
+                self.evict()
+            self.ledger.wake(self)
+        return found
+
     # delivery
 
     def message(self, slot: int) -> Message | None:
@@ -477,7 +521,8 @@ class Queue:
                 del active[turn]  # another consumer may hold a group that has more
                 continue
             expires = entries.expires[slot]
-            if (expires and expires < now) or (self.doomed and slot in self.doomed):
+            is_late = expires and expires < now and slot not in self._begun
+            if is_late or (self.doomed and slot in self.doomed):
                 if not left:
                     self.ledger.wake(self)
                     break
@@ -485,7 +530,7 @@ class Queue:
             if self.doomed and slot in self.doomed:
                 self._put_off(slot, subscription, now)
                 continue
-            if expires and expires < now:
+            if is_late:
                 if not self._expire(slot):
                     self._put_off(slot, subscription, now)
                 continue
@@ -680,7 +725,9 @@ class Queue:
             self._again = NEVER
             self._bury_doomed()
         for slot in self.expiries.take(now, EXPIRED_AT_ONCE):
-            if slot not in self.flying and not self.is_parked(slot) and not self._is_purged(slot):
+            if self.unsure is not None:
+                self.unsure.append((slot, self.entries.ident[slot]))
+            elif not self._stays(slot) and not self._is_purged(slot):
                 self._expire(slot)
         self.ledger.wake(self)
 

@@ -102,6 +102,7 @@ class _Restore:
             definition = decode_definition(change.value)
             queue = Queue(name, definition.number, definition.policy, definition.owner, core)
             queue.live = definition.live
+            queue.unsure = [] if definition.live else None
             core.add(queue)
             core.next_queue = max(core.next_queue, definition.number + 1)
         elif kind == "secret":

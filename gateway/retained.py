@@ -119,10 +119,11 @@ class Retained:
         """All of them, for a new store."""
         return [StateChange(OWNER, topic, _encode(kept)) for topic, kept in self._kept.items()]
 
-    def find(self, filter: str, now: float) -> list[Message]:
-        """Those that match and have not expired, with what is left of their time, in the order they were set."""
+    def find(self, filter: str, now: float) -> list[tuple[float, Message]]:
+        """Those that match and have not expired, with what is left of their time, in the order they were set, each
+        behind the time when it was."""
         found = sorted((self._kept[topic] for topic in self._tree.match(filter)), key=lambda kept: kept.accepted)
-        messages: list[Message] = []
+        messages: list[tuple[float, Message]] = []
         for kept in found:
             message = kept.message
             if message.ttl is not None:
@@ -130,7 +131,7 @@ class Retained:
                 if left <= 0:
                     continue
                 message = msgspec.structs.replace(message, ttl=left)
-            messages.append(message)
+            messages.append((kept.accepted, message))
         return messages
 
 

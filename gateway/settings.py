@@ -6,6 +6,7 @@ A queue's own defaults stand in `gateway.policy`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from gateway.checks import Checks
 from gateway.dedup import MAX_KEYS
 from gateway.document import Faults, Node, nearest, read
 from gateway.errors import ConfigError
+from gateway.files import look
 from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
 from gateway.retained import MAX_OCTETS
@@ -131,22 +133,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
 
 
-def load(path: Path, environ: Mapping[str, str], strict: bool = False) -> Settings:
+def load(path: Path, environ: Mapping[str, str], strict: bool = False, warnings: Faults | None = None) -> Settings:
     """The settings of a file, all checks passed. Raises ConfigError with all faults, one a line.
 
     A transport whose plugin can't be imported gets `plugins.Unloaded` in place of its settings, so that one broken
-    plugin does not stop the others; with `strict` it is a fault."""
+    plugin does not stop the others; with `strict` it is a fault. With `warnings` the files that transports name are
+    looked at, too: what the daemon could not work with is a fault, and what else is wrong goes there."""
     faults = Faults(str(path))
     root = read(path, environ, faults)
-    return _Loader(root, path, faults, strict).load()
+    return _Loader(root, path, faults, strict, warnings).load()
 
 
 class _Loader:
-    def __init__(self, root: Node, path: Path, faults: Faults, strict: bool) -> None:
+    def __init__(self, root: Node, path: Path, faults: Faults, strict: bool, warnings: Faults | None) -> None:
         self.root = root
         self.path = path
         self.faults = faults
         self.strict = strict
+        self.warnings = warnings
         special = {TransportSettings: self._transport, AdminSettings: self._admin}
         self.decoder = Decoder(faults, path.parent, special)
 
@@ -168,6 +172,10 @@ class _Loader:
         settings = Settings(**values)
         settings = msgspec.structs.replace(settings, users=self._users(settings), queues=self._dead_letters(settings))
         Checks(settings, self.root, self.faults).run()
+        if self.warnings is not None:
+            for name, section in settings.transports.items():
+                node = self.root.child("transports", name)
+                look(section, node, f"transports.{name}", time.time(), self.faults, self.warnings)
         self.faults.check()
         return settings
 

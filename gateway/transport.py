@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -368,12 +368,20 @@ class Gateway(Protocol):
     ) -> Subscription:
         """`pools` are shared credit: a delivery takes from the subscription's own and from each of these.
         live: besides, entries of QoS 0 go straight to `deliver`, with id 0 and without credit, and entries of
-        QoS 0 are never queued there (an MQTT session's queue).
+        QoS 0 are never queued there (an MQTT session's queue). What it was delivered neither expires nor is dropped
+        until it is settled, also while no consumer is there.
         priority: who has a higher one is served first, as long as it has credit. Raises UnknownQueueError."""
         ...
 
-    def retained(self, filter: str) -> Sequence[Message]:
-        """Retained messages that match, in the order in which they were set; read after `put()` resolved."""
+    def begun(self, queue: str, idents: Collection[int]) -> set[int]:
+        """A consumer with `live` was delivered these by an earlier run, as it knows from its own state: they are like
+        what it is delivered by this one. Returns which of them are still there. To be called at the start for each
+        queue that had such a consumer: before, nothing of it expires or is dropped. Raises UnknownQueueError."""
+        ...
+
+    def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
+        """Retained messages that match, each behind the time when it was set, which no other has, and in that order;
+        read after `put()` resolved."""
         ...
 
     def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
@@ -411,7 +419,8 @@ class Transport(Protocol):
     """Has at least `type: str`; `listen: str`, if it has one, is held to the rule for access (users). `queue` and
     `unroutable`, if it has them, name queues. With `is_link = True` beside it, routes may name the transport as a
     target: it sends what its outbox (`gateway.links.outbox(name)`) holds, whose policy is the setting
-    `outbox: OutboxPolicy`."""
+    `outbox: OutboxPolicy`. A section in it that names files may have `look_at_files` (`gateway.files.NamesFiles`), for
+    `gateway check`."""
 
     async def run(self, gateway: Gateway) -> None:
         """Until cancelled; cancelling = drain within `gateway.drain_timeout`, then return. Raises ListenError

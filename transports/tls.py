@@ -7,8 +7,12 @@ nothing at a reload.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 
 import msgspec
+
+from gateway.files import Finding
+from transports import certificates
 
 
 class TlsError(Exception):
@@ -25,6 +29,10 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cert: str
     key: str
     client_ca: str | None = None
+
+    def look_at_files(self, now: float) -> Iterator[Finding]:
+        """For `gateway check`."""
+        return certificates.look_at(self.cert, self.key, ("client_ca", self.client_ca), now)
 
 
 class ServerTls:
@@ -58,21 +66,11 @@ def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
         except OSError as error:
             raise TlsError(f"tls.{name}: {path}: {error.strerror or error}") from error
     try:
-        context.load_cert_chain(settings.cert, settings.key, password=_no_password)
+        context.load_cert_chain(settings.cert, settings.key, password=certificates.no_password)
     except (ssl.SSLError, ValueError) as error:
-        raise TlsError(f"tls.cert {settings.cert} with tls.key {settings.key}: {_why(error)}") from error
+        raise TlsError(f"tls.cert {settings.cert} with tls.key {settings.key}: {certificates.why(error)}") from error
     if settings.client_ca is not None:
         try:
             context.load_verify_locations(settings.client_ca)
         except ssl.SSLError as error:
-            raise TlsError(f"tls.client_ca: {settings.client_ca}: {_why(error)}") from error
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; give one that is not")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
-    return str(error)
+            raise TlsError(f"tls.client_ca: {settings.client_ca}: {certificates.why(error)}") from error

@@ -16,13 +16,13 @@ import httpx
 
 from tests.crash import house
 from tests.crash.history import Event, History
-from tests.crash.publishers import AmqpPublisher, MqttPublisher, Publisher
-from tests.crash.workers import AmqpWorker, MqttWorker, Worker
+from tests.crash.publishers import AmqpPublisher, ExactPublisher, MqttPublisher, Publisher
+from tests.crash.workers import AmqpWorker, ExactWorker, MqttWorker, Worker
 from tests.harness.amqp import AmqpPeer
 from tests.harness.daemon import Daemon
 from tests.harness.mqtt import MqttPeer
 
-MQTT_PUBLISHERS, AMQP_PUBLISHERS = 6, 3
+MQTT_PUBLISHERS, EXACT_PUBLISHERS, AMQP_PUBLISHERS = 6, 2, 3
 MOST_OUTSTANDING = 6_000
 """With more than that to be settled, a run sends nothing new."""
 LOSS_SECONDS = 20.0
@@ -40,6 +40,7 @@ class Crowd:
         self.configuration = house.merged(house.configuration(folder / "data"), changes)
         self.daemon = Daemon(folder, self.configuration)
         self.publishers: list[Publisher] = [MqttPublisher(f"m{n}", history, rng) for n in range(MQTT_PUBLISHERS)]
+        self.publishers += [ExactPublisher(f"e{n}", history, rng) for n in range(EXACT_PUBLISHERS)]
         self.publishers += [AmqpPublisher(f"a{n}", history, rng) for n in range(AMQP_PUBLISHERS)]
 
         def mqtt(place: str, filter: str, client_id: str, lasting: bool = False) -> Worker:
@@ -56,6 +57,7 @@ class Crowd:
             mqtt(house.SHARED, house.FILTERS["crew"], "crew0", lasting=True),
             mqtt(house.SHARED, house.FILTERS["crew"], "crew1"),
             *(mqtt(name, house.FILTERS["live"], name, lasting=True) for name in house.SESSIONS),
+            ExactWorker(house.EXACT, house.FILTERS["exact"], history, rng, house.EXACT),
         ]
         self.laggard = AmqpWorker(house.LAG, history, rng)
         """Not there in every run, so that rows of bodies become mostly dead."""
@@ -116,6 +118,7 @@ class Crowd:
         while not enough.is_set():
             await asyncio.sleep(self.rng.uniform(0.03, 0.2))
             restless: list[Worker | Publisher] = [*self.present, *self.publishers[:2], self.publishers[-1]]
+            restless += [one for one in self.publishers if isinstance(one, ExactPublisher)]
             one = self.rng.choice(restless)
             one.vanish()
             try:

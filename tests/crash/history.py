@@ -14,6 +14,7 @@ What is judged, and what is not:
   and within one run of the daemon never after a later one. After a kill a group may begin again at any message whose
   settlement is not proven durable; from there on it is in order again.
 - Order, N in flight: all to one consumer, at most N, first deliveries in order. Sessions: first deliveries in order.
+- Once: with QoS 2 both ways a message comes to the one that has subscribed, and never again, whatever was killed.
 - Places without dedup may hold two copies of what was sent twice; of such messages only delivery is judged.
 """
 
@@ -42,7 +43,7 @@ class Place(NamedTuple):
     """Where messages wait for consumers.
 
     in_flight: of a group at a time; 0 if it has no groups. ordered: first deliveries are, although it has none.
-    dedup: a message that is sent twice is there once. dead: where its dead letters go.
+    dedup: a message that is sent twice is there once. dead: where its dead letters go. once: nothing comes again.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Place(NamedTuple):
     ordered: bool = False
     dedup: bool = True
     dead: str = ""
+    once: bool = False
 
 
 class Event(NamedTuple):
@@ -154,6 +156,8 @@ class History:
         self.on_stored: Callable[[int], object] = lambda stored: None
         self.duplicates = 0
         """Answers with success for what had been answered with success before: the daemon refused a copy."""
+        self.once = 0
+        """Deliveries where nothing may come again."""
         self.file = file
         self._sent: dict[str, _Flags] = {}
         self._lanes: dict[str, dict[str, _Lane]] = {name: {} for name in self.places}
@@ -241,7 +245,10 @@ class History:
         lane = self._lane(place.name, key.group)
         seen = lane.flags[number] & SEEN
         self.again += bool(seen)
-        if place.dedup or not sent & TWICE:
+        self.once += place.once
+        if place.once and seen:
+            self._fault(key, f"came to {place.name} a second time")
+        elif place.dedup or not sent & TWICE:
             self._judge_copy(event, key, lane)
         if source and not self._lane(source, key.group).flags[number] & DEAD:
             self._fault(key, f"is among the dead letters in {place.name}, and nobody had rejected it")

@@ -12,7 +12,7 @@ from typing import Any
 from tests.crash.history import Place
 from tests.harness.process import quiet_port
 
-FIFO, WIDE, PLAIN, LAG, BURIED, SHARED = "fifo", "wide", "plain", "lag", "buried", "shared"
+FIFO, WIDE, PLAIN, LAG, BURIED, SHARED, EXACT = "fifo", "wide", "plain", "lag", "buried", "shared", "exact0"
 SESSIONS = ("watcher0", "watcher1")
 PLACES = (
     Place(FIFO, in_flight=1, dead=BURIED),
@@ -22,12 +22,23 @@ PLACES = (
     Place(BURIED),
     Place(SHARED, dedup=False),
     *(Place(name, ordered=True, dedup=False) for name in SESSIONS),
+    Place(EXACT, ordered=True, once=True),
 )
-ROUTES = {"fifo": (FIFO,), "wide": (WIDE,), "plain": (PLAIN,), "lag": (LAG, PLAIN), "live": SESSIONS, "crew": (SHARED,)}
+ROUTES = {
+    "fifo": (FIFO,),
+    "wide": (WIDE,),
+    "plain": (PLAIN,),
+    "lag": (LAG, PLAIN),
+    "live": SESSIONS,
+    "crew": (SHARED,),
+    "exact": (EXACT,),
+}
 """The places of each stream: its topics begin with its name."""
 WEIGHTS = {"fifo": 6, "wide": 3, "plain": 3, "lag": 1, "live": 1, "crew": 1}
 """How many of its groups each publisher has."""
-FILTERS = {"live": "live/#", "crew": "$share/crew/crew/#"}
+EXACT_WEIGHTS = {"exact": 4}
+"""And each that publishes with QoS 2."""
+FILTERS = {"live": "live/#", "crew": "$share/crew/crew/#", "exact": "exact/#"}
 WINDOW_SECONDS = 120
 """Longer than the daemon can be away, and so short that a soak sees the keys of its load come and go."""
 DEDUP = {"key": "{body.id}", "window": f"{WINDOW_SECONDS}s"}

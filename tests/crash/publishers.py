@@ -1,7 +1,8 @@
 """Owns the publishers: each has groups of its own, and sends again whatever was not answered.
 
 Its rule: the numbers of a group go out in order; after a lost connection a publisher begins again at the lowest one
-without an answer, and before that sends a few again that were answered: a daemon with dedup must not store these.
+without an answer, and before that sends a few again that were answered: a daemon with dedup must not store these. With
+QoS 2 it goes on in its session instead, and sends nothing as a new message twice.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections import deque
 from typing import Any
 
 from tests.crash.history import Event, History, Key
-from tests.crash.house import FILTERS, WEIGHTS, WINDOW_SECONDS
+from tests.crash.house import EXACT_WEIGHTS, FILTERS, WEIGHTS, WINDOW_SECONDS
 from tests.harness.amqp import AmqpPeer
 from tests.harness.daemon import Daemon
-from tests.harness.mqtt import MqttPeer
+from tests.harness.mqtt import PUBCOMP, PUBREC, PUBREL, MqttPeer
 
 WINDOW = 20
 RESENT_ANSWERED = 5
@@ -46,6 +47,8 @@ def key_of(body: bytes) -> Key:
 class Publisher:
     """One client. `begin` after each `connect`; `left` says how many new messages it may still send."""
 
+    weights = WEIGHTS
+
     def __init__(self, name: str, history: History, rng: random.Random) -> None:
         self.name = name
         self.history = history
@@ -55,7 +58,7 @@ class Publisher:
         """And when each was sent first."""
         self.peer: MqttPeer | AmqpPeer | None = None
         self._latest: deque[tuple[Key, float]] = deque(maxlen=RESENT_ANSWERED)
-        self._next = {f"{stream}/{name}-{n}": 0 for stream, count in WEIGHTS.items() for n in range(count)}
+        self._next = {f"{stream}/{name}-{n}": 0 for stream, count in self.weights.items() for n in range(count)}
 
     async def connect(self, daemon: Daemon) -> None:
         raise NotImplementedError
@@ -119,6 +122,57 @@ class MqttPublisher(Publisher):
 
     def _silence(self) -> None:
         self._mqtt.on_answer = lambda token: None
+
+
+class ExactPublisher(Publisher):
+    """QoS 2, in one session that outlives its connections and the daemon."""
+
+    weights = EXACT_WEIGHTS
+
+    def __init__(self, name: str, history: History, rng: random.Random) -> None:
+        super().__init__(name, history, rng)
+        self._flying: dict[int, Key | None] = {}
+        """By packet id; None: it is released. In the order in which they go out again."""
+        self._packet_id = 0
+        self._was_here = False
+
+    async def connect(self, daemon: Daemon) -> None:
+        self.peer = self._mqtt = await MqttPeer.connect(daemon.address("mqtt"), self.name, clean=False)
+        self._mqtt.on_step = self._on_step
+        if self._was_here and not self._mqtt.session_present:
+            raise AssertionError(f"the session of {self.name} is gone")
+        self._was_here = True
+
+    def begin(self) -> None:
+        for packet_id, key in self._flying.items():
+            if key is None:
+                self._mqtt.step(PUBREL, packet_id)
+            else:
+                self._mqtt.publish_assured(key.group, body_of(key), packet_id, again=True)
+        self.fill()
+
+    def write(self, key: Key, body: bytes) -> None:
+        while True:
+            self._packet_id = self._packet_id % 65_535 + 1
+            if self._packet_id not in self._flying:
+                break
+        self._flying[self._packet_id] = key
+        self._mqtt.publish_assured(key.group, body, self._packet_id, again=False)
+
+    def _on_step(self, kind: int, packet_id: int) -> None:
+        if packet_id not in self._flying:
+            raise AssertionError(f"{self.name} was answered for packet {packet_id}, which it has not sent")
+        if kind == PUBREC:
+            key = self._flying.pop(packet_id)
+            self._flying[packet_id] = None
+            self._mqtt.step(PUBREL, packet_id)
+            if key is not None:
+                self.answered(key)
+        elif kind == PUBCOMP:
+            del self._flying[packet_id]
+
+    def _silence(self) -> None:
+        self._mqtt.on_step = lambda kind, packet_id: None
 
 
 class AmqpPublisher(Publisher):

@@ -45,6 +45,8 @@ class Figures:
     redelivered: int = 0
     duplicates_refused: int = 0
     durable: int = 0
+    exact: int = 0
+    """Came by QoS 2."""
     cut_off: int = 0
     longest_ready: float = 0.0
     worst_rss: int = 0
@@ -60,6 +62,7 @@ class Figures:
         yield f"delivered           {self.delivered}"
         yield f"redelivered         {self.redelivered}"
         yield f"settled durably     {self.durable}"
+        yield f"by QoS 2, once      {self.exact}"
         yield f"duplicates refused  {self.duplicates_refused}"
         yield f"log copied forward  {self.refreshes} times, bodies written together {self.compactions} times"
         yield f"losses              {len(self.faults)}"
@@ -121,6 +124,7 @@ class CrashRun:
         figures.redelivered = history.again
         figures.duplicates_refused = history.duplicates
         figures.durable = history.durable
+        figures.exact = history.once
         figures.faults = self.crowd.faults
 
     # one life of the daemon

@@ -6,6 +6,7 @@ own connection: once that is answered, all that it had settled before is durable
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 
@@ -14,10 +15,12 @@ from tests.crash.house import MARKS
 from tests.crash.publishers import key_of
 from tests.harness.amqp import AmqpPeer, Delivered
 from tests.harness.daemon import Daemon
-from tests.harness.mqtt import MqttPeer
+from tests.harness.mqtt import PUBCOMP, PUBREC, PUBREL, MqttPeer
 
 MARK_EVERY = 12
 MOST_HELD = 4
+SLOWEST_STEP = 0.05
+"""Seconds that a consumer by QoS 2 takes at most to answer, so that kills meet each state."""
 _connections = itertools.count()
 
 
@@ -166,6 +169,8 @@ class MqttWorker(Worker):
     """Acks, in order: `$queue/NAME`, `$share/...` or a plain filter. `lasting`: the session survives its connection
     and any number of kills, and is never subscribed again."""
 
+    qos = 1
+
     def __init__(
         self, place: str, filter: str, history: History, rng: random.Random, client_id: str, lasting: bool = False
     ) -> None:
@@ -181,8 +186,8 @@ class MqttWorker(Worker):
         if self.subscribed and not peer.session_present:
             raise AssertionError(f"the session of {self.client_id} is gone")
         if not self.subscribed:
-            granted = await peer.subscribe(self.filter)
-            if granted != 1:
+            granted = await peer.subscribe(self.filter, self.qos)
+            if granted != self.qos:
                 raise AssertionError(f"{self.filter} was granted {granted}")
             self.subscribed = self.lasting
 
@@ -217,3 +222,48 @@ class MqttWorker(Worker):
     def _silence(self) -> None:
         self._mqtt.on_message = lambda topic, body, packet_id: None
         self._mqtt.on_answer = lambda token: None
+
+
+class ExactWorker(MqttWorker):
+    """A session that subscribed by QoS 2: it takes a message when it comes first, and keeps its identifier until it is
+    released, over any number of connections and kills."""
+
+    qos = 2
+
+    def __init__(self, place: str, filter: str, history: History, rng: random.Random, client_id: str) -> None:
+        super().__init__(place, filter, history, rng, client_id, lasting=True)
+        self._here: dict[int, Key] = {}
+        """What came, by identifiers that are not released."""
+        self._latest = 0.0
+
+    def _prepare(self, peer: MqttPeer) -> None:
+        super()._prepare(peer)
+        peer.on_step = self._on_step
+
+    def _on_message(self, topic: str, body: bytes, packet_id: int) -> None:
+        key = key_of(body)
+        if packet_id not in self._here:
+            self._here[packet_id] = key
+            self._tell("deliver", key)
+            self.held[packet_id] = key
+            self._settle("done", packet_id)
+        elif self._here[packet_id] != key:
+            raise AssertionError(f"{key} came as packet {packet_id}, which is still {self._here[packet_id]}")
+        self._step(PUBREC, packet_id)
+
+    def _on_step(self, kind: int, packet_id: int) -> None:
+        if kind != PUBREL:
+            raise AssertionError(f"{self.client_id} was sent a packet of type {kind}")
+        self._here.pop(packet_id, None)
+        self._step(PUBCOMP, packet_id)
+
+    def _step(self, kind: int, packet_id: int) -> None:
+        """Now or soon, by the connection that asked for it, and in order [MQTT-4.6.0-3]."""
+        loop = asyncio.get_running_loop()
+        is_slow = not self.draining and self.rng.random() < 0.1
+        self._latest = max(self._latest + 1e-6, loop.time() + (self.rng.uniform(0, SLOWEST_STEP) if is_slow else 0))
+        loop.call_at(self._latest, self._mqtt.step, kind, packet_id)
+
+    def _silence(self) -> None:
+        super()._silence()
+        self._mqtt.on_step = lambda kind, packet_id: None

@@ -37,4 +37,5 @@ async def test_kill_9_loses_nothing_and_repeats_nothing_settled(tmp_path: Path, 
     # It must have been hard enough to prove anything.
     assert figures.confirmed > 100 * KILLS and figures.durable > figures.confirmed // 2
     assert figures.redelivered and figures.cut_off and figures.duplicates_refused
+    assert figures.exact > 10 * KILLS
     assert figures.refreshes and figures.compactions

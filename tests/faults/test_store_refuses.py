@@ -21,7 +21,7 @@ from tests.harness.daemon import LISTENERS, Daemon
 from tests.harness.process import Address
 from tests.integration.amqp_raw import Raw
 from tests.integration.mqtt_raw import RawClient
-from transports.mqtt.packets import V311, Property, Publish, Reason
+from transports.mqtt.packets import V311, Ack, Property, Publish, Reason, Request
 
 QUICK = 2.0
 """Seconds. The store is tried again every 0.5 s while the disk is full; a failed one every 4 s when a test begins."""
@@ -307,6 +307,14 @@ def test_whoever_meets_the_failure_is_refused_and_leaves_nothing(sound: Case) ->
             assert (answer.reason, answer.session_present) == (Reason.SUCCESS, True)
         with failing():
             assert kept.subscribe("news/#", "other", "$share/team/more") == (1, *[Reason.QUOTA_EXCEEDED] * 2)
+        changed = Request("news/#", 0, no_local=True), Request("$share/team/tasks", 0)
+        with failing():
+            assert kept.subscribe(*changed, *changed[:1]) == (Reason.QUOTA_EXCEEDED,) * 3
+        kept.send(Publish("news/1", b"as before", 1, packet_id=5))
+        came = [kept.receive(), kept.receive()]
+        while not any(isinstance(packet, Ack) for packet in came):
+            came.append(kept.receive())
+        assert [packet.qos for packet in came if getattr(packet, "payload", b"") == b"as before"] == [1]
         with RawClient(sound.mqtt) as publisher:
             publisher.connect()
             assert publisher.publish("other").reason == Reason.NO_MATCHING_SUBSCRIBERS

@@ -142,6 +142,9 @@ class Kernel:
         self.core = Core(self.clock, b"s" * 32, max_memory, self.rng)
         self.core.poke = self._poked
         self.restored: Restored = restore(self.core, self.journal)
+        for queue in self.core.queues.values():
+            if queue.live:
+                queue.begun(())  # as its transport says at the start
         self.clock.not_before(self.restored.time)
         self.last_id = self.restored.last_id
         self.refresh: Refresh | None = None

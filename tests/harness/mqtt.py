@@ -13,16 +13,18 @@ from typing import Any
 from tests.harness.process import Address
 
 SECONDS = 20.0
-CONNACK, PUBLISH, PUBACK, SUBACK = 2, 3, 4, 9
+CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK = 2, 3, 4, 5, 6, 7, 9
 
 
 class MqttPeer(asyncio.Protocol):
     """Made by `connect`. `on_answer` gets the token of each message that was answered by PUBACK, `on_message`
-    topic, body and packet id (0 for QoS 0) of each one that came."""
+    topic, body and packet id (0 for QoS 0) of each one that came, `on_step` kind and packet id of a PUBREC, PUBREL or
+    PUBCOMP."""
 
     def __init__(self) -> None:
         self.on_answer: Callable[[Any], None] = lambda token: None
         self.on_message: Callable[[str, bytes, int], None] = lambda topic, body, packet_id: None
+        self.on_step: Callable[[int, int], None] = lambda kind, packet_id: None
         self.lost = asyncio.Event()
         self.session_present = False
         """The server knew the session."""
@@ -55,6 +57,15 @@ class MqttPeer(asyncio.Protocol):
             raise ConnectionError(f"CONNECT was answered by {answer.hex() or 'the end'}")
         peer.session_present = bool(answer[2] & 1)
         return peer
+
+    def publish_assured(self, topic: str, body: bytes, packet_id: int, again: bool) -> None:
+        """At QoS 2, under an identifier that the caller looks after."""
+        name = topic.encode()
+        self._send(0x34 | again << 3, struct.pack("!H", len(name)) + name + struct.pack("!H", packet_id) + body)
+
+    def step(self, kind: int, packet_id: int) -> None:
+        """PUBREC, PUBREL or PUBCOMP."""
+        self._write(struct.pack("!BBH", kind << 4 | (2 if kind == PUBREL else 0), 2, packet_id))
 
     def publish(self, topic: str, body: bytes, token: Any = None, qos: int = 1, retain: bool = False) -> None:
         """`token` comes back with the PUBACK of QoS 1."""
@@ -112,6 +123,8 @@ class MqttPeer(asyncio.Protocol):
         kind = first >> 4
         if kind == PUBACK:
             self.on_answer(self.unanswered.pop(int.from_bytes(body[:2], "big")))
+        elif PUBREC <= kind <= PUBCOMP:
+            self.on_step(kind, int.from_bytes(body[:2], "big"))
         elif kind == PUBLISH:
             size = int.from_bytes(body[:2], "big")
             topic, rest = body[2 : 2 + size].decode(), body[2 + size :]

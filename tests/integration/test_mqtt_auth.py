@@ -160,7 +160,7 @@ def test_a_client_may_prove_it_again(server: Daemon) -> None:
             one.send(said)
             if password == "secret":
                 found = one.expect(Auth)
-                assert (found.reason, found.properties[DATA]) == (Reason.SUCCESS, expected)
+                assert (found.reason, found.properties) == (Reason.SUCCESS, {NAMED: METHOD, DATA: expected})
             else:
                 assert one.expect(Disconnect).reason == Reason.NOT_AUTHORIZED
                 assert one.receive() is None
@@ -172,6 +172,14 @@ def test_a_client_that_came_by_password_can_not_begin_a_proof(server: Daemon) ->
         assert one.expect(ConnAck).reason == Reason.SUCCESS
         one.send(Auth(Reason.REAUTHENTICATE, {NAMED: METHOD, DATA: FIRST}))
         assert one.expect(Disconnect).reason == Reason.PROTOCOL_ERROR
+
+
+def test_who_names_no_method_hears_of_none(server: Daemon) -> None:
+    with RawClient(server.address("mqtt")) as one:
+        one.send(Connect("", username="ann", password=b"secret"))
+        told = one.expect(ConnAck)
+        assert told.reason == Reason.SUCCESS and not told.properties.keys() & {NAMED, DATA}
+        one.nothing_comes()
 
 
 def test_who_leaves_amid_the_proof_leaves_nothing(server: Daemon) -> None:

@@ -56,6 +56,8 @@ class Entry:
     attempts: int = 0
     seen: bool = False
     """Perhaps delivered before."""
+    back: bool = False
+    """It was delivered in this run, and came back."""
     deaths: tuple[tuple[str, str, int], ...] = ()
     died_as: int = 0
     died_in_group: str | None = None

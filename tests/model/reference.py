@@ -73,14 +73,18 @@ class Reference:
         return sorted((one for one in self.entries if one.holder is taker), key=lambda entry: entry.delivery)
 
     def may_drop(self, entry: Entry) -> bool:
-        return entry.holder is None and self.parked.get(entry.place) is not entry
+        return entry.holder is None and self.parked.get(entry.place) is not entry and not self.is_begun(entry)
+
+    def is_begun(self, entry: Entry) -> bool:
+        """A session's client may have it, and gets it again."""
+        return entry.queue in self.live and (entry.back or entry.attempts > 0)
 
     # limits
 
     def is_over(self, queue: str, with_pending: bool = False, messages: int = 0, octets: int = 0) -> bool:
         """Whether it is above its limits, or with so much more would be."""
         policy, held = self.policies[queue], self.entries if with_pending else self.of(queue)
-        sizes = [entry.octets for entry in held if entry.queue == queue]
+        sizes = [entry.octets for entry in held if entry.queue == queue and not self.is_begun(entry)]
         too_many = policy.max_messages is not None and len(sizes) + messages > policy.max_messages
         return too_many or (policy.max_bytes is not None and sum(sizes) + octets > policy.max_bytes)
 
@@ -250,6 +254,7 @@ class Reference:
                 fate="",
                 due=entry.delay,
                 seen=True,
+                back=False,
                 last=False,
                 slow=False,
             )
@@ -300,7 +305,8 @@ class Reference:
 
     def _is_ready(self, entry: Entry) -> bool:
         now = self.now()
-        return entry.holder is None and entry.due <= now and (not entry.expires or entry.expires >= now)
+        is_late = 0 < entry.expires < now and not self.is_begun(entry)
+        return entry.holder is None and entry.due <= now and not is_late
 
     def idle_work(self, takers: Sequence[Taker]) -> Iterator[Entry]:
         """After a dispatch: what somebody had credit for, and nobody got."""
@@ -359,6 +365,7 @@ class Reference:
 
     def _give_back(self, entry: Entry) -> None:
         self.counters[entry.queue, "returned"] += 1
+        entry.back = True
         self._land(entry, 0.0)
 
     def _is_exhausted(self, entry: Entry, then: str) -> bool:
@@ -369,6 +376,7 @@ class Reference:
     def _fail(self, entry: Entry, delayed: bool) -> None:
         policy = self.policies[entry.queue]
         entry.attempts += 1
+        entry.back = True
         self.counters[entry.queue, "retried"] += 1
         if self._is_exhausted(entry, "skip"):
             entry.fate = "exhausted"

@@ -71,6 +71,17 @@ def test_check_tells_all_faults_and_ends_with_2(tmp_path):
     assert len(json.loads(done.stdout)["faults"]) == 2
 
 
+def test_check_names_certificates_that_are_not_there(tmp_path):
+    tls = "tls: {cert: none.pem, key: none.key}"
+    (tmp_path / "gateway.yaml").write_text(f"transports:\n  mqtts: {{type: mqtt, {tls}}}\n")
+    done = gateway("check", "gateway.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "gateway.yaml:2: transports.mqtts.tls.cert: none.pem: No such file or directory",
+        "gateway.yaml:2: transports.mqtts.tls.key: none.key: No such file or directory",
+    ]
+
+
 def test_run_starts_nothing_with_a_bad_configuration(tmp_path):
     (tmp_path / "gateway.yaml").write_text("quues: {}\n")
     done = gateway("run", "gateway.yaml", cwd=tmp_path)

@@ -175,7 +175,7 @@ def test_whatever_is_committed_says_its_time(hands: Hands) -> None:
     hands.wall -= DAY
     after = start({}, kernel.journal)  # type: ignore[arg-type]
     assert after.core.now() == START + 100
-    assert after.core.retained.find("lamp", after.core.now())[0].ttl == 60.0
+    assert after.core.retained.find("lamp", after.core.now())[0][1].ttl == 60.0
     hands.pass_(61.0)
     assert after.core.retained.find("lamp", after.core.now()) == []
 

@@ -471,8 +471,8 @@ def test_a_retained_message_is_seen_after_the_commit_of_its_message_and_survives
     kernel.accept(on("a/b", "1", retain=True))
     assert kernel.core.retained.find("#", kernel.clock()) == []
     kernel.run()
-    assert [message.body for message in kernel.core.retained.find("a/+", kernel.clock())] == [b"1"]
-    assert [message.body for message in kernel.crash().core.retained.find("a/+", kernel.clock())] == [b"1"]
+    assert [message.body for _, message in kernel.core.retained.find("a/+", kernel.clock())] == [b"1"]
+    assert [message.body for _, message in kernel.crash().core.retained.find("a/+", kernel.clock())] == [b"1"]
 
 
 def test_an_empty_retained_message_clears() -> None:
@@ -497,13 +497,13 @@ def test_retained_messages_come_in_the_order_in_which_they_were_set_also_after_a
     few = [topic for topic in wanted if topic.startswith("1")]
     for run in (kernel, kernel.crash()):
         now = kernel.clock()
-        assert [message.topic for message in run.core.retained.find("#", now)] == wanted
-        found = [message.topic for level in range(10, 20) for message in run.core.retained.find(f"{level}/+", now)]
+        assert [message.topic for _, message in run.core.retained.find("#", now)] == wanted
+        found = [message.topic for level in range(10, 20) for _, message in run.core.retained.find(f"{level}/+", now)]
         assert sorted(found) == sorted(few)
     kernel.accept(*[on(f"few/{number * 31 % 10}", "x", retain=True) for number in range(10)])
     kernel.run()
     order = [f"few/{number * 31 % 10}" for number in range(10)]
-    assert [message.topic for message in kernel.core.retained.find("few/+", kernel.clock())] == order
+    assert [message.topic for _, message in kernel.core.retained.find("few/+", kernel.clock())] == order
 
 
 def test_an_expired_retained_message_is_not_found_and_others_say_what_is_left() -> None:
@@ -511,7 +511,7 @@ def test_an_expired_retained_message_is_not_found_and_others_say_what_is_left() 
     kernel.accept(on("a", "1", retain=True, ttl=10.0), on("b", "2", retain=True, ttl=30.0))
     kernel.run()
     kernel.advance(20)
-    (left,) = kernel.core.retained.find("#", kernel.clock())
+    ((_, left),) = kernel.core.retained.find("#", kernel.clock())
     assert (left.topic, round(left.ttl or 0, 3)) == ("b", 10.0)
 
 

@@ -15,8 +15,9 @@ PLACES = (
     Place("plain"),
     Place("dead"),
     Place("session", ordered=True, dedup=False),
+    Place("exact", ordered=True, once=True),
 )
-ROUTES = {"f": ("fifo",), "w": ("wide",), "p": ("plain",), "s": ("session",), "two": ("fifo", "plain")}
+ROUTES = {"f": ("fifo",), "w": ("wide",), "p": ("plain",), "s": ("session",), "e": ("exact",), "two": ("fifo", "plain")}
 
 
 def tell(history: History, text: str) -> None:
@@ -143,6 +144,11 @@ def test_good_histories(text: str) -> None:
 
 DONE = "deliver fifo one f/a 0 no\ndone fifo one f/a 0\n"
 BAD = {
+    "once, and once more after a crash": (
+        sent("e/a", 1) + "deliver exact one e/a 0\ndone exact one e/a 0\nend\nbegin\ndeliver exact two e/a 0\n"
+        "done exact two e/a 0",
+        "run 2: e/a#0 came to exact a second time",
+    ),
     "loss": (sent("f/a", 1), "run 1: f/a#0 was answered for and never came to fifo"),
     "loss of one copy of two": (
         sent("two/a", 1) + "deliver fifo one two/a 0 no\ndone fifo one two/a 0",

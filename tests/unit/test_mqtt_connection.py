@@ -225,7 +225,7 @@ async def test_a_fan_out_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> Non
             made.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr("transports.mqtt.outbound.EncodedPublish", Counted)
+    monkeypatch.setattr("transports.mqtt.publish_cache.EncodedPublish", Counted)
     async with house() as it:
         peers = [await it.connect(version, f"{version}-{n}") for version in (V311, V5) for n in range(10)]
         for peer in peers:
@@ -430,6 +430,19 @@ def test_no_sequence_of_packets_raises_or_touches_another_client(data: st.DataOb
 
 
 @run
+async def test_a_session_stays_while_its_client_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house() as it:
+        short = {Property.SESSION_EXPIRY_INTERVAL: 1}
+        here, gone = await it.connect(V5, "here", properties=short), await it.connect(V5, "gone", properties=short)
+        gone.send(Disconnect())
+        later = it.gateway.now() + 1000.0
+        monkeypatch.setattr(it.gateway, "now", lambda: later)
+        it.shared.sessions.sweep()
+        assert len(it.shared.sessions) == 1
+        await it.subscribe(here, "t")
+
+
+@run
 async def test_there_are_no_more_sessions_than_allowed() -> None:
     async with house(max_sessions=1) as it:
         await it.connect(client_id="a")
@@ -554,8 +567,8 @@ async def test_retained_messages_are_owed_once_for_each_subscription_however_oft
         for _ in range(20):
             one.send(*[Subscribe(number + 1, (Request("r/+", 1),)) for number in range(50)])
             await it.settle_down()
-        # Those that it was getting already, and all of them once more.
-        assert await acknowledge_all(it, one) == [b"a", b"b", b"c", b"a", b"b", b"c"]
+        # What it had got already, and all of them once more.
+        assert await acknowledge_all(it, one) == [b"a", b"a", b"b", b"c"]
 
 
 @run
@@ -569,6 +582,59 @@ async def test_what_has_replaced_a_retained_message_is_the_last_that_a_slow_clie
         it.gateway.accept([Message("r/b", b"new b", qos=0, retain=True)])
         await it.settle_down()
         assert await acknowledge_all(it, one) == [b"old a", b"new b", b"old c"]
+
+
+LOST = Reason.QUOTA_EXCEEDED
+SAME = [
+    ((1, 1), (True, True), (1, 1), 1),
+    ((1, 1), (True, False), (1, 1), 1),
+    ((1, 1), (False, True), (LOST, LOST), 0),
+    ((1, 1), (False, False), (LOST, LOST), 0),
+]
+OTHER = [
+    ((1, 2), (True, True), (1, 2), 2),
+    ((1, 2), (True, False), (1, LOST), 1),
+    ((1, 2), (False, True), (LOST, 2), 2),
+    ((1, 2), (False, False), (LOST, LOST), 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("filter", "asked", "kept", "answers", "left"),
+    [*[("t", *row) for row in (*SAME, *OTHER)], *[("$share/s/t", *row) for row in SAME]],
+)
+@run
+async def test_suback_and_the_subscription_agree_whatever_the_store_takes(
+    monkeypatch: pytest.MonkeyPatch,
+    filter: str,
+    asked: tuple[int, int],
+    kept: tuple[bool, bool],
+    answers: tuple[int, int],
+    left: int,
+) -> None:
+    """Two changes of one subscription, the second before the first is durable."""
+    async with house() as it:
+        one = await it.connect(V5, "one", properties={Property.SESSION_EXPIRY_INTERVAL: 100})
+        await it.subscribe(one, filter, qos=0)
+        puts: list[asyncio.Future[bool]] = []
+
+        def put(changes: object = ()) -> asyncio.Future[bool]:
+            puts.append(asyncio.get_running_loop().create_future())
+            return puts[-1]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(it.gateway, "put", put)
+            one.send(*[Subscribe(n, (Request(filter, qos),)) for n, qos in enumerate(asked, 1)])
+            for future, result in zip(puts, kept, strict=True):
+                future.set_result(result)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        assert [packet.reasons for packet in one.received()] == [(reason,) for reason in answers]
+        session = one.connection._session
+        assert session is not None
+        held = session.bindings.get(filter) or session.memberships[filter]
+        assert held.options.qos == left
+        await it.settle_down()
 
 
 @run

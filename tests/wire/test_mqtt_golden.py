@@ -77,6 +77,8 @@ GOLDEN: list[tuple[str, int, str, Packet]] = [
     ("publish, all flags", V311, "3d 08 0003 612f62 ffff 78", Publish("a/b", b"x", 2, True, True, 0xFFFF)),
     ("publish, no payload", V311, "31 05 0003 612f62", Publish("a/b", b"", retain=True)),
     ("publish, QoS 0", V5, "30 07 0003 612f62 00 78", Publish("a/b", b"x")),
+    ("publish, U+FEFF", V311, "30 07 0004 efbbbf61 78", Publish("\ufeffa", b"x")),
+    ("publish, U+FEFF", V5, "30 08 0004 efbbbf61 00 78", Publish("\ufeffa", b"x")),
     (
         "publish, properties",
         V5,
@@ -95,14 +97,21 @@ GOLDEN: list[tuple[str, int, str, Packet]] = [
             },
         ),
     ),
+    ("publish, QoS 2", V5, "34 09 0003 612f62 000a 00 78", Publish("a/b", b"x", 2, packet_id=10)),
     ("publish, alias alone", V5, "30 06 0000 03 23 0001", Publish("", b"", properties={P.TOPIC_ALIAS: 1})),
     ("puback", V311, "40 02 0001", Ack(Type.PUBACK, 1)),
     ("puback", V5, "40 02 0001", Ack(Type.PUBACK, 1)),
     ("puback, reason", V5, "40 03 0001 10", Ack(Type.PUBACK, 1, 0x10)),
     ("puback, told", V5, "40 08 0001 97 04 1f 0001 78", Ack(Type.PUBACK, 1, 0x97, {P.REASON_STRING: "x"})),
+    ("pubrec", V311, "50 02 0102", Ack(Type.PUBREC, 258)),
     ("pubrec", V5, "50 02 0102", Ack(Type.PUBREC, 258)),
+    ("pubrec, told", V5, "50 08 0102 97 04 1f 0001 78", Ack(Type.PUBREC, 258, 0x97, {P.REASON_STRING: "x"})),
     ("pubrel", V311, "62 02 0102", Ack(Type.PUBREL, 258)),
-    ("pubcomp", V5, "70 03 0102 92", Ack(Type.PUBCOMP, 258, 0x92)),
+    ("pubrel", V5, "62 02 0102", Ack(Type.PUBREL, 258)),
+    ("pubrel, reason", V5, "62 03 0102 92", Ack(Type.PUBREL, 258, 0x92)),
+    ("pubcomp", V311, "70 02 0102", Ack(Type.PUBCOMP, 258)),
+    ("pubcomp", V5, "70 02 0102", Ack(Type.PUBCOMP, 258)),
+    ("pubcomp, reason", V5, "70 03 0102 92", Ack(Type.PUBCOMP, 258, 0x92)),
     ("subscribe", V311, "82 0b 000a 0001 61 01 0002 622f 00", Subscribe(10, (Request("a", 1), Request("b/")))),
     (
         "subscribe, options",
@@ -112,11 +121,15 @@ GOLDEN: list[tuple[str, int, str, Packet]] = [
     ),
     ("suback", V311, "90 05 000a 01 00 80", SubAck(10, (1, 0, 0x80))),
     ("suback", V5, "90 05 000a 00 01 8f", SubAck(10, (1, 0x8F))),
+    ("suback, told", V5, "90 08 000a 04 1f 0001 78 01", SubAck(10, (1,), {P.REASON_STRING: "x"})),
     ("unsubscribe", V311, "a2 05 000a 0001 61", Unsubscribe(10, ("a",))),
     ("unsubscribe", V5, "a2 06 000a 00 0001 61", Unsubscribe(10, ("a",))),
     ("unsuback", V311, "b0 02 000a", UnsubAck(10)),
     ("unsuback", V5, "b0 05 000a 00 00 11", UnsubAck(10, (0, 0x11))),
+    ("unsuback, told", V5, "b0 08 000a 04 1f 0001 78 00", UnsubAck(10, (0,), {P.REASON_STRING: "x"})),
     ("pingreq", V311, "c0 00", PingReq()),
+    ("pingreq", V5, "c0 00", PingReq()),
+    ("pingresp", V311, "d0 00", PingResp()),
     ("pingresp", V5, "d0 00", PingResp()),
     ("disconnect", V311, "e0 00", Disconnect()),
     ("disconnect", V5, "e0 00", Disconnect()),
@@ -127,7 +140,14 @@ GOLDEN: list[tuple[str, int, str, Packet]] = [
         "e0 07 00 05 11 00000000",
         Disconnect(0, {P.SESSION_EXPIRY_INTERVAL: 0}),
     ),
+    ("disconnect, told", V5, "e0 06 8d 04 1f 0001 78", Disconnect(0x8D, {P.REASON_STRING: "x"})),
     ("auth", V5, "f0 08 18 06 15 0003 61 62 63", Auth(0x18, {P.AUTHENTICATION_METHOD: "abc"})),
+    (
+        "auth, data",
+        V5,
+        "f0 0c 18 0a 15 0003 616263 16 0001 78",
+        Auth(0x18, {P.AUTHENTICATION_METHOD: "abc", P.AUTHENTICATION_DATA: b"x"}),
+    ),
 ]
 table = pytest.mark.parametrize(
     ("version", "text", "packet"), [row[1:] for row in GOLDEN], ids=[f"{row[0]} {row[1]}" for row in GOLDEN]
@@ -205,6 +225,29 @@ def test_bytes_behind_the_last_field_are_no_other_packet(version: int, text: str
         (0, "10 11 0004 4d515454 05 02 0000 04 16 0001 61 0000", Reason.PROTOCOL_ERROR),  # data without method
         (0, "10 10 0004 4d515454 05 02 0000 03 21 0000 0000", Reason.PROTOCOL_ERROR),  # receive maximum 0
         (0, "10 0c 0004 4d515454 03 02 0000 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),
+        (0, "10 0c 0004 4d515454 04 0a 0000 0000", Reason.MALFORMED_PACKET),  # will QoS without a will, 3.1.1
+        (0, "10 0d 0004 4d515454 05 22 0000 00 0000", Reason.MALFORMED_PACKET),  # will retain without a will
+        (0, "10 0c 0004 4d515454 04 22 0000 0000", Reason.MALFORMED_PACKET),
+        (0, "10 12 0004 4d515454 05 1e 0000 00 0000 00 0000 0000", Reason.MALFORMED_PACKET),  # will QoS 3
+        (0, "10 10 0004 4d515454 04 1e 0000 0000 0000 0000", Reason.MALFORMED_PACKET),
+        (0, "10 0e 0004 4d515454 04 42 0000 0000 0000", Reason.MALFORMED_PACKET),  # a password without a user name
+        (0, "10 0d 0004 4d515454 04 02 0000 0001 ff", Reason.MALFORMED_PACKET),  # texts that are no UTF-8: a client id
+        (0, "10 0e 0004 4d515454 05 02 0000 00 0001 ff", Reason.MALFORMED_PACKET),
+        (0, "10 11 0004 4d515454 04 06 0000 0000 0001 ff 0000", Reason.MALFORMED_PACKET),  # the topic of a will
+        (0, "10 0f 0004 4d515454 04 82 0000 0000 0001 ff", Reason.MALFORMED_PACKET),  # a user name
+        (V5, "30 08 0001 61 04 08 0001 ff", Reason.MALFORMED_PACKET),  # a response topic
+        (V5, "30 08 0001 61 04 03 0001 ff", Reason.MALFORMED_PACKET),  # a content type
+        (V5, "30 0b 0001 61 07 26 0001 6b 0001 ff", Reason.MALFORMED_PACKET),  # the value of a user property
+        (V5, "30 0b 0001 61 07 26 0001 ff 0001 76", Reason.MALFORMED_PACKET),  # its name
+        (V5, "82 07 0001 00 0001 ff 00", Reason.MALFORMED_PACKET),  # filters
+        (V311, "82 06 0001 0001 ff 00", Reason.MALFORMED_PACKET),
+        (V5, "a2 06 0001 00 0001 ff", Reason.MALFORMED_PACKET),
+        (V311, "a2 05 0001 0001 ff", Reason.MALFORMED_PACKET),
+        (V5, "a0 06 0001 00 0001 61", Reason.MALFORMED_PACKET),  # reserved flags: of UNSUBSCRIBE
+        (V311, "a1 05 0001 0001 61", Reason.MALFORMED_PACKET),
+        (V5, "e2 00", Reason.MALFORMED_PACKET),  # of DISCONNECT
+        (V311, "e1 00", Reason.MALFORMED_PACKET),
+        (V5, "f1 08 18 06 15 0003 61 62 63", Reason.MALFORMED_PACKET),  # of AUTH
     ],
 )
 def test_faults(version: int, text: str, reason: Reason) -> None:

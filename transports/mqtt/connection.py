@@ -14,12 +14,11 @@ from typing import Any
 
 from gateway.crowd import Crowd
 from gateway.logs import log
-from gateway.scram import METHOD, Exchange, ScramError
 from gateway.transport import Gateway, Message, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
 from transports.mqtt.inbound import Terms, capabilities, negotiate
-from transports.mqtt.outbound import Outbound, PublishCache
+from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import (
     V5,
     V311,
@@ -42,6 +41,8 @@ from transports.mqtt.packets import (
     UnsubAck,
     Unsubscribe,
 )
+from transports.mqtt.proof import Proof, ProofError
+from transports.mqtt.publish_cache import PublishCache
 from transports.mqtt.publishing import Publishing
 from transports.mqtt.session import NEVER, CarriedWill, Session
 from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError, StoreRefusesError
@@ -81,7 +82,6 @@ class MqttConnection(TcpConnection):
         "_outbound",
         "_patience",
         "_proof",
-        "_proven",
         "_quiet",
         "_session",
         "_subscriptions",
@@ -117,10 +117,8 @@ class MqttConnection(TcpConnection):
         self._unanswered = 0
         self._draining = False
         self._authenticating: Future[User | None] | None = None
-        self._proof: Exchange | None = None
-        """A login by SCRAM that is under way."""
-        self._proven = ""
-        """Who the client has proved to be."""
+        self._proof: Proof | None = None
+        """Of a client that asked for enhanced authentication."""
         self._told: Properties5 = {}
         """What CONNACK says besides."""
 
@@ -270,7 +268,8 @@ class MqttConnection(TcpConnection):
         self.client_id = terms.client_id
         self.pause("connect")  # what follows waits until it is known who sends it
         if Property.AUTHENTICATION_METHOD in connect.properties:
-            self._begin_proof(connect.properties)
+            proof = self._proof = Proof(self.gateway, connect.properties[Property.AUTHENTICATION_METHOD])
+            self._prove(lambda: proof.begin(connect.properties))
             self.resume("connect")  # it goes on by AUTH
             return
         if self.gateway.anonymous or (shared.settings.allow_anonymous and connect.username is None):
@@ -293,45 +292,25 @@ class MqttConnection(TcpConnection):
 
     # enhanced authentication [MQTT-4.12]
 
-    def _begin_proof(self, asked: Properties5) -> None:
-        """Of the CONNECT, or of an AUTH that asks to prove it again."""
-        self._proof = self.gateway.scram() if asked.get(Property.AUTHENTICATION_METHOD) == METHOD else None
-        if self._proof is None:
-            self._proof_failed(Reason.BAD_AUTHENTICATION_METHOD, "no such method, or nobody has a verifier for it")
-            return
-        try:
-            challenge = self._proof.first(asked.get(Property.AUTHENTICATION_DATA, b""))
-        except ScramError as error:
-            self._proof_failed(Reason.NOT_AUTHORIZED, str(error))
-            return
-        self._reply(Auth(Reason.CONTINUE_AUTHENTICATION, _proof_data(challenge)))
-
     def _on_auth(self, packet: Auth) -> None:
-        connect, terms = self._connect, self._terms
-        assert connect is not None and terms is not None
-        method = packet.properties.get(Property.AUTHENTICATION_METHOD)
-        if method is None or method != connect.properties.get(Property.AUTHENTICATION_METHOD):  # [MQTT-4.12.0-5]
+        proof = self._proof
+        if proof is None:  # [MQTT-4.12.0-7]
             raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH by another method than CONNECT named")
-        if packet.reason == Reason.REAUTHENTICATE and self._session is not None and self._proof is None:
-            self._begin_proof(packet.properties)
-            return
-        if packet.reason != Reason.CONTINUE_AUTHENTICATION or self._proof is None:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, f"AUTH with reason {packet.reason:#04x} at this time")
-        proof, self._proof = self._proof, None
+        self._prove(lambda: proof.take(packet))
+
+    def _prove(self, step: Callable[[], Auth]) -> None:
         try:
-            answer = proof.final(packet.properties.get(Property.AUTHENTICATION_DATA, b""))
-            if self._proven and proof.name != self._proven:
-                raise ScramError(f"it proves to be {proof.name!r}, and was {self._proven!r}")
-        except ScramError as error:
-            self._proof_failed(Reason.NOT_AUTHORIZED, str(error))
+            said = step()
+        except ProofError as error:
+            self._proof_failed(error.reason, str(error))
             return
-        self._proven = proof.name
-        if self._session is not None:
-            self._reply(Auth(Reason.SUCCESS, _proof_data(answer)))
+        if said.reason != Reason.SUCCESS or self._session is not None:
+            self._reply(said)
             return
-        self._told = _proof_data(answer)
+        assert self._terms is not None
+        self._told = said.properties
         self.pause("connect")
-        self._open(terms)
+        self._open(self._terms)
 
     def _proof_failed(self, reason: Reason, why: str) -> None:
         if self._session is not None:
@@ -442,7 +421,7 @@ class MqttConnection(TcpConnection):
         assert self._subscriptions is not None
         granted = self._subscriptions.subscribe(packet)
         assert self._session is not None
-        changes = [self.shared.sessions.change(self._session)] if self._session.expiry > 0 else []
+        changes = self.shared.sessions.changes(self._session) if self._session.expiry > 0 else []
         self._expect(partial(self._subscribed, packet.packet_id, granted), changes)
 
     def _subscribed(self, packet_id: int, granted: Granted, kept: bool) -> None:
@@ -454,7 +433,7 @@ class MqttConnection(TcpConnection):
         assert self._subscriptions is not None and self._session is not None
         reasons = self._subscriptions.unsubscribe(packet)
         if self._session.expiry > 0:
-            self.shared.sessions.keep(self._session)
+            self.gateway.keep(self.shared.sessions.changes(self._session))
         self._expect(lambda kept: self._reply(UnsubAck(packet.packet_id, reasons)))
 
     def _expect(self, answer: Callable[[bool], None], changes: Sequence[StateChange] = ()) -> None:
@@ -643,10 +622,6 @@ class MqttConnection(TcpConnection):
 
     def writable_changed(self) -> None:
         self.flushed()
-
-
-def _proof_data(data: bytes) -> Properties5:
-    return {Property.AUTHENTICATION_METHOD: METHOD, Property.AUTHENTICATION_DATA: data}
 
 
 _HANDLERS: dict[type, Callable[[MqttConnection, Any], None]] = {

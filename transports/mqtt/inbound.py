@@ -92,7 +92,7 @@ def capabilities(connect: Connect, terms: Terms, settings: MqttSettings) -> Prop
         told[Property.TOPIC_ALIAS_MAXIMUM] = settings.topic_alias_maximum
     asked = connect.properties.get(Property.SESSION_EXPIRY_INTERVAL, 0)
     granted = NEVER if terms.expiry == math.inf else int(terms.expiry)
-    if asked != granted:  # [MQTT-3.2.2-21]
+    if asked != granted:  # [MQTT-3.2.2.3.2]: then the client must use this one
         told[Property.SESSION_EXPIRY_INTERVAL] = granted
     if settings.response_information and connect.properties.get(Property.REQUEST_RESPONSE_INFORMATION):
         told[Property.RESPONSE_INFORMATION] = settings.response_information  # [MQTT-3.1.2-28]

@@ -5,14 +5,17 @@ Its rule: settings are data, checked when they are read; a secret in them is nev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from gateway.files import Finding
 from gateway.links import OutboxPolicy
 from gateway.policy import Octets, Seconds, SecondsRange
 from gateway.topics import check_filter
+from transports import certificates
 
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 DEFAULT_PATH = "/mqtt"
@@ -78,6 +81,10 @@ class RemoteTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if self.key is not None and self.cert is None:
             raise ValueError("key: needs cert, the certificate that it belongs to")
+
+    def look_at_files(self, now: float) -> Iterator[Finding]:
+        """For `gateway check`."""
+        return certificates.look_at(self.cert, self.key, ("ca", self.ca), now)
 
 
 class MqttClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

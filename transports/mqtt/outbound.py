@@ -1,4 +1,4 @@
-"""Owns what goes out to one client: consumers of its queues, retained messages, credit and acknowledgements.
+"""Owns what goes out to one client: consumers of its queues, credit and acknowledgements.
 
 Its rule: a delivery is in flight before its bytes are written, and leaves by PUBACK, PUBREC or with the connection; of
 QoS 2 nothing is said to the client before the store has it.
@@ -10,22 +10,23 @@ import math
 from collections.abc import Callable, Sequence
 
 from gateway.flow import Credit
-from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, Message
+from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX
 from gateway.transport import (
-    Binding,
     Delivery,
     Gateway,
     Options,
     StateChange,
-    Subscription,
     TransportCounters,
     Verdict,
 )
 from transports.mqtt.aliases import ServerAliases
-from transports.mqtt.encoding import EncodedPublish, encode
-from transports.mqtt.packets import NO_PROPERTIES5, V5, Ack, Property, ProtocolError, Reason, Type
-from transports.mqtt.properties import is_topic_name, to_wire
-from transports.mqtt.session import Held, Kind, Retained, Session
+from transports.mqtt.consumer import MqttConsumer
+from transports.mqtt.encoding import encode
+from transports.mqtt.packets import Ack, Property, Reason, Type
+from transports.mqtt.properties import is_topic_name
+from transports.mqtt.publish_cache import PublishCache
+from transports.mqtt.retaining import Retaining
+from transports.mqtt.session import Held, Kind, Session
 
 OCTETS_AHEAD = 256 << 10
 """How much may be delivered before it was written: credit in octets."""
@@ -36,94 +37,6 @@ _INVALID = {
 }
 """Why a delivery can't go to this client, by the counter's label (ruling 9)."""
 
-_ENCODED_OCTETS = 700
-"""What a cached PUBLISH and its message take beside their bytes, about."""
-
-
-class PublishCache:
-    """PUBLISHes that were encoded lately, so that a fan-out encodes once. Shared by all connections; bounded."""
-
-    __slots__ = ("_encoded", "_octets", "max_octets")
-
-    def __init__(self, max_octets: int = 4 << 20) -> None:
-        self.max_octets = max_octets
-        self._encoded: dict[tuple[object, ...], tuple[Message, EncodedPublish]] = {}
-        self._octets = 0
-
-    def encode(
-        self,
-        message: Message,
-        topic: str,
-        version: int,
-        qos: int,
-        retain: bool,
-        ids: tuple[int, ...],
-        expiry: int,
-        alias: int = 0,
-    ) -> EncodedPublish | None:
-        """None if no PUBLISH can hold it; a routing key of AMQP, for one, need be no topic name. expiry: seconds that
-        are left, -1 for no limit; `ids` are subscription identifiers. topic: "" if the alias stands for it."""
-        if version != V5:
-            ids, expiry = (), -1
-        # A message is known by its identity: the entry keeps it alive, so its id is not used again meanwhile.
-        key = (id(message), topic, version, qos, retain, ids, expiry, alias)
-        found = self._encoded.get(key)
-        if found is not None:
-            return found[1]
-        if not (is_topic_name(topic) or (alias and not topic)):
-            return None
-        properties = NO_PROPERTIES5
-        if version == V5:
-            properties = to_wire(message.properties)
-            if expiry >= 0:
-                properties = {**properties, Property.MESSAGE_EXPIRY_INTERVAL: expiry}
-            if ids:
-                properties = {**properties, Property.SUBSCRIPTION_IDENTIFIER: list(ids)}
-            if alias:
-                properties = {**properties, Property.TOPIC_ALIAS: alias}
-        try:
-            encoded = EncodedPublish(version, topic.encode(), message.body, qos, retain, properties)
-        except (ProtocolError, UnicodeEncodeError):  # more than 256 MB, or a text that UTF-8 can't say
-            return None
-        cost = 2 * encoded.size + _ENCODED_OCTETS
-        if self._octets + cost > self.max_octets:
-            self._encoded.clear()
-            self._octets = 0
-        self._encoded[key] = (message, encoded)
-        self._octets += cost
-        return encoded
-
-
-class MqttConsumer:
-    """The consumer of one queue for one client. `options` are those of a membership; the own queue's come with
-    each delivery."""
-
-    __slots__ = ("kind", "leaving", "options", "outbound", "subscription")
-
-    subscription: Subscription
-
-    def __init__(self, outbound: Outbound, kind: Kind, options: Options) -> None:
-        self.outbound = outbound
-        self.kind = kind
-        self.options = options
-        self.leaving = False
-
-    def deliver(self, batch: Sequence[Delivery]) -> None:
-        self.outbound.deliver(self, batch)
-
-    def closed(self, reason: str) -> None:
-        self.outbound.queue_gone(self)
-
-    def leave(self) -> None:
-        """No more deliveries; what is in flight may still be acknowledged (ruling 17)."""
-        self.leaving = True
-        self.subscription.cancel()
-        self.settled()
-
-    def settled(self) -> None:
-        if self.leaving and not self.subscription.unsettled:
-            self.subscription.detach()
-
 
 class Outbound:
     """All that goes to one connected client. `write` queues bytes, `buffered` tells what the client has not taken,
@@ -131,7 +44,6 @@ class Outbound:
 
     __slots__ = (
         "_aliases",
-        "_lasts",
         "_leaving",
         "_open",
         "_stopped",
@@ -140,9 +52,11 @@ class Outbound:
         "consumers",
         "counters",
         "gateway",
+        "lasts",
         "max_buffered",
         "max_packet_size",
         "pool",
+        "retaining",
         "session",
         "session_gone",
         "version",
@@ -176,13 +90,18 @@ class Outbound:
         self.session_gone = session_gone
         self._aliases = ServerAliases(topic_aliases) if topic_aliases else None
         self.pool = Credit(window, OCTETS_AHEAD)
-        self._lasts = session.recorded
+        self.lasts = session.recorded
         """What QoS 2 has come to outlives the daemon."""
         self.consumers: dict[str, MqttConsumer] = {}
         """By membership's filter; "" is the session's own queue."""
         self._leaving: list[MqttConsumer] = []
         self._open = True
         self._stopped = False
+        self.retaining = Retaining(self)
+
+    @property
+    def is_sending(self) -> bool:
+        return self._open and not self._stopped
 
     # consumers
 
@@ -191,16 +110,14 @@ class Outbound:
         for packet_id in self.session.released:  # [MQTT-4.4.0-1]
             self.pool.messages -= 1
             self.write([self._pubrel(packet_id)])
-        left_over: list[Retained] = []
-        for packet_id, retained in self.session.retained_in_flight():
-            if self.pool.messages > 0:
-                self._send_retained(retained, packet_id)
-            else:  # this time the client takes fewer at once
-                self._give_up(packet_id)
-                left_over.append(retained)
-        self.session.retained += reversed(left_over)
-        self._attach("", Kind.OWN, self.session.queue, Options())
-        self.read_retained()
+        self.retaining.resume()
+        session = self.session
+        if session.resend_idents:  # [MQTT-4.4.0-1]
+            here = self.gateway.begun(session.queue, session.resend_idents)
+            session.abandon(session.resend_idents - here)
+            self._release_abandoned()
+        self._attach("", Kind.OWN, session.queue, Options())
+        self.retaining.read()
 
     def join(self, filter: str, kind: Kind, queue: str, options: Options) -> None:
         """Consume a queue that is shared with others; again with other options changes those. Raises
@@ -237,15 +154,13 @@ class Outbound:
     def stop(self) -> None:
         """No more deliveries; acknowledgements still count."""
         self._stopped = True
-        self.session.retained.clear()
-        self.session.owed.clear()
         for consumer in self.consumers.values():
             consumer.subscription.cancel()
 
     def close(self, lost: bool) -> None:
         """The connection is gone: everything unsettled goes back (ruling 14)."""
         self._open = False
-        self.pool.wakes.pop(self.read_retained, None)
+        self.pool.wakes.pop(self.retaining.read, None)
         for consumer in (*self.consumers.values(), *self._leaving):
             consumer.subscription.detach(lost)
         self.consumers.clear()
@@ -255,6 +170,16 @@ class Outbound:
     # deliveries
 
     def deliver(self, consumer: MqttConsumer, batch: Sequence[Delivery]) -> None:
+        if not self.retaining.is_again or consumer.kind is not Kind.OWN:
+            self._deliver(consumer, batch)
+            return
+        for delivery in batch:
+            if delivery.id:
+                self.retaining.before(delivery.ident)
+            self._deliver(consumer, (delivery,))
+        self.retaining.read()
+
+    def _deliver(self, consumer: MqttConsumer, batch: Sequence[Delivery]) -> None:
         session, version, cache, aliases = self.session, self.version, self.cache, self._aliases
         own = consumer.kind is Kind.OWN
         parts: list[bytes] = []
@@ -289,6 +214,8 @@ class Outbound:
                 why = "packet-too-large" if encoded is not None else "no-mqtt-message"
                 if id:
                     invalid.setdefault(why, []).append(id)
+                    if own and session.resend_of(delivery.ident):
+                        session.abandon((delivery.ident,))  # as if it were complete [MQTT-3.1.2-25]
                 else:
                     self.counters.dropped[why] += 1
                     dropped += 1
@@ -352,6 +279,7 @@ class Outbound:
         in_flight = self.session.in_flight
         freed = 0
         ids: list[int] = []
+        forgotten: list[StateChange] = []
         current: MqttConsumer | None = None
         for ack in acks:
             held = in_flight.get(ack.packet_id)
@@ -364,6 +292,8 @@ class Outbound:
             del in_flight[ack.packet_id]
             freed += 1
             if consumer is None:
+                if held.retained is not None:
+                    forgotten.append(self.session.sent_change(ack.packet_id, None))
                 continue
             # Elsewhere every PUBACK means done: for $share that is [MQTT-4.8.2-6].
             retry = ack.reason >= 0x80 and consumer.kind is Kind.QUEUE
@@ -377,6 +307,8 @@ class Outbound:
             else:
                 ids.append(held.delivery_id)
         self._settle(current, ids)
+        if forgotten and self.lasts:
+            self.gateway.keep(forgotten)
         if freed:
             self.pool.grant(messages=freed)
 
@@ -393,9 +325,9 @@ class Outbound:
         """(packet identifier, ident, PUBLISH) of QoS 2: the identifier is durable before the client hears of it
         (ruling 5)."""
         changes = [self.session.sent_change(packet_id, ident) for packet_id, ident, _ in publishes]
-        self._write_behind([part for _, _, parts in publishes for part in parts], changes)
+        self.write_behind([part for _, _, parts in publishes for part in parts], changes)
 
-    def _write_behind(self, parts: list[bytes], changes: Sequence[StateChange] = ()) -> None:
+    def write_behind(self, parts: list[bytes], changes: Sequence[StateChange] = ()) -> None:
         """Writes when these changes, and all before them, are durable; at once for a session that does not last. If
         the store takes nothing it is written all the same, so that a client can have its messages."""
 
@@ -403,7 +335,7 @@ class Outbound:
             if self._open:
                 self.write(parts)
 
-        if self._lasts:
+        if self.lasts:
             self.gateway.put(changes).add_done_callback(write)
         else:
             write()
@@ -435,18 +367,21 @@ class Outbound:
     def _release(self, packet_id: int) -> None:
         """PUBREL, once the settlement is durable, with which the store hears of it: a resend after the client has
         forgotten the identifier would be a second message."""
-        if self._lasts:
+        if self.lasts:
             self.gateway.keep([self.session.sent_change(packet_id, 0)])
-        self._write_behind([self._pubrel(packet_id)])
+        self.write_behind([self._pubrel(packet_id)])
 
-    def _give_up(self, packet_id: int) -> None:
-        """A resend that does not take place. Of QoS 2 the client may have it, and then waits for the release."""
+    def give_up(self, packet_id: int) -> None:
+        """A retained message that has its credit and does not go out again. Of QoS 2 the client may have it, and then
+        waits for the release."""
         if self.session.in_flight[packet_id].qos == 2:
             self.session.release(packet_id)
-            self.pool.messages -= 1
             self._release(packet_id)
-        else:
-            del self.session.in_flight[packet_id]
+            return
+        del self.session.in_flight[packet_id]
+        self.pool.messages += 1
+        if self.lasts:
+            self.gateway.keep([self.session.sent_change(packet_id, None)])
 
     def _release_abandoned(self) -> None:
         abandoned, self.session.abandoned = self.session.abandoned, ()
@@ -467,78 +402,9 @@ class Outbound:
 
     def _free(self, packet_id: int) -> None:
         del self.session.in_flight[packet_id]
-        if self._lasts:
+        if self.lasts:
             self.gateway.keep([self.session.sent_change(packet_id, None)])
         self.pool.grant(messages=1)
-
-    # retained messages
-
-    def owe_retained(self, binding: Binding) -> None:
-        """What matches a new subscription, behind what others get."""
-        owed = self.session.owed
-        owed.pop(binding.filter, None)
-        owed[binding.filter] = binding
-        self.read_retained()
-
-    def read_retained(self) -> None:
-        """Sends retained messages as far as the credit goes; called again when there is more."""
-        waiting, owed = self.session.retained, self.session.owed
-        have_waited = True
-        while self._open and not self._stopped:
-            while waiting:
-                retained = waiting[-1]
-                if have_waited and not self._is_current(retained.message):
-                    waiting.pop()  # what has replaced it comes by itself, and must not come before it [MQTT-4.6.0-5]
-                    continue
-                qos = min(retained.message.qos, retained.options.qos)
-                if self.pool.octets <= 0 or (qos and self.pool.messages <= 0):
-                    self.pool.wakes[self.read_retained] = None
-                    return
-                waiting.pop()
-                self._send_retained(retained, 0)
-            if not owed:
-                return
-            waiting += reversed(self._find_retained(owed.pop(next(iter(owed)))))
-            have_waited = False
-
-    def _is_current(self, message: Message) -> bool:
-        # A message that expires is told each time with what is left of its time; its body stays the same object.
-        return any(found.body is message.body for found in self.gateway.retained(message.topic))
-
-    def _find_retained(self, binding: Binding) -> list[Retained]:
-        now = self.gateway.now()
-        return [
-            Retained(message, binding.options, None if message.ttl is None else now + message.ttl)
-            for message in self.gateway.retained(binding.filter)
-            if binding.not_from is None or message.client_id != binding.not_from
-        ]
-
-    def _send_retained(self, retained: Retained, packet_id: int) -> None:
-        """packet_id: of a resend, otherwise 0."""
-        message, options, expires = retained
-        qos = min(message.qos, options.qos)
-        left = -1 if expires is None else math.ceil(expires - self.gateway.now())
-        if expires is not None and left <= 0:
-            if packet_id:
-                self._give_up(packet_id)
-            return
-        encoded = self.cache.encode(message, message.topic, self.version, qos, True, options.subscription_ids, left)
-        if encoded is None or encoded.size > self.max_packet_size:
-            self.counters.dropped["packet-too-large" if encoded is not None else "no-mqtt-message"] += 1
-            if packet_id:
-                self._give_up(packet_id)
-            return
-        dup = packet_id != 0
-        if qos:
-            packet_id = packet_id or self.session.take(Held(None, 0, 0, qos, retained), False)
-            self.pool.messages -= 1
-        self.pool.octets -= encoded.size
-        self.counters.messages_out += 1
-        publish = encoded.parts(packet_id, dup)
-        if qos == 2:
-            self._write_assured([(packet_id, 0, publish)])
-        else:
-            self.write(list(publish))
 
 
 def _topic_name(delivery: Delivery) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -19,14 +19,14 @@ from gateway.transport import Binding, Options, StateChange
 from transports.mqtt.packets import Reason
 
 if TYPE_CHECKING:
-    from transports.mqtt.outbound import MqttConsumer
+    from transports.mqtt.consumer import MqttConsumer
 
 OWNER = "mqtt"
-"""Owns the queues and bindings of sessions and shares, and the state kept for them: `session/CLIENT`, and of QoS 2
-`sent/CLIENT/ID` and `received/CLIENT/ID`."""
+"""Owns the queues and bindings of sessions and shares, and the state kept for them: `session/CLIENT`, `owed/CLIENT`
+(retained messages), `sent/CLIENT/ID` (of QoS 2, and of retained messages) and `received/CLIENT/ID` (of QoS 2)."""
 QUEUE_NAMES = "mqtt."
 """All queues of sessions and shares begin so; no other client may name them."""
-SENT, RECEIVED = "sent/", "received/"
+SENT, RECEIVED, OWED = "sent/", "received/", "owed/"
 SHARE_PREFIX = "$share/"
 MAX_CLIENT_ID_BYTES = 1024
 NEVER = 0xFFFF_FFFF
@@ -99,11 +99,39 @@ RELEASED = Held(None, 0, 0, 2, released=True)
 
 
 class Retained(NamedTuple):
-    """A retained message on its way to a new subscription. expires: seconds since 1970."""
+    """A retained message on its way to a new subscription. expires: seconds since 1970. at: when it was set; no other
+    has the same."""
 
     message: Message
     options: Options
     expires: float | None
+    at: float
+
+    @property
+    def qos(self) -> int:
+        return min(self.message.qos, self.options.qos)
+
+
+class SentRetained(msgspec.Struct, frozen=True, array_like=True):
+    """A retained message in flight as it stands in the store, which has the message itself at its own place."""
+
+    qos: int
+    topic: str
+    at: float
+    options: Options
+
+
+class Owed:
+    """The retained messages that a subscription has a right to, after those that were set until `after`. waiting: those
+    that were looked up, the next one last. ready: its SUBACK is sent."""
+
+    __slots__ = ("after", "binding", "ready", "waiting")
+
+    def __init__(self, binding: Binding, after: float = 0.0, ready: bool = False) -> None:
+        self.binding = binding
+        self.after = after
+        self.ready = ready
+        self.waiting: list[Retained] | None = None
 
 
 class Session:
@@ -124,7 +152,6 @@ class Session:
         "queue",
         "received",
         "recorded",
-        "retained",
         "will",
     )
 
@@ -145,10 +172,8 @@ class Session:
         """Packet identifiers of what the client has published with QoS 2 and not released yet."""
         self.abandoned: Sequence[int] = ()
         """Packet identifiers of QoS 2 in flight whose message is gone: they are to be released."""
-        self.retained: list[Retained] = []
-        """Retained messages that wait for their turn, the next one last."""
-        self.owed: dict[str, Binding] = {}
-        """Subscriptions that get theirs after these, by filter: each has them read from the store when its turn comes,
+        self.owed: dict[str, Owed] = {}
+        """By filter, in the order of the subscriptions: each has its messages read from the store when its turn comes,
         once, however often it was made meanwhile."""
         self._resend: dict[int, int] = {}
         """Packet identifiers by the ident of what they stood for."""
@@ -188,7 +213,7 @@ class Session:
                 self.in_flight[packet_id] = held
                 return packet_id
             if not redelivered:
-                self._abandon_resends()
+                self.abandon(list(self._resend))  # they would have come first
         packet_id = self._last_packet_id
         in_flight = self.in_flight
         while True:
@@ -199,14 +224,27 @@ class Session:
         in_flight[packet_id] = held
         return packet_id
 
-    def _abandon_resends(self) -> None:
-        """Resends come first; what is left expired or was dropped meanwhile."""
-        for packet_id in self._resend.values():
+    @property
+    def resends(self) -> Iterable[int]:
+        """Packet identifiers of deliveries that are still to be sent again."""
+        return self._resend.values()
+
+    @property
+    def resend_idents(self) -> Set[int]:
+        return self._resend.keys()
+
+    def resend_of(self, ident: int) -> int:
+        """The packet identifier that this delivery had; 0 if it is no resend."""
+        return self._resend.get(ident, 0)
+
+    def abandon(self, idents: Iterable[int]) -> None:
+        """These will not be sent again: their queue was purged, or the client does not take so large a packet."""
+        for ident in idents:
+            packet_id = self._resend.pop(ident)
             held = self.in_flight.pop(packet_id)
             if held.qos == 2:  # the client may have it, and waits for the release
                 self.in_flight[packet_id] = RELEASED
                 self.abandoned = (*self.abandoned, packet_id)
-        self._resend.clear()
 
     def receive(self, packet_id: int) -> None:
         """The client has published with QoS 2 under this identifier."""
@@ -230,13 +268,23 @@ class Session:
         value = None if ident is None else ident.to_bytes(8, "big")
         return StateChange(OWNER, f"{SENT}{self.client_id}/{packet_id}", value)
 
+    def sent_retained(self, packet_id: int, retained: Retained) -> StateChange:
+        value = _encode(SentRetained(retained.qos, retained.message.topic, retained.at, retained.options))
+        return StateChange(OWNER, f"{SENT}{self.client_id}/{packet_id}", value)
+
+    def owed_change(self) -> StateChange:
+        """Which subscriptions are owed retained messages, and after which."""
+        owed = [(filter, one.after) for filter, one in self.owed.items()]
+        return StateChange(OWNER, OWED + self.client_id, _encode(owed) if owed else None)
+
     def received_change(self, packet_id: int, there: bool) -> StateChange:
         return StateChange(OWNER, f"{RECEIVED}{self.client_id}/{packet_id}", b"1" if there else None)
 
     def forget_ids(self) -> list[StateChange]:
-        """What the store may have of QoS 2 goes with the session."""
-        sent = [packet_id for packet_id, held in self.in_flight.items() if held.qos == 2]
+        """What the store may have of messages in flight goes with the session."""
+        sent = [packet_id for packet_id, held in self.in_flight.items() if held.qos == 2 or held.retained]
         return [
+            StateChange(OWNER, OWED + self.client_id, None),
             *[self.sent_change(packet_id, None) for packet_id in sent],
             *[self.received_change(packet_id, False) for packet_id in self.received],
         ]
@@ -260,18 +308,30 @@ class Session:
         if ident:
             self._resend[ident] = packet_id
 
+    def restore_retained(self, packet_id: int, retained: Retained) -> None:
+        """As above, of a retained message."""
+        self.in_flight[packet_id] = Held(None, 0, 0, retained.qos, retained)
+
+    def sort(self) -> None:
+        """Brings what was restored into the order in which it was sent, as far as that is known: a retained message
+        before what was published since."""
+
+        def place(item: tuple[int, Held]) -> tuple[bool, float, int]:
+            retained = item[1].retained
+            return retained is None, retained.at if retained is not None else 0.0, item[1].ident
+
+        self.in_flight = dict(sorted(self.in_flight.items(), key=place))
+
     @property
     def released(self) -> list[int]:
         """Identifiers of QoS 2 that wait for their PUBCOMP, in order."""
         return [packet_id for packet_id, held in self.in_flight.items() if held.released]
 
-    def retained_in_flight(self) -> list[tuple[int, Retained]]:
-        """Retained messages that were sent and not acknowledged, in order."""
-        return [(packet_id, held.retained) for packet_id, held in self.in_flight.items() if held.retained is not None]
-
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
+decode_sent_retained = msgspec.msgpack.Decoder(SentRetained).decode
+decode_owed = msgspec.msgpack.Decoder(list[tuple[str, float]]).decode
 
 
 def queue_name(client_id: str) -> str:

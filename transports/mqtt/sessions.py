@@ -19,19 +19,25 @@ from gateway.logs import log
 from gateway.message import Message
 from gateway.transport import Binding, Gateway, Options, Outcome, StateChange
 from transports.mqtt.session import (
+    OWED,
     OWNER,
     QUEUE_NAMES,
     RECEIVED,
-    SENT,
     DelayedWill,
     Kind,
+    Owed,
+    Retained,
     Session,
     Target,
+    decode_owed,
+    decode_sent_retained,
     target_of,
 )
 from transports.mqtt.settings import MqttSettings
 
 _STATE = "session/"
+_IDENT_OCTETS = 8
+"""Of QoS 2 in flight; a value of another length is a retained message's."""
 
 
 class Client(Protocol):
@@ -108,8 +114,11 @@ class Sessions:
             changes.append(self.change(session))
             self._watch(session)
         for key, value in state.items():
-            if not self._restore_id(key, value):
+            if not key.startswith(_STATE) and not self._restore_state(key, value):
                 changes.append(StateChange(OWNER, key, None))
+        for session in self._sessions.values():
+            session.sort()
+            self.gateway.begun(session.queue, session.resend_idents)  # what is gone is released when its client comes
         for view in list(self.gateway.queues()):
             kept = view.name in self._shares or view.name[len(QUEUE_NAMES) :] in self._sessions
             if view.owner == OWNER and not kept:
@@ -117,20 +126,40 @@ class Sessions:
         if changes:
             self.gateway.keep(changes)
 
-    def _restore_id(self, key: str, value: bytes) -> bool:
-        """An identifier of QoS 2 in flight; False if nobody has it any more."""
+    def _restore_state(self, key: str, value: bytes) -> bool:
+        """What was in flight or owed; False if nobody has it any more, or it can't be read."""
         section, _, rest = key.partition("/")
-        client_id, _, number = rest.rpartition("/")
-        if section + "/" not in (SENT, RECEIVED):
-            return True
+        client_id, _, number = (rest, "", "") if section + "/" == OWED else rest.rpartition("/")
         session = self._sessions.get(client_id)
         if session is None:
             return False
-        if section + "/" == SENT:
-            session.restore_id(int(number), int.from_bytes(value, "big"))
-        else:
-            session.receive(int(number))
+        try:
+            if section + "/" == OWED:
+                for filter, after in decode_owed(value):
+                    if filter in session.bindings:
+                        session.owed[filter] = Owed(session.bindings[filter], after, ready=True)
+            elif section + "/" == RECEIVED:
+                session.receive(int(number))
+            elif len(value) == _IDENT_OCTETS:
+                session.restore_id(int(number), int.from_bytes(value, "big"))
+            else:
+                return self._restore_retained(session, int(number), value)
+        except (msgspec.DecodeError, ValueError) as error:
+            log.error("what an MQTT session had in flight could not be read", key=key, error=str(error))
+            return False
         return True
+
+    def _restore_retained(self, session: Session, packet_id: int, value: bytes) -> bool:
+        """In flight when the daemon ended. If another has taken its place, that one comes by itself."""
+        sent = decode_sent_retained(value)
+        for at, message in self.gateway.retained(sent.topic):
+            if at == sent.at:
+                expires = None if message.ttl is None else self.gateway.now() + message.ttl
+                session.restore_retained(packet_id, Retained(message, sent.options, expires, at))
+                return True
+        if sent.qos == 2:
+            session.restore_id(packet_id, 0)
+        return sent.qos == 2
 
     # a client comes and goes
 
@@ -284,6 +313,10 @@ class Sessions:
         value = session.record() if session.expiry > 0 else None
         session.recorded = True
         return StateChange(OWNER, _STATE + session.client_id, value)
+
+    def changes(self, session: Session) -> list[StateChange]:
+        """As `change`, with the retained messages that it is owed."""
+        return [self.change(session), session.owed_change()]
 
     def keep(self, session: Session) -> None:
         """Makes durable what it is now, in the background."""

@@ -5,16 +5,27 @@ Its rule: what is granted is bound or joined at once and answered when it is dur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from typing import NamedTuple
 
 from gateway.errors import BindingsFullError, UnknownQueueError
 from gateway.logs import log
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
-from transports.mqtt.session import OWNER, Kind, Membership, Session, Target, target_of
+from transports.mqtt.session import OWNER, Kind, Membership, Owed, Session, Target, target_of
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
+
+Held = Binding | Membership
+"""A subscription as the session has it."""
+
+
+class Former(NamedTuple):
+    """What there was before a change that the store has not taken yet; None: nothing."""
+
+    held: Held | None
+    owed: Owed | None
 
 
 class Granted:
@@ -23,29 +34,27 @@ class Granted:
 
     def __init__(self, subscriptions: Subscriptions) -> None:
         self._subscriptions = subscriptions
-        self._unsure: dict[str, bool] = {}
-        """Filters that must last, and whether they are new."""
+        self._unsure: dict[str, Held] = {}
+        """What must last, by filter."""
         self.answers: list[tuple[str, int]] = []
         self.steps: list[Callable[[], None]] = []
 
-    def changed(self, filter: str, lasts: bool, is_new: bool) -> None:
-        if lasts:
-            self._unsure[filter] = is_new
+    def changed(self, filter: str, now: Held, former: Former) -> None:
+        """This subscription must last."""
+        self._unsure[filter] = now
+        self._subscriptions.former.setdefault(filter, former)
 
     def reasons(self, kept: bool) -> tuple[int, ...]:
-        """What SUBACK says; if the store has not kept what must last, what was new of it is taken back."""
-        if not kept:
-            for filter, is_new in self._unsure.items():
-                if is_new:
-                    self._subscriptions.drop(filter)
-        return tuple([self._final(filter, reason, kept) for filter, reason in self.answers])
+        """What SUBACK says; what the store has not kept is as it was before [MQTT-3.8.4-7]."""
+        lost = {filter for filter, made in self._unsure.items() if not self._subscriptions.decided(filter, made, kept)}
+        return tuple([self._final(filter, reason, kept, lost) for filter, reason in self.answers])
 
-    def _final(self, filter: str, reason: int, kept: bool) -> int:
-        if kept or reason >= Reason.UNSPECIFIED_ERROR:
+    def _final(self, filter: str, reason: int, kept: bool, lost: Set[str]) -> int:
+        if reason >= Reason.UNSPECIFIED_ERROR:
             return reason
-        # One that the store has, or that is not for it, stands, unless an earlier SUBSCRIBE has just lost it.
-        stands = filter not in self._unsure and self._subscriptions.has(filter)
-        return reason if stands else Reason.QUOTA_EXCEEDED
+        # What the store has, or what is not for it, stands although this commit failed.
+        holds = filter not in lost and (kept or self._subscriptions.has(filter))
+        return reason if holds else Reason.QUOTA_EXCEEDED
 
     def begin(self) -> None:
         """Retained messages and shared queues, of what is still subscribed."""
@@ -56,7 +65,7 @@ class Granted:
 class Subscriptions:
     """The subscriptions of one session while its client is connected."""
 
-    __slots__ = ("gateway", "outbound", "session", "sessions", "settings", "version")
+    __slots__ = ("former", "gateway", "outbound", "session", "sessions", "settings", "version")
 
     def __init__(
         self,
@@ -73,6 +82,8 @@ class Subscriptions:
         self.outbound = outbound
         self.settings = settings
         self.version = version
+        self.former: dict[str, Former] = {}
+        """What the store has, by filter, while it decides on a change."""
 
     def resume(self) -> None:
         """Consumes again what the session is a member of."""
@@ -92,12 +103,40 @@ class Subscriptions:
     def has(self, filter: str) -> bool:
         return filter in self.session.bindings or filter in self.session.memberships
 
+    def _held(self, filter: str) -> Held | None:
+        return self.session.bindings.get(filter) or self.session.memberships.get(filter)
+
+    def decided(self, filter: str, made: Held, kept: bool) -> bool:
+        """The store has taken a change, or not: then what there was before holds again. False if it does not hold."""
+        session, now = self.session, self._held(filter)
+        if filter not in self.former:  # an earlier SUBSCRIBE for the same was kept or lost, or the client has ended it
+            return now is made or (kept and now is None)
+        if now is not made:
+            if kept:  # a later change waits for its own commit
+                self.former[filter] = Former(made, None)
+            return kept
+        held, owed = self.former.pop(filter)
+        if kept:
+            return True
+        if isinstance(held, Binding):
+            self.gateway.bind(held)
+            session.bindings[filter] = held
+            session.owed.pop(filter, None)
+            if owed is not None:
+                session.owed[filter] = owed
+        elif held is not None:
+            session.memberships[filter] = held
+        else:
+            self.drop(filter)
+        return False
+
     def _subscribe(self, request: Request, ids: tuple[int, ...], granted: Granted) -> int:
         session, filter = self.session, request.filter
         target = target_of(filter, session)
         if isinstance(target, Reason):
             return target
-        is_new = not self.has(filter)
+        former = Former(self._held(filter), session.owed.get(filter))
+        is_new = former.held is None
         if is_new and len(session.bindings) + len(session.memberships) >= self.settings.max_subscriptions:
             self.outbound.counters.refusals["subscriptions"] += 1
             return Reason.QUOTA_EXCEEDED
@@ -112,10 +151,10 @@ class Subscriptions:
                 options=options,
             )
             there = session.bindings.get(filter)
+            lasts = self._lasts
             if there == binding:
                 binding = there
             else:
-                lasts = self._lasts
                 if lasts and self.gateway.refusing:
                     return Reason.QUOTA_EXCEEDED
                 try:
@@ -123,9 +162,13 @@ class Subscriptions:
                 except BindingsFullError:
                     return Reason.QUOTA_EXCEEDED
                 session.bindings[filter] = binding
-                granted.changed(filter, lasts, is_new)
+            if lasts and (binding is not there or filter in self.former):
+                granted.changed(filter, binding, former)
             if request.retain_handling == 0 or (request.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
-                granted.steps.append(lambda: self._send_retained(binding))
+                owed = Owed(binding)
+                session.owed.pop(filter, None)
+                session.owed[filter] = owed
+                granted.steps.append(lambda: self._send_retained(owed))
         else:
             if request.no_local and target.kind is Kind.SHARE:
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription")  # [MQTT-3.8.3-4]
@@ -133,7 +176,9 @@ class Subscriptions:
                 # Its PUBACK is what settles (ruling 12), and it is not the client's own queue.
                 return Reason.IMPLEMENTATION_SPECIFIC_ERROR
             membership = Membership(filter, options)
-            lasts = self._lasts and session.memberships.get(filter) != membership
+            if former.held == membership:
+                membership = session.memberships[filter]
+            lasts = self._lasts and (membership is not former.held or filter in self.former)
             lasts = lasts or (target.kind is Kind.SHARE and not self.sessions.has_share(target))
             if lasts and self.gateway.refusing:
                 return Reason.QUOTA_EXCEEDED
@@ -145,7 +190,8 @@ class Subscriptions:
             elif self.gateway.queue(target.queue) is None:
                 return Reason.TOPIC_FILTER_INVALID
             session.memberships[filter] = membership
-            granted.changed(filter, lasts, is_new)
+            if lasts:
+                granted.changed(filter, membership, former)
             granted.steps.append(lambda: self._consume_if_member(target, membership))
         return options.qos
 
@@ -155,9 +201,9 @@ class Subscriptions:
         queue = self.gateway.queue(self.session.queue)
         return queue is not None and queue.policy.durable
 
-    def _send_retained(self, binding: Binding) -> None:
-        if self.session.bindings.get(binding.filter) is binding:
-            self.outbound.owe_retained(binding)
+    def _send_retained(self, owed: Owed) -> None:
+        if self.session.owed.get(owed.binding.filter) is owed:
+            self.outbound.retaining.owe(owed)
 
     def _consume_if_member(self, target: Target, membership: Membership) -> None:
         if self.session.memberships.get(membership.filter) is membership:
@@ -180,6 +226,7 @@ class Subscriptions:
     def drop(self, filter: str) -> bool:
         """False if there was none."""
         session = self.session
+        self.former.pop(filter, None)
         binding = session.bindings.pop(filter, None)
         if binding is not None:
             self.gateway.unbind(binding)
