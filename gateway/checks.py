@@ -138,6 +138,9 @@ class Checks:
             return f'transport "{link}" of type {kind} takes no messages from routes; a link does'
         if not path:
             return f'says no place at the link; write for example "{link}:{{topic}}"'
+        section = self.settings.transports.get(link)
+        if section is not None and (why := plugins.check_target(section.type, path)):
+            return why
         try:
             Template(path)
         except ValueError as error:

@@ -105,6 +105,15 @@ def is_link(kind: str) -> bool:
         return False
 
 
+def check_target(kind: str, template: str) -> str:
+    """Why no link of this type can send there, or "": what its class says by `check_target`, if it has one."""
+    try:
+        check: Callable[[str], str] | None = getattr(load(kind), "check_target", None)
+    except GatewayError:
+        return ""
+    return check(template) if check is not None else ""
+
+
 def create(name: str, settings: msgspec.Struct) -> Transport:
     """A transport, made with its name and settings. Raises PluginError, or ConfigError for a section whose plugin
     was not there when the configuration was read and which does not fit it."""

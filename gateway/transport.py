@@ -419,8 +419,8 @@ class Transport(Protocol):
     """Has at least `type: str`; `listen: str`, if it has one, is held to the rule for access (users). `queue` and
     `unroutable`, if it has them, name queues. With `is_link = True` beside it, routes may name the transport as a
     target: it sends what its outbox (`gateway.links.outbox(name)`) holds, whose policy is the setting
-    `outbox: OutboxPolicy`. A section in it that names files may have `look_at_files` (`gateway.files.NamesFiles`), for
-    `gateway check`."""
+    `outbox: OutboxPolicy`; `check_target`, if the class has it, says why a text is no template of a target, or "". A
+    section in it that names files may have `look_at_files` (`gateway.files.NamesFiles`), for `gateway check`."""
 
     async def run(self, gateway: Gateway) -> None:
         """Until cancelled; cancelling = drain within `gateway.drain_timeout`, then return. Raises ListenError

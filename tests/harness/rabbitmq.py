@@ -6,12 +6,13 @@ Its rule: it needs and touches nothing of an installed service, and leaves no Er
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.harness.mosquitto import executable, wait_for_port
-from tests.harness.process import Address, ServerProcess, free_port
+from tests.harness.process import Address, ServerProcess, free_port, quiet_port
 
 START_SECONDS = 60.0
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
@@ -24,7 +25,7 @@ class RabbitMq:
     def __init__(self, folder: Path, *, plugins: Sequence[str] = ("rabbitmq_mqtt",), settings: str = "") -> None:
         """`settings` are further lines of its rabbitmq.conf."""
         self.folder = folder
-        self.amqp = Address("127.0.0.1", free_port())
+        self.amqp = Address("127.0.0.1", quiet_port())
         self.mqtt = Address("127.0.0.1", free_port())
         self._epmd_port, dist_port = free_port(), free_port()
         self._server: ServerProcess | None = None
@@ -93,6 +94,13 @@ class RabbitMq:
     def kill(self) -> None:
         assert self._server
         self._server.kill()
+
+    def pause(self) -> None:
+        """It does nothing more, and its connections stay."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
 
     def control(self, *arguments: str) -> str:
         """What `rabbitmqctl ARGUMENTS` prints. Takes seconds: it starts a second Erlang machine."""

@@ -225,7 +225,8 @@ def test_an_offer_is_decided_again_after_a_failed_commit() -> None:
 
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL))
 def test_what_the_document_says_to_paste_is_a_configuration(tmp_path, text):
-    (tmp_path / "plant.password").write_text("secret")
+    for name in ("plant", "rabbit"):
+        (tmp_path / f"{name}.password").write_text("secret")
     path = tmp_path / "gateway.yaml"
     path.write_text(text)
     settings = load(path, {"CLOUD_PASSWORD": "secret"}, True)

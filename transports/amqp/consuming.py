@@ -264,7 +264,7 @@ class Consuming:
     def _encode(self, delivery: Delivery) -> bytes | str:
         """The properties as they go out, or why they can't."""
         message = delivery.message
-        native = message.source in self.topology.listeners
+        native = message.source in self.topology.natives
         remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
         try:
             headers = delivery_headers(delivery, self.vhost)

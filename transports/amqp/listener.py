@@ -21,6 +21,7 @@ from gateway.transport import Gateway
 from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
 from transports.amqp.names import MAX_SHORT
+from transports.amqp.native import natives
 from transports.amqp.topology import OWNER, Topology
 from transports.amqp.vhost import Vhost
 from transports.port import open_port, urls
@@ -105,7 +106,7 @@ class AmqpListener:
     async def run(self, gateway: Gateway) -> None:
         """Until cancelled. Raises ListenError, or StoreError if the kept state is not readable."""
         topology = _topology(gateway)
-        topology.listeners.add(self.name)
+        topology.natives.add(self.name)
         for name in self.settings.vhosts:
             topology.add_vhost(Vhost(name))
         counters = gateway.counters(self.name)
@@ -157,6 +158,7 @@ def _topology(gateway: Gateway) -> Topology:
             topology = Topology(gateway.state(OWNER))
         except msgspec.MsgspecError as error:
             raise StoreError(f"what AMQP clients have declared can't be read: {error}") from error
+        topology.natives = natives(gateway)
         stale = topology.stale(gateway.queues())
         for view in list(gateway.queues()):
             for binding in gateway.bindings(view.name):

@@ -413,3 +413,23 @@ def routing_key(message: Message, prefix: str = "") -> bytes:
     if not _key_fits(topic):
         return b""
     return (topic if message.exchange == DEFAULT_EXCHANGE else swap(topic)).encode()
+
+
+_BEFORE_MESSAGE_ID = (0x8000, 0x4000, _HEADERS, _MODE, 0x0800, _CORRELATION, _REPLY_TO, _EXPIRATION)
+
+
+def message_id(data: bytes) -> str:
+    """The message id alone, of properties that were encoded here; "" if there is none."""
+    flags, at = _SHORT.unpack_from(data)[0], 2
+    if not flags & 0x0080:
+        return ""
+    for bit in _BEFORE_MESSAGE_ID:
+        if not flags & bit:
+            continue
+        if bit == _HEADERS:
+            at += 4 + int.from_bytes(data[at : at + 4], "big")
+        elif bit in (_MODE, 0x0800):
+            at += 1
+        else:
+            at += 1 + data[at]
+    return _text(data, at, len(data))[0]

@@ -85,7 +85,7 @@ class Topology:
         """`state` as it was kept. Raises msgspec.DecodeError (also ValidationError) if it was not made here."""
         self.version = 0
         """Grows whenever an exchange comes or goes: what was worked out for another version holds no more."""
-        self.listeners: set[str] = set()
+        self.natives: set[str] = set()
         """Names of the transports whose messages have AMQP tables for headers."""
         self.exchanges: dict[str, Exchange] = {exchange.name: exchange for exchange in PREDECLARED}
         self.predeclared = len(PREDECLARED)

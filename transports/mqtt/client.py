@@ -26,7 +26,9 @@ from gateway.transport import Gateway, StateChange
 from transports.mqtt.link_settings import MqttClientSettings
 from transports.mqtt.link_sink import RemoteSink
 from transports.mqtt.link_source import Source
-from transports.mqtt.remote import LinkError, Remote, tls_context
+from transports.mqtt.remote import LinkError, Remote
+from transports.remote_tls import remote_context
+from transports.tls import TlsError
 
 MAX_SEND = 100
 """Messages that wait for their PUBACKs together."""
@@ -61,8 +63,8 @@ class MqttClient:
             self._up_since = math.inf
             try:
                 why = await self._connect()
-            except (aiomqtt.MqttError, LinkError, WebsocketConnectionError, OSError) as error:
-                refused = isinstance(error, (MqttConnectError, LinkError))
+            except (aiomqtt.MqttError, LinkError, TlsError, WebsocketConnectionError, OSError) as error:
+                refused = isinstance(error, (MqttConnectError, LinkError, TlsError))
                 self._counters.refusals["link-refused" if refused else "link-unreachable"] += 1
                 why = str(error) or type(error).__name__
             except Exception as error:
@@ -84,7 +86,7 @@ class MqttClient:
     async def _connect(self) -> str:
         """One connection from its beginning to its end; returns why it ended."""
         settings, gateway = self.settings, self._gateway
-        tls = await anyio.to_thread.run_sync(tls_context, settings.tls) if settings.place.encrypted else None
+        tls = await anyio.to_thread.run_sync(remote_context, settings.tls) if settings.place.encrypted else None
         source = Source(self.name, settings, gateway, self._report)
         remote = Remote(settings, await self._client_id(), tls, source.receive)
         await remote.open()

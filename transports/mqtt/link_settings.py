@@ -5,17 +5,15 @@ Its rule: settings are data, checked when they are read; a secret in them is nev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from gateway.files import Finding
 from gateway.links import OutboxPolicy
 from gateway.policy import Octets, Seconds, SecondsRange
 from gateway.topics import check_filter
-from transports import certificates
+from transports.remote_tls import RemoteTls
 
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 DEFAULT_PATH = "/mqtt"
@@ -62,29 +60,6 @@ class Place(NamedTuple):
         scheme = ("ws" if self.path else "mqtt") + ("s" if self.encrypted else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}{self.path.partition('?')[0]}"
-
-
-class RemoteTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TLS 1.2 or later towards a remote; its name is always checked. The files are read for each connection, so that
-    what is renewed counts from the next one.
-
-    ca: PEM file with the authorities that the remote's certificate must lead to; without it, the system's.
-    cert, key: PEM files with our own certificate and its key, not encrypted; `key` may be left out if it is in the same
-    file. alpn: protocols to offer; AWS IoT Core on port 443 wants `x-amzn-mqtt-ca`.
-    """
-
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    alpn: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.key is not None and self.cert is None:
-            raise ValueError("key: needs cert, the certificate that it belongs to")
-
-    def look_at_files(self, now: float) -> Iterator[Finding]:
-        """For `gateway check`."""
-        return certificates.look_at(self.cert, self.key, ("ca", self.ca), now)
 
 
 class MqttClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

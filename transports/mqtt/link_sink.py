@@ -13,9 +13,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.metrics import TransportCounters
+from gateway.source import HOPS, hops
 from gateway.transport import Delivery, Verdict
 from transports.mqtt.link_settings import MqttClientSettings
-from transports.mqtt.link_source import HOPS, hops
 from transports.mqtt.packets import Properties5, Property, Reason
 from transports.mqtt.properties import is_topic_name, to_wire
 from transports.mqtt.remote import LostError, Remote

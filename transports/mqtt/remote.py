@@ -27,7 +27,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gateway.logs import log
 from transports.mqtt.codec import Decoder, TopicNames
-from transports.mqtt.link_settings import SHARE_PREFIX, MqttClientSettings, RemoteTls
+from transports.mqtt.link_settings import SHARE_PREFIX, MqttClientSettings
 from transports.mqtt.packets import Fault, Publish, Reason
 
 MAX_WINDOW = 65_535
@@ -330,31 +330,3 @@ def _connect_properties(settings: MqttClientSettings) -> Properties:
 def _value(code: Any) -> int:
     """A reason code as a number; paho gives both kinds."""
     return int(code.value) if isinstance(code, ReasonCode) else int(code)
-
-
-def tls_context(settings: RemoteTls | None) -> ssl.SSLContext:
-    """Blocks while it reads files. Raises LinkError that names the file that can't be used."""
-    tls = settings or RemoteTls()
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-    except OSError as error:  # an SSLError is one
-        raise LinkError(f"tls.ca: {tls.ca}: {_why(error)}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.cert is not None:
-        try:
-            context.load_cert_chain(tls.cert, tls.key, password=_no_password)
-        except (OSError, ValueError) as error:
-            raise LinkError(f"tls.cert {tls.cert} with tls.key {tls.key or tls.cert}: {_why(error)}") from error
-    if tls.alpn:
-        context.set_alpn_protocols(list(tls.alpn))
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; give one that is not")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
