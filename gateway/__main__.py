@@ -178,6 +178,9 @@ def explain(
         for step in steps:
             fate = "stored" if step.target is None else f"stored, sent to {step.target}"
             fate = f"dead letters: {step.invalid}" if step.invalid else fate
+            if step.within is not None:
+                fate = f"sent to {step.target}, answered when delivered, in {step.within:g}s at most"
+            fate = f"refused: {step.refused}" if step.refused else fate
             rows.append((step.queue, "; ".join(step.bindings), step.group, step.dedup_key, fate))
         tables.show(("queue", "because", "group", "dedup key", "then"), rows, f"unrouted: nothing takes {topic}")
     if not steps:

@@ -16,10 +16,10 @@ from gateway.document import Faults, Node, nearest
 from gateway.message import RESERVED_QUEUES
 from gateway.policy import DEAD_LETTERS, DISCARD, QueuePolicy
 from gateway.template import Template
-from gateway.topics import check_filter
+from gateway.topics import check_filter, overlap
 
 if TYPE_CHECKING:
-    from gateway.settings import Settings
+    from gateway.settings import Route, Settings
 
 RESERVED = (*RESERVED_QUEUES, "amq.")
 """Beginnings of queue names that belong to sessions and shares, to outboxes, and to AMQP (ruling 25)."""
@@ -122,6 +122,23 @@ class Checks:
             for target in route.targets:
                 if why := self._bad_target(target):
                     self.faults.add(node.child("to").line, f"{key}.to", why)
+            if route.ack == "delivered":
+                if why := self._bad_delivery(number, route):
+                    self.faults.add(node.child("ack").line, f"{key}.ack", why)
+            elif node.says("deliver_within"):
+                text = "means something with `ack: delivered` only"
+                self.faults.add(node.child("deliver_within").line, f"{key}.deliver_within", text)
+
+    def _bad_delivery(self, number: int, route: Route) -> str:
+        """Why a route can't be acknowledged when it is delivered: its messages may be kept nowhere (ruling 23)."""
+        found = [links.parse(target, self.queues) for target in route.targets]
+        if len(found) != 1 or found[0].link is None:
+            return "delivered: needs one target, which is a link"
+        for other, another in enumerate(self.settings.routes):
+            is_told = another.ack == "delivered" and other > number
+            if other != number and not is_told and _share_messages(route, found[0].link, another):
+                return f"delivered: routes[{other}] takes some of these messages, too, and then they would be refused"
+        return ""
 
     def _bad_target(self, target: str) -> str:
         queue, link, path = links.parse(target, self.queues)
@@ -155,6 +172,8 @@ class Checks:
     def _check_transports(self) -> None:
         """What a transport says of queues of ours."""
         for name, section in self.settings.transports.items():
+            if ":" in name and self._is_link(name):
+                self._fault("a link has no colon in its name: routes write LINK:TARGET", "transports", name)
             for key in ("queue", "unroutable"):
                 queue = getattr(section, key, None)
                 if isinstance(queue, str) and queue not in self.queues and queue != DEAD_LETTERS:
@@ -190,6 +209,13 @@ class Checks:
                     *keys,
                     "listen",
                 )
+
+
+def _share_messages(route: Route, link: str, other: Route) -> bool:
+    """Whether a message may be taken by both; `route` leads to that link, and takes nothing that came by it."""
+    if None not in (route.source, other.source) and route.source != other.source:
+        return False
+    return link not in (route.source, other.source) and overlap(route.filter, other.filter)
 
 
 def _bad_name(name: str, links: list[str]) -> str:

@@ -149,7 +149,8 @@ class Committer:
         waiting, self.core.gather.accepts = self.core.gather.accepts, []
         for accept in waiting:
             accept.outcomes = [Outcome.REFUSED] * len(accept.messages)
-        self._answer(waiting, ok=False)
+            self.core.awaited.undo(accept)
+        self._answer([*waiting, *self.core.awaited.give_up()], ok=False)
 
     def state(self, owner: str) -> dict[str, bytes]:
         return dict(self.states.get(owner, {}))
@@ -177,6 +178,7 @@ class Committer:
             return
         core = self.core
         core.dispatch()
+        self._answer_delivered()
         if core.rows.wanted:
             self.reader.read_wanted()
         self._begin()
@@ -285,6 +287,11 @@ class Committer:
             if accept.insists or (ok and accept.changes and not accept.is_refused()):
                 self._remember(accept.changes)
             accept.resolve(accept.outcomes, ok)
+
+    def _answer_delivered(self) -> None:
+        """Whom a link kept waiting."""
+        if self.core.awaited.over:
+            self._answer(self.core.take_delivered())
 
     def _answer_from_memory(self) -> None:
         """Nobody waits for a store that did not take the last commit: it may take minutes until it does. The last call

@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import cast
 
+from gateway.awaited import Awaited
 from gateway.dead_letter import DeadLetters, Reason
 from gateway.declarations import CONFIG, binding_state, exchange_binding_state, queue_state
 from gateway.dedup import MAX_KEYS, SWEEP_KEYS, Dedup
@@ -71,6 +72,7 @@ class Core:
         """What the call that is being decided will count, once it is answered."""
         self.dead_letters = DeadLetters(self)
         self.extras = Extras()
+        self.awaited = Awaited()
         self.gather = Gather()
         self.committing: Gather | None = None
         self.refusing = ""
@@ -110,6 +112,9 @@ class Core:
         accept.counts, self.counts = self.counts, []
         gather = self.gather
         gather.accepts.append(accept)
+        if self.intake.waits:
+            self.awaited.add(accept, self.intake.take_waits(accept))
+            return
         if accept.changes and not accept.is_refused():
             gather.states += accept.changes
         if accept.offer.done and accept.settles():
@@ -122,8 +127,9 @@ class Core:
             self.gather.groups.append((queue.number, number, group))
         return number
 
-    def extra_number(self, extra: Extra) -> int:
-        number, is_new = self.extras.use(extra)
+    def extra_number(self, extra: Extra, durable: bool) -> int:
+        """For an entry of a durable queue, or of another."""
+        number, is_new = self.extras.use(extra, durable)
         if is_new:
             self.gather.extras.append((number, extra))
         return number
@@ -141,21 +147,46 @@ class Core:
             self.rows.refer(row, count)
         return gather.commit(self.now())
 
-    def committed(self) -> list[Accept]:
-        """The commit is durable: its entries are deliverable, its calls may be answered, in order."""
+    def committed(self) -> Sequence[Accept]:
+        """The commit is durable: its entries are deliverable, its calls may be answered, in order; but those that wait
+        for a link are told by `take_delivered`."""
         gather, self.committing = self.committing, None
         assert gather is not None
         self._make_true(gather)
         idents = [entries[-1].ident for entries in (gather.pending, gather.moved) if entries]
         self.committed_ident = max(self.committed_ident, *idents, 0)
-        return gather.accepts
+        return self._answerable(gather.accepts)
 
-    def take_volatile(self) -> list[Accept]:
+    def take_volatile(self) -> Sequence[Accept]:
         """While the store takes nothing: nothing durable is accepted, and everything else is true at once. The calls
         may be answered now, in order, and no change of theirs is durable."""
         gather = self.gather.take_volatile()
         self._make_true(gather)
-        return gather.accepts
+        return self._answerable(gather.accepts)
+
+    def _answerable(self, accepts: Sequence[Accept]) -> Sequence[Accept]:
+        answerable = self.awaited.committed(accepts)
+        if self.awaited.over:
+            self.poke()
+        return answerable
+
+    def take_delivered(self) -> list[Accept]:
+        """Calls whose messages were all delivered by their links, or not in time; they may be answered now. What such
+        a call changes and settles is true now, and it is answered when a commit has that."""
+        over, self.awaited.over = self.awaited.over, []
+        answered: list[Accept] = []
+        for accept in over:
+            accept.settle()
+            if (accept.changes or accept.offer.done) and not accept.is_refused():
+                self.accept(Accept((), accept.changes, _behind(accept), insists=bool(accept.changes)))
+            else:
+                answered.append(accept)
+        return answered
+
+    def drain(self) -> None:
+        """Links take nothing more: what waits for them is refused, but what is in flight."""
+        self.awaited.draining = True
+        self.poke()
 
     def _make_true(self, gather: Gather) -> None:
         now = self.now()
@@ -169,6 +200,8 @@ class Core:
                 self._give_up(queue, stored)
                 continue
             slots = queue.store(stored, now)
+            if self.awaited and not queue.policy.durable:
+                self.awaited.stored(slots, stored)
             queue.counters.accepted += len(stored)
             self._dirty[queue] = None
             if crowded:
@@ -199,7 +232,8 @@ class Core:
         self.dedup.sweep(now, max(SWEEP_KEYS, 2 * len(gather.pending)))
         for accept in gather.accepts:
             accept.count()
-            accept.settle()
+            if not accept.waits:
+                accept.settle()
 
     def _deliver_live(self, live: Sequence[tuple[Queue, Message, Options]]) -> None:
         batches: dict[Queue, list[Delivery]] = {}
@@ -226,6 +260,8 @@ class Core:
         for accept in gather.accepts:
             accept.outcomes = [Outcome.REFUSED] * len(accept.messages)
             accept.settle()
+        for accept in (*gather.accepts, *later.accepts):
+            self.awaited.undo(accept)
         for accept in later.accepts:
             self.accept(accept)
         return gather.accepts
@@ -249,8 +285,10 @@ class Core:
 
     # what queues ask of their ledger
 
-    def removed(self, queue: Queue, slots: Sequence[int]) -> None:
+    def removed(self, queue: Queue, slots: Sequence[int], done: bool) -> None:
         entries = queue.entries
+        if self.awaited and not queue.policy.durable:
+            self._left([entries.ident[slot] for slot in slots], done)
         rows = [entries.row[slot] for slot in slots]
         if queue.policy.durable and not queue.deleted:
             ident = entries.ident
@@ -262,12 +300,17 @@ class Core:
             if extras[slot]:
                 self.extras.drop(extras[slot])
 
+    def _left(self, idents: Iterable[int], done: bool) -> None:
+        if self.awaited.left(idents, done):
+            self.poke()
+
     def _release_row(self, row: int, count: int = 1) -> None:
         if self.rows.release(row, count):
             self.gather.dropped.append(row)
 
     def _give_up(self, queue: Queue, entries: Sequence[Pending]) -> None:
         """Committed for a queue that is deleted."""
+        self._left([entry.ident for entry in entries], False)
         for entry in entries:
             self.extras.drop(entry.extra)
             if entry.row:
@@ -285,6 +328,9 @@ class Core:
             self.gather.attempts.append((queue.entries.ident[slot], attempts, error))
 
     def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+        if self.awaited and not queue.policy.durable and self.awaited.answers(queue.entries.ident[slot]):
+            queue.counters.refused += 1  # its sender still has it
+            return True
         return self.dead_letters.bury(queue, slot, reason, attempts, error)
 
     def extra(self, number: int) -> Extra:
@@ -363,6 +409,8 @@ class Core:
         """Delivers what credit allows (if `is_dirty` there is more, and `poke` was called), then lets go of the bodies
         that memory has no room for."""
         now = self.now()
+        if self.awaited:
+            self.awaited.sweep()
         if self._purging:
             self._purge_some()
         for _ in range(MAX_ROUNDS):
@@ -415,7 +463,7 @@ class Core:
 
     def next_due(self) -> float:
         """When `tick` has something to do, or infinity."""
-        return min(self._timers[0][0] if self._timers else NEVER, self.dedup.due)
+        return min(self._timers[0][0] if self._timers else NEVER, self.dedup.due, self.awaited.due())
 
     def tick(self) -> None:
         """Whatever time has brought. Follow it with `dispatch`."""
@@ -426,6 +474,7 @@ class Core:
                 self.gather.expired = now
                 if self.keys_until <= now:
                     self.keys_until = 0.0
+        self.awaited.tick(now)
         while self._timers and self._timers[0][0] <= now:
             due, _, queue = heappop(self._timers)
             if self._scheduled.get(queue) == due:
@@ -534,6 +583,11 @@ class Core:
             queue.live = True
             self.journal_queue(queue)
         return queue.attach(consumer, pools, live, priority)
+
+
+def _behind(first: Accept) -> Callable[[Sequence[Outcome], bool], None]:
+    """Answers a call when another, which makes what it changes, is answered."""
+    return lambda outcomes, ok: first.resolve(first.outcomes, ok)
 
 
 def _nobody() -> None:

@@ -221,7 +221,7 @@ class DeadLetters:
         expires = now + target.policy.ttl if target.policy.ttl is not None else 0.0
         target.pending_count += 1
         target.pending_octets += place[2]
-        carried = self._core.extra_number(extra)
+        carried = self._core.extra_number(extra, target.policy.durable)
         pending.append(Pending(target, ident, message, *place, expires, now, number, carried, 0.0))
 
 

@@ -29,8 +29,14 @@ def explain(core: Core, message: Message) -> list[Step]:
     """By queue, and for an outbox by target; empty if no binding matches."""
     fields = Fields(message)
     bindings: dict[tuple[str, str | None], list[str]] = {}
+    within: dict[str, float] = {}
+    keepers: set[str] = set()
     for binding in core.router.find(message):
+        if not (core.queues[binding.queue].live and 0 in (message.qos, binding.options.qos)):
+            keepers.add(binding.queue)
         bindings.setdefault((binding.queue, binding.options.target), []).append(_describe(binding))
+        if binding.options.within is not None:
+            within[binding.queue] = binding.options.within
     steps: dict[tuple[str, str | None, str | None], Step] = {}
     for (queue, template), lines in bindings.items():
         step = _step(core.queues[queue], template, tuple(lines), fields)
@@ -38,7 +44,18 @@ def explain(core: Core, message: Message) -> list[Step]:
         if same is not None:  # two templates of one text
             step = msgspec.structs.replace(step, bindings=same.bindings + step.bindings)
         steps[queue, step.target, step.invalid] = step
-    return list(steps.values())
+    if not within:
+        return list(steps.values())
+    kept = sum(step.queue in keepers for step in steps.values())
+    return [_awaited(step, within, kept) for step in steps.values()]
+
+
+def _awaited(step: Step, within: dict[str, float], kept: int) -> Step:
+    """What differs when a link must deliver it before its sender is answered. kept: by so many queues."""
+    why = step.invalid
+    if kept > 1:
+        why = "what is acknowledged when it is delivered may be kept nowhere else"
+    return msgspec.structs.replace(step, within=within.get(step.queue), refused=why)
 
 
 def _step(queue: Queue, template: str | None, bindings: tuple[str, ...], fields: Fields) -> Step:

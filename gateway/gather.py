@@ -18,6 +18,7 @@ from gateway.storage.journal import Commit, StateChange
 from gateway.transport import PLAIN, Offer, Options, Outcome, Verdict
 
 if TYPE_CHECKING:
+    from gateway.awaited import Wait
     from gateway.ledger import Counters
     from gateway.queue import Queue
 
@@ -55,9 +56,21 @@ class Relocation(NamedTuple):
 class Accept:
     """One call of `accept`, `put` or `keep`. outcomes are what will be true once the commit is done, and counts,
     (counters of a queue, which), what is counted then: a call that is decided again counts once. insists: its changes
-    are true already, so they are never refused. offer: as `Gateway.accept` has it."""
+    are true already, so they are never refused. offer: as `Gateway.accept` has it.
+    waits: its messages that a link must deliver; open: how many of these must be known before it is answered."""
 
-    __slots__ = ("changes", "counts", "insists", "messages", "offer", "outcomes", "resolve")
+    __slots__ = (
+        "changes",
+        "committed",
+        "counts",
+        "insists",
+        "messages",
+        "offer",
+        "open",
+        "outcomes",
+        "resolve",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -72,13 +85,20 @@ class Accept:
         self.changes = changes
         self.resolve = resolve
         self.insists = insists
-        self.outcomes: Sequence[Outcome] = ()
+        self.outcomes: list[Outcome] = []
         self.counts: Sequence[tuple[Counters, str]] = ()
+        self.waits: Sequence[Wait] = ()
+        self.open = 0
+        self.committed = False
 
     def count(self) -> None:
         """It is about to be answered."""
         for counters, name in self.counts:
             setattr(counters, name, getattr(counters, name) + 1)
+
+    def refuse(self, place: int) -> None:
+        """A link did not deliver this message."""
+        self.outcomes[place] = Outcome.REFUSED
 
     def settles(self) -> bool:
         """Its deliveries are done: none of its messages was refused."""
@@ -253,7 +273,7 @@ class Gather:
             self.moved = [entry for entry in self.moved if entry.queue.policy.durable]
         self.states = []
         for accept in volatile.accepts:
-            if accept.messages and not accept.is_refused():
+            if accept.messages and not accept.is_refused() and not accept.waits:
                 accept.insists = True  # its messages are there
             if accept.insists:
                 self.insist(accept.changes)

@@ -110,24 +110,28 @@ class GroupNames:
 
 
 class Extras:
-    """Of the whole daemon, counted by use. Number 0 is NO_EXTRA."""
+    """Of the whole daemon, counted by use. Number 0 is NO_EXTRA. What entries in memory alone carry has numbers of its
+    own, which the journal never hears of."""
 
-    __slots__ = ("_free", "_numbers", "_uses", "_values")
+    __slots__ = ("_free", "_numbers", "_uses", "_values", "_volatile")
 
     def __init__(self) -> None:
         self._values: list[Extra] = [NO_EXTRA]
         self._uses: list[int] = [0]
         self._numbers: dict[Extra, int] = {}
+        self._volatile: dict[Extra, int] = {}
         self._free: list[int] = []
 
     def __getitem__(self, number: int) -> Extra:
         return self._values[number]
 
-    def use(self, value: Extra) -> tuple[int, bool]:
-        """The value's number, used once more, and whether it is new and must be journaled."""
+    def use(self, value: Extra, durable: bool = True) -> tuple[int, bool]:
+        """The value's number, used once more by an entry of a durable queue or of another, and whether it is new and
+        must be journaled."""
         if value == NO_EXTRA:
             return 0, False
-        number = self._numbers.get(value)
+        numbers = self._numbers if durable else self._volatile
+        number = numbers.get(value)
         if number is not None:
             self._uses[number] += 1
             return number, False
@@ -139,8 +143,8 @@ class Extras:
             number = len(self._values)
             self._values.append(value)
             self._uses.append(1)
-        self._numbers[value] = number
-        return number, True
+        numbers[value] = number
+        return number, durable
 
     def drop(self, number: int) -> None:
         """One use less."""
@@ -149,7 +153,9 @@ class Extras:
         self._uses[number] -= 1
         if not self._uses[number]:
             value = self._values[number]
-            del self._numbers[value]
+            for numbers in (self._numbers, self._volatile):
+                if numbers.get(value) == number:  # after a crash a value may have two
+                    del numbers[value]
             self._values[number] = NO_EXTRA
             self._free.append(number)
 
@@ -176,6 +182,12 @@ class Extras:
         return len(self._values)
 
     def named(self, start: int, stop: int) -> list[tuple[int, Extra]]:
-        """The numbers from `start` to below `stop` that are in use, with their values."""
+        """The numbers from `start` to below `stop` that the journal must know, with their values."""
         uses = enumerate(self._uses[start:stop], start)
-        return [(number, self._values[number]) for number, count in uses if count]
+        found = [(number, self._values[number]) for number, count in uses if count]
+        return [(number, value) for number, value in found if self._volatile.get(value) != number]
+
+    @property
+    def in_use(self) -> list[Extra]:
+        """All there are."""
+        return [*self._numbers, *self._volatile]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.awaited import Wait
 from gateway.dead_letter import UNSTORED_OCTETS, Reason
-from gateway.gather import Pending
+from gateway.gather import Accept, Pending
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import Grouped
 from gateway.policy import QueuePolicy
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 class Intake:
     """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
 
-    __slots__ = ("_core", "_ends", "_targets")
+    __slots__ = ("_core", "_ends", "_outcomes", "_targets", "waits")
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._outcomes: list[Outcome] = []
+        """Of this call, so far."""
+        self.waits: list[tuple[int, Queue, int, float]] = []
+        """What of this call a link must deliver: place in the call, queue, ident there, and until when."""
         self._targets: dict[str, Template] = {}
         """Of the configured routes, by their text."""
         self._ends: dict[float, float] = {}
@@ -40,14 +45,23 @@ class Intake:
         """One Outcome for each, in order; they become true with the next commit."""
         now, decide, route = self._core.now(), self._decide, self._core.router.route
         self._ends = {}
-        if offer is PLAIN:
-            return [decide(message, now, route(message)) for message in messages]
-        return self._take_as_offered(messages, offer, now)
-
-    def _take_as_offered(self, messages: Sequence[Message], offer: Offer, now: float) -> list[Outcome]:
-        core, decide = self._core, self._decide
-        keeper = core.queues.get(offer.unroutable) if offer.unroutable is not None else None
         outcomes: list[Outcome] = []
+        self._outcomes = outcomes
+        if offer is not PLAIN and (offer.also or offer.in_order or offer.unroutable is not None):
+            self._take_as_offered(messages, offer, now)
+            return outcomes
+        for message in messages:
+            outcomes.append(decide(message, now, route(message)))  # noqa: PERF401 - its length is asked for meanwhile
+        return outcomes
+
+    def take_waits(self, accept: Accept) -> list[Wait]:
+        """Of the call that was just taken."""
+        waits, self.waits = self.waits, []
+        return [Wait(queue, ident, place, due, accept) for place, queue, ident, due in waits]
+
+    def _take_as_offered(self, messages: Sequence[Message], offer: Offer, now: float) -> None:
+        core, decide, outcomes = self._core, self._decide, self._outcomes
+        keeper = core.queues.get(offer.unroutable) if offer.unroutable is not None else None
         for place, message in enumerate(messages):
             topics = offer.also.get(place)
             targets = core.router.route(message) if topics is None else core.router.route_also(message, topics)
@@ -61,13 +75,14 @@ class Intake:
             if outcome is Outcome.REFUSED and offer.in_order and not (offer.drops_qos0 and message.qos == 0):
                 outcomes += [Outcome.REFUSED] * (len(messages) - len(outcomes))
                 break
-        return outcomes
 
     def _decide(self, message: Message, now: float, targets: Sequence[tuple[Queue, Options]]) -> Outcome:
         core = self._core
         if core.overloaded:
             return Outcome.REFUSED
         retains = message.retain and message.exchange == TOPIC_EXCHANGE
+        if retains and any(options.within is not None for _, options in targets):
+            retains = False  # that is for the other side of the link: nothing is kept here
         if retains and (core.refusing or self._retained_is_full(message, now)):
             return Outcome.REFUSED
         if not targets:
@@ -75,6 +90,7 @@ class Intake:
                 self._retain(message, now)
             return Outcome.UNROUTED
         fields: Fields | None = None
+        within: float | None = None
         plan: list[tuple[Queue, Options, str | None, bytes | None]] = []
         # Rare, and a list for nothing costs as much as a dictionary hit.
         live: list[tuple[Queue, Options]] | None = None
@@ -96,6 +112,7 @@ class Intake:
                     fields = Fields(message)
                 try:
                     if options.target is not None:
+                        within = options.within if options.within is not None else within
                         options = self._address(options, options.target, fields)
                         if any(planned[0] is queue and planned[1].target == options.target for planned in plan):
                             continue  # two templates of one text: one entry for each distinct target (ruling 8)
@@ -131,6 +148,8 @@ class Intake:
                         core.dead_letters.bury_refused(queue, message, octets, now)
                     return Outcome.REFUSED
             plan.append((queue, options, group, digest))
+        if within is not None:
+            return self._store_awaited(message, plan, live, octets, now, within, bool(invalid or duplicates))
         for queue in duplicates or ():
             core.counts.append((queue.counters, "duplicates"))
         if plan:
@@ -149,6 +168,28 @@ class Intake:
         if template is None:
             template = self._targets[text] = Template(text)
         return msgspec.structs.replace(options, target=template.render(fields))
+
+    def _store_awaited(
+        self,
+        message: Message,
+        plan: list[tuple[Queue, Options, str | None, bytes | None]],
+        live: list[tuple[Queue, Options]] | None,
+        octets: int,
+        now: float,
+        within: float,
+        fails: bool,
+    ) -> Outcome:
+        """One that a link must deliver before its sender is answered: nothing else may keep it (ruling 23), or it would
+        be there although it is REFUSED. fails: it can't be what a queue wants of it."""
+        core = self._core
+        if fails or len(plan) != 1:
+            core.refused["delivered-and-stored" if len(plan) > 1 else "invalid"] += 1
+            return Outcome.REFUSED
+        self.waits.append((len(self._outcomes), plan[0][0], core.next_ident, now + within))
+        self._store(message, plan, octets, now)
+        for queue, options in live or ():
+            core.gather.live.append((queue, message, options))
+        return Outcome.STORED
 
     def _store(
         self,
@@ -174,7 +215,7 @@ class Intake:
                 row, offset, length = 0, 0, octets
                 gather.octets += octets
             number = core.group_number(queue, group, ident) if group is not None else 0
-            extra = core.extra_number(Extra(options)) if options is not NO_OPTIONS else 0
+            extra = core.extra_number(Extra(options), durable) if options is not NO_OPTIONS else 0
             if digest is not None and policy.dedup is not None:
                 window = policy.dedup.window
                 until = self._ends.setdefault(window, now + window)

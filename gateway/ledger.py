@@ -43,8 +43,8 @@ class Ledger(Protocol):
     """Entries up to this one were there when the daemon started: they may have been delivered before."""
 
     def now(self) -> float: ...
-    def removed(self, queue: Queue, slots: Sequence[int]) -> None:
-        """The entries leave for good; called before their slots are freed."""
+    def removed(self, queue: Queue, slots: Sequence[int], done: bool) -> None:
+        """The entries leave for good, settled as done or not; called before their slots are freed."""
 
     def purges(self, queue: Queue) -> None:
         """The queue wants to `purge_some` in each turn until it says that it need not."""

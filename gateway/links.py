@@ -1,6 +1,7 @@
 """Owns what a configuration says about links: the targets of routes, written `LINK:TEMPLATE`, and the outboxes.
 
-Its rule: what routes send to a link stands in one queue, its outbox, which is there as long as the link is configured.
+Its rule: what routes send to a link stands in its outbox, or, if its sender is to be answered when it is delivered, in
+a queue in memory beside it; both are there as long as the link is configured.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from gateway import plugins
-from gateway.policy import DEAD_LETTERS, QueuePolicy, SecondsRange, decode_custom
+from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, SecondsRange, decode_custom
 from gateway.transport import NO_OPTIONS, Binding, Options
 
 if TYPE_CHECKING:
     from gateway.settings import Route, Settings
 
 OUTBOX_PREFIX = "link."
+AWAITED_SUFFIX = ":delivered"
+"""No link has a colon in its name, so no outbox ends so."""
+AWAITED_OCTETS = Octets(64 << 20)
+"""What may wait for one link in memory; beyond it messages are refused."""
 
 
 class OutboxPolicy(QueuePolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +48,16 @@ def outbox(link: str) -> str:
     return OUTBOX_PREFIX + link
 
 
+def awaited(outbox: str) -> str:
+    """The queue beside an outbox, of what routes send with `ack: delivered`."""
+    return outbox + AWAITED_SUFFIX
+
+
+def queues(outbox: str) -> tuple[str, ...]:
+    """All that stand for one link, its outbox first."""
+    return (outbox, awaited(outbox))
+
+
 def parse(text: str, queues: Collection[str]) -> Target:
     """What an entry of `to` means. The name of a queue counts before that of a link."""
     link, colon, template = text.partition(":")
@@ -62,7 +77,21 @@ def policies(settings: Settings, running: Mapping[str, Any] | None = None) -> di
         for name, section in sections.items()
         if name in named or plugins.is_link(section.type)
     }
-    return {**settings.queues, **outboxes}
+    beside = {awaited(name): _awaited(policy) for name, policy in outboxes.items()}
+    return {**settings.queues, **outboxes, **beside}
+
+
+def _awaited(outbox: QueuePolicy) -> QueuePolicy:
+    """Each topic in its order, as an outbox has it. What the link could not deliver at the first attempt is the
+    sender's again: there is no second one and no dead letter."""
+    return QueuePolicy(
+        durable=False,
+        group="{topic}",
+        group_in_flight=outbox.group_in_flight,
+        max_deliveries=1,
+        dead_letter=DISCARD,
+        max_bytes=AWAITED_OCTETS,
+    )
 
 
 def waiting_for_restart(settings: Settings, running: Mapping[str, Any]) -> list[str]:
@@ -97,11 +126,12 @@ def bindings(settings: Settings) -> list[Binding]:
 
 
 def _binding(route: Route, target: Target) -> Binding:
+    within = float(route.deliver_within) if route.ack == "delivered" else None
     return Binding(
-        queue=target.queue,
+        queue=target.queue if within is None else awaited(target.queue),
         filter=route.filter,
         source=route.source,
         not_source=target.link,
         owner="config",
-        options=NO_OPTIONS if target.template is None else Options(target=target.template),
+        options=NO_OPTIONS if target.template is None else Options(target=target.template, within=within),
     )

@@ -83,6 +83,10 @@ class Step(msgspec.Struct, frozen=True):
     invalid: str | None = None
     """Why a template has no value; the message goes to the queue's dead letters as `invalid`."""
     target: str | None = None
+    within: float | None = None
+    """Its sender is answered when the link has delivered it, or has not in so many seconds; nothing is stored."""
+    refused: str | None = None
+    """Why the message is refused."""
 
 
 class Selection(msgspec.Struct, frozen=True):

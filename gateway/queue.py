@@ -342,10 +342,10 @@ class Queue:
 
     # entries out
 
-    def remove(self, slots: Sequence[int]) -> None:
-        """These entries leave for good, waiting or in flight."""
+    def remove(self, slots: Sequence[int], done: bool = False) -> None:
+        """These entries leave for good, waiting or in flight; `done`: since their consumer said so."""
         entries, flying, resident, leave = self.entries, self.flying, self.resident, self.order.leave
-        self.ledger.removed(self, slots)
+        self.ledger.removed(self, slots, done)
         expires, forget = entries.expires, self.expiries.forget
         octets = volatile = 0
         for slot in slots:
@@ -601,7 +601,7 @@ class Queue:
 
     def done(self, deliveries: Sequence[Delivery]) -> None:
         self.counters.settled += len(deliveries)
-        self.remove([delivery.slot for delivery in deliveries])
+        self.remove([delivery.slot for delivery in deliveries], done=True)
         self.ledger.wake(self)
 
     def give_back(self, delivery: Delivery) -> None:

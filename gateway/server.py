@@ -186,6 +186,7 @@ class Daemon:
                 group.start_soon(self._say_ready, ready, waiting)
                 await self._stop.wait()
                 log.info("draining", seconds=float(self.settings.drain_timeout))
+                self._gateway.core.drain()
                 # Transports take nothing new, answer what they accepted, and give back what is in flight.
                 group.cancel_scope.cancel()
 

@@ -89,11 +89,20 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     from: a topic filter in MQTT form. source: only messages that this transport accepted.
     to: a queue, or `link:target` with a template, or a list of them.
+    ack: when a sender is answered. `stored`: when its message is on the disk here. `delivered`: when the one link that
+    the route leads to has delivered it; nothing is stored here, and no other route may take such a message.
+    deliver_within: with `ack: delivered`, seconds after which a message that was not delivered is refused.
     """
 
     filter: str = msgspec.field(name="from")
     to: str | tuple[str, ...]
     source: str | None = None
+    ack: Literal["stored", "delivered"] = "stored"
+    deliver_within: Seconds = Seconds(10)
+
+    def __post_init__(self) -> None:
+        if self.deliver_within <= 0:
+            raise ValueError("deliver_within must be above 0")
 
     @property
     def targets(self) -> tuple[str, ...]:

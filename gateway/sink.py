@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import anyio
 
 from gateway.errors import UnknownQueueError
-from gateway.flow import Credit
+from gateway.flow import UNLIMITED, Credit
+from gateway.links import queues
 from gateway.logs import log
-from gateway.transport import Delivery, Gateway, Sink, Subscription, Verdict
+from gateway.transport import Delivery, Gateway, QueueView, Sink, Verdict
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
@@ -25,13 +26,13 @@ a peer that is away should not burn the attempts of a whole queue. Meanwhile not
 back, uncounted."""
 MAX_HELD_OCTETS = 16 << 20
 _MAX_REASON = 1024
-_DONE = (Verdict.DONE, "")
 
 
 async def drive(
     gateway: Gateway, queue: str, sink: Sink, batch: int = 100, in_flight: int = 1000, slow_start: bool = False
 ) -> None:
-    """Sends what the queue holds to `sink` until cancelled, at most `batch` in one send and `in_flight` unsettled.
+    """Sends what the queue holds to `sink` until cancelled, at most `batch` in one send and `in_flight` unsettled. Of a
+    link's outbox also, by turns, what waits beside it for `ack: delivered`.
     slow_start: begins with one, and lets one more be unsettled with each that is DONE. So a message over which the peer
     ends the connection is soon sent alone, and no other is taken for the cause.
 
@@ -66,8 +67,33 @@ class Window:
         self.pool.grant(octets=self.limit - self.held - self.pool.octets)
 
 
+class _Tap:
+    """A consumer of one of the queues."""
+
+    def __init__(self, driver: _Driver, view: QueueView, pools: Sequence[Credit]) -> None:
+        self._driver = driver
+        self.view = view  # whose policy a reload may change
+        self.lost = False
+        """A delivery's connection was; it is given back as the driver ends."""
+        self.subscription = driver.gateway.attach(view.name, self, pools)
+        self.subscription.grant(UNLIMITED)
+
+    @property
+    def is_ordered(self) -> bool:
+        policy = self.view.policy
+        return policy.group is not None and policy.group_in_flight > 1
+
+    # what the core calls
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        self._driver.deliver(batch)
+
+    def closed(self, reason: str) -> None:
+        self._driver.closed(self.view.name, reason)
+
+
 class _Driver:
-    """The consumer; it holds at most its credit, so its waiting list needs no other limit."""
+    """It holds at most its credit, so its waiting list needs no other limit."""
 
     def __init__(self, gateway: Gateway, queue: str, sink: Sink, batch: int, in_flight: int, slow_start: bool) -> None:
         self.gateway = gateway
@@ -78,24 +104,22 @@ class _Driver:
         self.sends: set[asyncio.Task[None]] = set()
         self.wake = asyncio.Event()
         self.draining = False
-        self.lost = False
-        """A delivery's connection was; it is given back as the driver ends."""
         self.deleted: str | None = None
+        """Why nothing is left to take from."""
         self.pause = 0.0
         self.paused_until = 0.0
         self.withheld = 0
         """Credit that is granted when the pause is over."""
         self.loop = asyncio.get_running_loop()
-        view = gateway.queue(queue)
-        if view is None:
+        found = [view for name in queues(queue) if (view := gateway.queue(name)) is not None]
+        if not found or found[0].name != queue:
             raise UnknownQueueError(f'no queue is named "{queue}"')
-        self.view = view
         self.in_flight = in_flight
         self.allowed = 1 if slow_start else in_flight
         """Of `in_flight`, so far."""
         self.window = Window(MAX_HELD_OCTETS)
-        self.subscription: Subscription = gateway.attach(queue, self, [self.window.pool])
-        self.subscription.grant(self.allowed)
+        self.places = Credit(messages=self.allowed)
+        self.taps = {view.name: _Tap(self, view, [self.places, self.window.pool]) for view in found}
 
     # what the core calls
 
@@ -104,17 +128,18 @@ class _Driver:
         self.window.hold(sum(len(delivery.message.body) for delivery in batch))
         self.wake.set()
 
-    def closed(self, reason: str) -> None:
-        self.deleted = reason
-        self.waiting.clear()
+    def closed(self, queue: str, reason: str) -> None:
+        """Nothing more comes from there, and nothing of it is sent that was not."""
+        del self.taps[queue]
+        if not self.taps:
+            self.deleted = reason
         self.wake.set()
 
     # the sends
 
     @property
     def max_sends(self) -> int:
-        policy = self.view.policy  # which a reload may change
-        ordered = policy.group is not None and policy.group_in_flight > 1
+        ordered = any(tap.is_ordered for tap in self.taps.values())
         return 1 if ordered else max(1, self.in_flight // self.batch)
 
     async def run(self) -> None:
@@ -126,14 +151,29 @@ class _Driver:
                 continue
             if self.withheld and self.deleted is None:
                 credit, self.withheld = self.withheld, 0
-                self.subscription.grant(credit)
+                self.places.grant(credit)
             while self.waiting and len(self.sends) < self.max_sends:
-                taken = [self.waiting.popleft() for _ in range(min(self.batch, len(self.waiting)))]
+                taken = self._take()
+                if not taken:
+                    break
                 task = self.loop.create_task(self._send(taken))
                 self.sends.add(task)
                 task.add_done_callback(self._sent)
             await self.wake.wait()
         raise UnknownQueueError(f'queue "{self.queue}" is gone: {self.deleted}')
+
+    def _take(self) -> list[Delivery]:
+        """The next batch; without what was taken away, or timed out, while it waited."""
+        taken: list[Delivery] = []
+        stale: list[Delivery] = []
+        while self.waiting and len(taken) < self.batch:
+            delivery = self.waiting.popleft()
+            tap = self.taps.get(delivery.queue)
+            held = tap is not None and tap.subscription.holds(delivery.id)
+            (taken if held else stale).append(delivery)
+        if stale:
+            self._settle(stale, [Verdict.RETURNED] * len(stale))
+        return taken
 
     async def _send(self, batch: list[Delivery]) -> None:
         try:
@@ -163,7 +203,8 @@ class _Driver:
         self.pause = min(max(self.pause * 2, FIRST_PAUSE), LAST_PAUSE)
         self.paused_until = now + self.pause * random.uniform(0.75, 1.25)
         if self.deleted is None and not self.draining:
-            self.withheld += self.subscription.revoke()
+            self.withheld += max(0, self.places.messages)
+            self.places.messages = min(0, self.places.messages)
             waiting = list(self.waiting)
             self.waiting.clear()
             self._settle(waiting, [Verdict.RETURNED] * len(waiting))
@@ -171,27 +212,35 @@ class _Driver:
     def _settle(self, batch: Sequence[Delivery], verdicts: Sequence[Verdict | tuple[Verdict, str] | None]) -> None:
         if self.deleted is not None:
             return
-        if None in verdicts:
-            self.lost = True
-            pairs = [pair for pair in zip(batch, verdicts, strict=True) if pair[1] is not None]
-            batch, verdicts = [delivery for delivery, _ in pairs], [verdict for _, verdict in pairs]
-        alike: dict[tuple[Verdict, str], list[int]] = {}
+        alike: dict[tuple[str, Verdict, str], list[int]] = {}
+        settled: list[Delivery] = []
         for delivery, verdict in zip(batch, verdicts, strict=True):
-            assert verdict is not None
+            tap = self.taps.get(delivery.queue)
+            if tap is None:  # the queue is gone, and its deliveries with it
+                settled.append(delivery)
+                continue
+            if verdict is None:
+                tap.lost = True
+                continue
             decided, reason = (verdict, "") if isinstance(verdict, Verdict) else verdict
-            alike.setdefault((decided, reason[:_MAX_REASON]), []).append(delivery.id)
-        for (decided, reason), ids in alike.items():
-            self.subscription.settle(ids, decided, reason)
-        self.window.free(sum(len(delivery.message.body) for delivery in batch))
-        if self.draining:
-            return
-        more = min(len(alike.get(_DONE, ())), self.in_flight - self.allowed)
+            alike.setdefault((delivery.queue, decided, reason[:_MAX_REASON]), []).append(delivery.id)
+            settled.append(delivery)
+        # First the credit, which wakes who had none of it the last time; settling wakes the same queue again.
+        self.window.free(sum(len(delivery.message.body) for delivery in settled))
+        if not self.draining:
+            self._give_credit(len(settled), verdicts.count(Verdict.DONE))
+        for (queue, decided, reason), ids in alike.items():
+            self.taps[queue].subscription.settle(ids, decided, reason)
+
+    def _give_credit(self, settled: int, done: int) -> None:
+        """For as many as were settled, and while it starts slowly for more."""
+        more = min(done, self.in_flight - self.allowed)
         self.allowed += more
         if self.loop.time() < self.paused_until:
-            self.withheld += len(batch) + more
+            self.withheld += settled + more
             self.wake.set()
         else:
-            self.subscription.grant(len(batch) + more)
+            self.places.grant(settled + more)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self.sends.discard(task)
@@ -201,7 +250,8 @@ class _Driver:
         """What the sink has may end; what it never got goes back at once."""
         self.draining = True
         if self.deleted is None:
-            self.subscription.cancel()
+            for tap in self.taps.values():
+                tap.subscription.cancel()
             waiting = list(self.waiting)
             self._settle(waiting, [Verdict.RETURNED] * len(waiting))
         self.waiting.clear()
@@ -212,5 +262,5 @@ class _Driver:
             if late:
                 log.warning("sends cut short", queue=self.queue, sends=len(late))
                 await asyncio.wait(late)
-        if self.deleted is None:
-            self.subscription.detach(self.lost)
+        for tap in self.taps.values():
+            tap.subscription.detach(tap.lost)

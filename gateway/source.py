@@ -129,7 +129,7 @@ class Arrivals(Generic[T]):
     async def _sit_out(self) -> None:
         self._counters.refusals["queue-full"] += 1
         self._pause = min(max(self._pause * 2, FIRST_PAUSE), LAST_PAUSE)
-        why = self._gateway.refusing or "a queue that it goes to is full"
+        why = self._gateway.refusing or "a queue that it goes to is full, or a link did not deliver it"
         self._report(f"a message that came is refused here ({why}); it and those behind it wait at the remote")
         await asyncio.sleep(self._pause * random.uniform(0.75, 1.25))
 

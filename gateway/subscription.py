@@ -95,6 +95,10 @@ class QueueSubscription:
                     queue.give_back(delivery)
         return len(found)
 
+    def holds(self, id: int) -> bool:
+        delivery = self.held.get(id)
+        return delivery is not None and self._queue.flying.get(delivery.slot) is delivery
+
     def journaled(self, ids: Iterable[int]) -> list[int]:
         """The idents by which the journal knows those of these deliveries that it holds."""
         queue = self._queue

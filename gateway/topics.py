@@ -6,6 +6,7 @@ Its rule: matching walks a tree level by level; no regular expression runs on wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Generic, TypeVar
 
 MAX_LEVELS = 128
@@ -45,6 +46,36 @@ def check_filter(filter: str, mqtt: bool = False) -> str | None:
     if levels.count("#") > MAX_HASHES:
         return f"has more than {MAX_HASHES} times #"
     return _check_text(filter)
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether some name of the shared topic space may match both filters."""
+    one, two = first.split("/"), second.split("/")
+    hides = {one[0], two[0]} & {"+", "#"}
+
+    def may_be(level: str, starts: bool) -> bool:
+        return not (starts and hides and level.startswith("$"))  # [MQTT-4.7.2-1]
+
+    @cache
+    def rest(place: int, other: int, starts: bool) -> bool:
+        """starts: none of the name's levels is behind."""
+        mine = one[place] if place < len(one) else None
+        theirs = two[other] if other < len(two) else None
+        if starts and mine == theirs == "#" and rest(place, other, False):
+            return True  # a level that both take
+        if mine == "#":
+            takes = theirs is not None and may_be(theirs, starts)
+            return rest(place + 1, other, starts) or (takes and rest(place, other + 1, starts and theirs == "#"))
+        if theirs == "#":
+            takes = mine is not None and may_be(mine, starts)
+            return rest(place, other + 1, starts) or (takes and rest(place + 1, other, False))
+        if mine is None or theirs is None:
+            return mine is theirs
+        if not (may_be(mine, starts) and may_be(theirs, starts)):
+            return False
+        return (mine == theirs or "+" in (mine, theirs)) and rest(place + 1, other + 1, False)
+
+    return rest(0, 0, True)
 
 
 def _check_text(text: str) -> str | None:

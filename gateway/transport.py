@@ -75,13 +75,15 @@ class Options(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     qos: the highest QoS granted. subscription_ids: of all matching MQTT subscriptions, ascending.
     retain_as_published: the retain flag goes out as it came in. target: where a link sends it; a template in a binding,
-    its text for the message in the entry of an outbox.
+    its text for the message in the entry of an outbox. within: the sender is answered when the link has delivered it,
+    or has not within so many seconds; None: when it is stored.
     """
 
     qos: int = 2
     subscription_ids: tuple[int, ...] = ()
     retain_as_published: bool = False
     target: str | None = None
+    within: float | None = None
 
 
 NO_OPTIONS = Options()
@@ -213,6 +215,11 @@ class Subscription(Protocol):
         `error` is kept for a dead letter's history (at most 1 KiB of it)."""
         ...
 
+    def holds(self, id: int) -> bool:
+        """Whether that delivery is still its own: not settled, timed out, purged or taken away. Ask it before what may
+        have waited long is sent."""
+        ...
+
     def cancel(self) -> None:
         """No more deliveries; what is in flight may still be settled (basic.cancel, UNSUBSCRIBE, drain)."""
 
@@ -260,7 +267,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     batch without messages nothing can be, so they are DONE whether the store takes it or not, as by `settle`.
     Until the Future resolves their consumers hold them; what is given back meanwhile comes again.
     in_order: what comes after a REFUSED message is REFUSED too, so that all of it can be offered again in its order
-    (ruling 23). drops_qos0: except after one of QoS 0, which is not offered again.
+    (ruling 23). drops_qos0: except after one of QoS 0, which is not offered again; and nobody waits until a link has
+    delivered one of these.
     unroutable: a queue that keeps what no binding leads anywhere, as it is; the Outcome stays UNROUTED.
     """
 
@@ -302,7 +310,11 @@ class Gateway(Protocol):
     ) -> Future[Sequence[Outcome]]:
         """Decides at once, in the order of calls; the Future resolves, in that same order over all callers, after
         the commit, with an Outcome for each message. It never raises for what a message says. `changes` are in
-        the same commit; if all of the batch is REFUSED they are not made. `offer`: what else the batch asks for."""
+        the same commit; if all of the batch is REFUSED they are not made. `offer`: what else the batch asks for.
+
+        One exception: with a message among them that a route sends `ack: delivered`, the Future resolves when the link
+        has it or could not deliver it in time, and others pass it (`gateway.turns` keeps a connection's in order);
+        `changes` and `offer.done` are then made behind that, in a commit of their own."""
         ...
 
     def put(self, changes: Sequence[StateChange] = ()) -> Future[bool]:

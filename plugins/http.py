@@ -110,7 +110,7 @@ class Http:
         status = STATUS[outcome]
         if outcome is Outcome.REFUSED:
             self.counters.refusals["queue-full"] += 1
-            answer["error"] = self.gateway.refusing or "a queue is full; try again later"
+            answer["error"] = self.gateway.refusing or "a queue is full, or a link did not deliver it; try again later"
             status = 503 if self.gateway.refusing else status
         response = web.as_json(answer, status)
         if outcome is Outcome.REFUSED:

@@ -167,7 +167,7 @@ class Amqp(House):
         super().__init__()
         self.listener = AmqpSettings(listen=Address.parse("127.0.0.1:0"), max_unacked=MAX_UNACKED)
         self.topology = Topology()
-        self.topology.listeners.add("it")
+        self.topology.natives.add("it")
         self.counters = self.gateway.counters("it")
         self.crowd = Crowd(100, 1 << 26, self.counters)
 

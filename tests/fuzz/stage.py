@@ -129,7 +129,7 @@ def _mqtt(gateway: LocalGateway) -> TcpConnection:
 def _amqp(gateway: LocalGateway) -> TcpConnection:
     settings = AmqpSettings(listen=NOWHERE, max_message_size=Octets(64 << 10), max_queues=20, max_consumers=20)
     topology = Topology()
-    topology.listeners.add("it")
+    topology.natives.add("it")
     counters = gateway.counters("it")
     crowd = Crowd(settings.max_connections, settings.max_unfinished, counters)
     return AmqpConnection(gateway, counters, crowd, topology, settings, "it", "0", set(), Places(1000))

@@ -228,6 +228,7 @@ class Kernel:
         while rows := self.core.rows.take_wanted():
             self.core.loaded(self.journal.read(rows))
             self.core.dispatch()
+        self._answer(self.core.take_delivered(), True)
 
     def run(self) -> None:
         """Commits and delivers until nothing is left to do now."""
@@ -333,8 +334,10 @@ class Kernel:
             found.append(f"octets in memory {core.memory.octets}")
         if core.memory.volatile:
             found.append(f"volatile octets {core.memory.volatile}")
-        if extras := core.extras.named(0, core.extras.top):
+        if extras := core.extras.in_use:
             found.append(f"extras {extras}")
+        if waits := len(core.awaited):
+            found.append(f"{waits} messages are awaited")
         if not core.gather.is_empty() or core.committing is not None:
             found.append("the gather is not empty")
         if bodies := list(self.journal.rows()):

@@ -20,7 +20,7 @@ from gateway.policy import DedupPolicy, QueuePolicy
 from gateway.replay import restore
 from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
 from gateway.storage.memory import MemoryJournal
-from gateway.transport import Outcome
+from gateway.transport import Binding, Options, Outcome
 from tests.harness.kernel import Clock, Kernel, Worker, on, to
 
 STORED, REFUSED = Outcome.STORED, Outcome.REFUSED
@@ -249,6 +249,39 @@ async def test_while_it_is_full_transient_queues_go_on_and_it_recovers_all_the_s
             [STORED, STORED],
         )
     assert await outcomes(bench.committer.accept([to("q", "4")])) == [STORED]
+
+
+async def test_while_it_is_full_links_deliver_what_is_acknowledged_then(bench: Bench) -> None:
+    bench.core.bind(Binding(queue="live", filter="t/#", options=Options(target="x", within=10.0)))
+    worker = bench.worker("live")
+    await bench.committer.put()
+    bench.journal.errors += [StoreFullError("full")] * 1000
+    assert await outcomes(bench.committer.accept([to("q", "1")])) == [REFUSED]
+    # With a change, as QoS 2 has one: that is stored when it can be, and its sender does not wait for it.
+    change = StateChange("mqtt", "received/c/1", b"1")
+    plain, other = bench.committer.accept([on("t/1", "1")]), bench.committer.accept([on("t/2", "2")], [change])
+    await bench.until(lambda: len(worker.seen) == 2)
+    assert not (plain.done() or other.done())
+    worker.done()
+    assert await outcomes(plain) == [STORED]
+    assert await outcomes(other) == [STORED]
+    assert bench.core.refusing
+    bench.journal.errors.clear()
+    await bench.until(lambda: not bench.core.refusing)
+    assert change in list(bench.journal.states())
+
+
+async def test_who_waits_for_a_link_at_the_end_is_answered() -> None:
+    bench = Bench()
+    bench.core.bind(Binding(queue="live", filter="t/#", options=Options(target="x", within=10.0)))
+    worker = bench.worker("live")
+    done, lost = bench.committer.accept([on("t/1", "1")]), bench.committer.accept([on("t/2", "2")])
+    await bench.until(lambda: len(worker.seen) == 2)
+    worker.done("1")
+    assert await outcomes(done) == [STORED]
+    await bench.committer.close()
+    assert await outcomes(lost) == [REFUSED]
+    assert await outcomes(bench.committer.accept([on("t/3", "3")])) == [REFUSED]
 
 
 async def test_barriers_while_it_is_full_do_not_stop_the_recovery(bench: Bench) -> None:

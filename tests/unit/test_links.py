@@ -92,6 +92,51 @@ def test_faults_name_line_and_key(faults, text, fault):
     assert faults(text) == [f"gateway.yaml:{fault}"]
 
 
+@pytest.mark.parametrize(
+    ("routes", "fault"),
+    [
+        ("{from: x, to: [q, 'plant:x'], ack: delivered}",
+         "3: routes[0].ack: delivered: needs one target, which is a link"),
+        ("{from: x, to: q, ack: delivered}", "3: routes[0].ack: delivered: needs one target, which is a link"),
+        ("{from: x, to: 'plant:x', ack: stored, deliver_within: 1s}",
+         "3: routes[0].deliver_within: means something with `ack: delivered` only"),
+        ("{from: x, to: 'plant:x', ack: sometime}", "3: routes[0].ack: expected one of stored, delivered"),
+        ("{from: x, to: 'plant:x', ack: delivered, deliver_within: 0s}",
+         "3: routes[0]: deliver_within must be above 0"),
+        ("{from: 'a/+/c', to: 'plant:x', ack: delivered}\n  - {from: 'a/b/#', to: q}",
+         "3: routes[0].ack: delivered: routes[1] takes some of these messages, too, and then they would be refused"),
+        ("{from: 'a/b/#', to: q}\n  - {from: '#', to: 'plant:x', ack: delivered, source: plant}",
+         None),
+        ("{from: 'a', to: 'plant:x', ack: delivered}\n  - {from: 'a', to: 'plant:y', ack: delivered}",
+         "4: routes[1].ack: delivered: routes[0] takes some of these messages, too, and then they would be refused"),
+        ("{from: 'a/#', to: 'plant:x', ack: delivered}\n  - {from: 'a/#', to: q, source: plant}", None),
+        ("{from: 'a/#', to: 'plant:x', ack: delivered}\n  - {from: 'b/#', to: q}", None),
+    ],
+)  # fmt: skip
+def test_what_is_acknowledged_when_delivered_has_one_target(faults, read, routes, fault):
+    text = f"transports: {{{PLANT}}}\nroutes:\n  - {routes}\nqueues: {{q: }}"
+    if fault is None:
+        read(text)
+    else:
+        assert fault in "\n".join(faults(text))
+
+
+def test_a_link_has_no_colon_in_its_name(faults):
+    assert "a link has no colon in its name" in faults("transports: {'a:b': {type: mqtt-client, url: 'mqtt://x'}}")[0]
+
+
+def test_explain_tells_when_a_sender_is_answered(read):
+    route = "{from: 'line/#', to: 'plant:up/{topic[1]}', ack: delivered, deliver_within: 5s}"
+    core = configured(read(f"transports: {{{PLANT}}}\nqueues: {{q: }}\nroutes: [{route}]"))
+    (step,) = explain(core, Message("line/7", b""))
+    assert (step.queue, step.target, step.within, step.refused) == ("link.plant:delivered", "up/7", 5.0, None)
+    (missing,) = explain(core, Message("line", b""))
+    assert missing.refused == "{topic[1]} is missing"
+    core.bind(Binding(queue="q", filter="line/+", owner="client"))
+    both = explain(core, Message("line/7", b""))
+    assert {step.refused for step in both} == {"what is acknowledged when it is delivered may be kept nowhere else"}
+
+
 def test_qos_2_needs_a_link_without_a_session(faults, read):
     plant = "type: mqtt-client, url: 'mqtt://x', qos: 2"
     assert "needs a link of its own" in faults(f"transports: {{plant: {{{plant}, subscribe: ['#']}}}}")[0]
@@ -103,6 +148,9 @@ def test_an_outbox_is_a_queue_with_defaults_of_its_own(read):
         f"transports: {{{PLANT}, other: {{type: mqtt-client, url: 'ws://x', outbox: {{max_messages: 5, group: }}}}}}"
     )
     found = links.policies(settings)
+    beside = {name: found.pop(name) for name in list(found) if name.endswith(":delivered")}
+    assert list(beside) == ["link.plant:delivered", "link.other:delivered"]
+    assert not any(policy.durable for policy in beside.values())
     assert found == {
         "link.plant": QueuePolicy(group="{topic}", retry_delay=(1.0, 60.0)),  # type: ignore[arg-type]
         "link.other": QueuePolicy(group=None, max_messages=5, retry_delay=(1.0, 60.0)),  # type: ignore[arg-type]
@@ -240,7 +288,7 @@ def test_a_link_that_goes_on_keeps_its_outbox(read):
     before = read(f"transports: {{{PLANT}}}")
     after = read("transports: {other: {type: mqtt-client, url: 'mqtt://x', outbox: {max_messages: 1}}}")
     found = links.policies(after, before.transports)
-    assert list(found) == ["link.plant", "link.other"]
+    assert list(found) == ["link.plant", "link.other", "link.plant:delivered", "link.other:delivered"]
     changed = read("transports: {plant: {type: mqtt-client, url: 'mqtt://x', outbox: {max_messages: 5}}}")
     assert links.policies(changed, before.transports)["link.plant"].max_messages == 5
     assert links.waiting_for_restart(after, before.transports) == [

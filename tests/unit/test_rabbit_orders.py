@@ -16,6 +16,7 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from gateway.links import awaited, outbox
 from gateway.message import Message, Properties
 from gateway.metrics import TransportCounters
 from gateway.transport import NO_OPTIONS, Delivery, Options, Outcome, Verdict
@@ -28,6 +29,7 @@ from transports.amqp.link_wire import wrap
 from transports.amqp.properties import encode
 
 pytestmark = pytest.mark.anyio
+OUTBOX = outbox("rabbit")
 SETTINGS = AmqpClientSettings(url="amqp://rabbit.example", consume=("q",))
 PREPARED = {
     commands.Channel.Open: commands.Channel.OpenOk,
@@ -139,7 +141,7 @@ class Link:
             msgspec.structs.replace(SETTINGS, **settings),
             broker,  # type: ignore[arg-type]
             self.counters,
-            "made",
+            {OUTBOX: "made", awaited(OUTBOX): "unstored"},
             (),
             lambda: 0.0,
             self.reports.append,
@@ -169,7 +171,7 @@ async def link(**settings: Any) -> AsyncIterator[Link]:
 def delivery(number: int, target: str | None = "out/site/1", **properties: Any) -> Delivery:
     options = Options(target=target) if target is not None else NO_OPTIONS
     message = Message("down/1", b"%d" % number, properties=Properties(**properties))
-    return Delivery(number, message, "link.rabbit", options, ident=number)
+    return Delivery(number, message, OUTBOX, options, ident=number)
 
 
 async def settled(ready: Callable[[], bool]) -> None:
@@ -192,6 +194,17 @@ async def test_a_confirm_decides_and_one_may_be_for_many():
         assert found.counters.messages_out == 4
         assert [body for *_, body in found.broker.published] == [b"1", b"2", b"3", b"4", b"5"]
         assert found.broker.published[0][:3] == ("out", "site.1", "made-1")
+
+
+async def test_what_is_in_memory_alone_has_other_ids_than_what_is_stored():
+    """Its numbers come again after a restart, and a receiver would take another message for the old one."""
+    async with link() as found:
+        unstored = msgspec.structs.replace(delivery(1), queue=awaited(OUTBOX))
+        answers = found.send(delivery(1), unstored)
+        await settled(lambda: len(found.broker.published) == 2)
+        found.broker.say(commands.Basic.Ack(2, True))
+        assert await answers == [Verdict.DONE, Verdict.DONE]
+        assert [message_id for _, _, message_id, _ in found.broker.published] == ["made-1", "unstored-1"]
 
 
 async def test_a_body_above_the_frame_size_goes_in_parts():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
-from gateway.topics import MAX_HASHES, MAX_LEVELS, FilterTree, NameTree, check_filter, check_name, matches
+from gateway.topics import MAX_HASHES, MAX_LEVELS, FilterTree, NameTree, check_filter, check_name, matches, overlap
 
 level = st.sampled_from(["a", "b", "", "$SYS", "$x"])
 names = st.lists(level, min_size=1, max_size=5).map("/".join)
@@ -30,6 +32,21 @@ def expected(filter: str, topic: str, hide: bool = True) -> bool:
 @given(filters, names)
 def test_matches_is_the_naive_matcher(filter: str, topic: str) -> None:
     assert matches(filter, topic) == expected(filter, topic)
+
+
+short = st.lists(st.sampled_from(["a", "$x", "+", "#"]), min_size=1, max_size=3).map("/".join)
+ALL_SHORT_NAMES = ["/".join(levels) for size in range(1, 6) for levels in product(("a", "b", "$x"), repeat=size)]
+
+
+@settings(max_examples=60)
+@given(short, short)
+def test_filters_overlap_if_a_name_matches_both(first: str, second: str) -> None:
+    assert overlap(first, second) == any(expected(first, name) and expected(second, name) for name in ALL_SHORT_NAMES)
+
+
+@given(filters, filters, names)
+def test_filters_that_do_not_overlap_share_no_name(first: str, second: str, name: str) -> None:
+    assert overlap(first, second) or not (expected(first, name) and expected(second, name))
 
 
 edits = st.lists(st.tuples(st.booleans(), filters, st.integers(0, 2)), max_size=25)

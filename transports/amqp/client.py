@@ -17,7 +17,7 @@ from functools import partial
 
 import anyio
 
-from gateway.links import outbox
+from gateway.links import awaited, outbox
 from gateway.logs import log
 from gateway.sink import drive
 from gateway.transport import Gateway, StateChange
@@ -47,6 +47,8 @@ class AmqpClient:
         self.name = name
         self.settings = settings
         self._owner = f"link.{name}"
+        self._unstored_ids = secrets.token_hex(8)
+        """Of messages that are in memory alone, whose numbers come again after a restart."""
         self._impaired: dict[str, str] = {}
         """Why, by what is: publishing, consuming, or the name of a queue there."""
 
@@ -134,7 +136,7 @@ class AmqpClient:
             settings,
             remote,
             self._counters,
-            await self._made_ids(),
+            {outbox(self.name): await self._made_ids(), awaited(outbox(self.name)): self._unstored_ids},
             natives(gateway),
             gateway.now,
             partial(self._report, PUBLISHING),

@@ -10,7 +10,7 @@ was. So what was in flight then is published again one by one: the one that the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gateway.metrics import TransportCounters
 from gateway.transport import Delivery, Verdict
@@ -23,16 +23,16 @@ Decision = Verdict | tuple[Verdict, str]
 
 
 class RabbitSink:
-    """Of one connection. made_ids: beginning of the message ids of messages that have none; never the same elsewhere.
-    natives: transports whose messages have AMQP tables for headers. report: is told why the remote closes channels, and
-    "" when it takes messages again."""
+    """Of one connection. made_ids: by queue, the beginning of the message ids of messages that have none, which is used
+    nowhere else. natives: transports whose messages have AMQP tables for headers. report: is told why the remote closes
+    channels, and "" when it takes messages again."""
 
     def __init__(
         self,
         settings: AmqpClientSettings,
         remote: Remote,
         counters: TransportCounters,
-        made_ids: str,
+        made_ids: Mapping[str, str],
         natives: Collection[str],
         now: Callable[[], float],
         report: Callable[[str], None],
@@ -99,7 +99,7 @@ class RabbitSink:
         ]
 
     async def _publish(self, delivery: Delivery) -> asyncio.Future[Answer] | Decision:
-        made_id = f"{self._made_ids}-{delivery.ident}"
+        made_id = f"{self._made_ids[delivery.queue]}-{delivery.ident}"
         native = delivery.message.source in self._natives
         content = outgoing(delivery, self._username, made_id, native, self._now())
         if isinstance(content, str):

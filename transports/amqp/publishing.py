@@ -16,6 +16,7 @@ from pamqp import commands as amqp
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, RESERVED_QUEUES, TOPIC_EXCHANGE, Message, Properties
 from gateway.topics import swap
 from gateway.transport import PLAIN, Offer, Outcome
+from gateway.turns import Turns
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import (
     PUBLISH,
@@ -60,6 +61,7 @@ class Publishing:
         "_contents",
         "_entries",
         "_routes",
+        "_turns",
         "_version",
         "also",
         "batch",
@@ -84,6 +86,7 @@ class Publishing:
         """Octets of unfinished bodies on all channels."""
         self.held_back = 0
         """Octets of transactions that are not committed."""
+        self._turns = Turns()
         self._entries: list[Entry] = []
         self._routes: dict[bytes, Route] = {}
         self._version = self.topology.version
@@ -276,11 +279,10 @@ class Publishing:
         pressure = self.gateway.pressure
         if pressure.high and connection.consuming.unsettled():
             # Its acks must get through, so it is not paused, but refused (ruling 22): behind what came before.
-            self.gateway.accept(()).add_done_callback(partial(self._resolved, entries, True))
+            self._turns.add(self.gateway.accept(()), partial(self._resolved, entries, True))
         else:
-            self.gateway.accept(batch, (), Offer(also=also) if also else PLAIN).add_done_callback(
-                partial(self._resolved, entries, False)
-            )
+            future = self.gateway.accept(batch, (), Offer(also=also) if also else PLAIN)
+            self._turns.add(future, partial(self._resolved, entries, False))
             if pressure.high and not connection.consuming.unsettled():
                 connection.hold()
         if self.unresolved >= connection.settings.max_unconfirmed:

@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message
-from gateway.transport import Outcome
+from gateway.transport import PLAIN, Offer, Outcome
+from gateway.turns import Turns
 from transports.mqtt.aliases import ClientAliases
 from transports.mqtt.encoding import encode, positive_pubacks, puback
 from transports.mqtt.inbound import message_of
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transports.mqtt.connection import MqttConnection
     from transports.mqtt.session import Session
 
+_UNHEARD = Offer(drops_qos0=True)
+"""Of a batch in which there is QoS 0: its sender hears nothing of it, and nobody waits for it."""
+
 _PUBACK_REASONS = {
     Outcome.STORED: Reason.SUCCESS,
     Outcome.DUPLICATE: Reason.SUCCESS,
@@ -30,7 +34,7 @@ _PUBACK_REASONS = {
 }
 
 _WORDS = {
-    Reason.QUOTA_EXCEEDED: "a queue that wants it, or the daemon, has no room for it now",
+    Reason.QUOTA_EXCEEDED: "a queue that wants it, or the daemon, has no room for it now, or it was not delivered",
     Reason.TOPIC_NAME_INVALID: "messages are not published to such a topic",
     Reason.NOT_AUTHORIZED: "this queue is another client's",
     Reason.PAYLOAD_FORMAT_INVALID: "the payload is said to be UTF-8 text, and is none",
@@ -43,6 +47,7 @@ class Publishing:
     __slots__ = (
         "_aliases",
         "_checks_format",
+        "_turns",
         "_unreleased",
         "connection",
         "counters",
@@ -62,6 +67,7 @@ class Publishing:
         self.session: Session | None = None
         self._aliases: ClientAliases | None = None
         self._checks_format = connection.shared.settings.check_payload_format
+        self._turns = Turns()
         self.unacked = 0
         """Messages of QoS 1 whose PUBACK is still to be written, and of QoS 2 without PUBCOMP (3.1.1: PUBREC)."""
         self._unreleased: set[int] | None = None
@@ -132,8 +138,8 @@ class Publishing:
         if not self._count_unacked(packet_ids):
             return
         self.counters.messages_in += len(messages)
-        future = self.gateway.accept(messages)
-        future.add_done_callback(partial(self._accepted, packet_ids))
+        future = self.gateway.accept(messages, (), PLAIN if all(packet_ids) else _UNHEARD)
+        self._turns.add(future, partial(self._accepted, packet_ids))
         self._feel_pressure()
 
     def _feel_pressure(self) -> None:
@@ -189,13 +195,15 @@ class Publishing:
         if session is None or connection.closing or not self._count_unreleased(packet_id):
             return
         if packet_id in session.received:  # [MQTT-4.3.3-10]: again, for its PUBREC was lost
-            self.gateway.put().add_done_callback(partial(self._received, session, packet_id))
+            known = session.receiving.get(packet_id)  # and it may not be stored or delivered yet
+            self._turns.add(self.gateway.put() if known is None else known, partial(self._received, session, packet_id))
             return
         session.receive(packet_id)
         self.counters.messages_in += 1
         changes = [session.received_change(packet_id, True)] if session.recorded else []
         future = self.gateway.accept((message,), changes)
-        future.add_done_callback(partial(self._received, session, packet_id))
+        session.receive_until(packet_id, future)
+        self._turns.add(future, partial(self._received, session, packet_id))
         self._feel_pressure()
 
     def _count_unreleased(self, packet_id: int) -> bool:
@@ -285,12 +293,14 @@ class Publishing:
         self.counters.refusals[reason.label] += refused
 
         def answer(barrier: Future[bool]) -> None:
+            if barrier.cancelled():
+                return
             if connection.version == V311 and refused:
                 connection.refuse(f"a message was refused: {reason.label}")
             else:
                 self._answer(len(packet_ids), b"".join(answers))
 
-        self.gateway.put().add_done_callback(answer)
+        self._turns.add(self.gateway.put(), answer)
 
     def _negative(self, type: Type, packet_id: int, reason: Reason) -> bytes:
         """With the reason in words, if the client wants them and takes so large a packet [MQTT-3.1.2-29],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Sequence, Set
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -95,6 +95,7 @@ class Held(NamedTuple):
 
 
 _NOTHING: frozenset[int] = frozenset()
+_NO_FUTURES: dict[int, Any] = {}
 RELEASED = Held(None, 0, 0, 2, released=True)
 
 
@@ -151,6 +152,7 @@ class Session:
         "owed",
         "queue",
         "received",
+        "receiving",
         "recorded",
         "will",
     )
@@ -170,6 +172,8 @@ class Session:
         self.in_flight: dict[int, Held] = {}
         self.received: Set[int] = _NOTHING
         """Packet identifiers of what the client has published with QoS 2 and not released yet."""
+        self.receiving: dict[int, Any] = _NO_FUTURES
+        """Of these, by identifier, the Futures of messages whose Outcomes are not there yet."""
         self.abandoned: Sequence[int] = ()
         """Packet identifiers of QoS 2 in flight whose message is gone: they are to be released."""
         self.owed: dict[str, Owed] = {}
@@ -257,6 +261,13 @@ class Session:
         """The identifier is the client's again."""
         if isinstance(self.received, set):
             self.received.discard(packet_id)
+
+    def receive_until(self, packet_id: int, future: Any) -> None:
+        """What becomes of what was published under this identifier is known when `future` is done."""
+        if self.receiving is _NO_FUTURES:
+            self.receiving = {}
+        self.receiving[packet_id] = future
+        future.add_done_callback(lambda _: self.receiving.pop(packet_id, None))
 
     def release(self, packet_id: int) -> None:
         """PUBREC came. In the order of these PUBRELs go out, also on later connections [MQTT-4.6.0-4]."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from asyncio import Future
 from collections.abc import Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -240,6 +241,12 @@ class Sessions:
         self._delete(session.queue)
         if session.recorded:
             self.gateway.keep([StateChange(OWNER, _STATE + session.client_id, None), *session.forget_ids()])
+            for packet_id, future in session.receiving.items():
+                future.add_done_callback(partial(self._forget_id, session.received_change(packet_id, False)))
+
+    def _forget_id(self, change: StateChange, _: Future[Any]) -> None:
+        """Of a message that was on its way when its session ended: its commit has come after that."""
+        self.gateway.keep([change])
 
     def forget(self, session: Session) -> None:
         """Its queue was deleted by an operator: it is no more."""
