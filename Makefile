@@ -1,6 +1,6 @@
 # make run     start the gateway with config/gateway.yaml (CONFIG=FILE for another)
 # make test    everything that must pass: gates, tests, the wheel
-# make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., PYTEST_ARGS=...)
+# make gates   format, lint, types, imports, spelling      make unit   the tests alone (TESTS=..., WORKERS=..., PYTEST_ARGS=...)
 # make format  rewrite the sources in the project's style   make bench  side by side with other brokers
 # make image   build the container image                    make lock   renew constraints.txt
 # make budget  where the microseconds of a message go        (bench: PROFILE=... for one, BENCH_ARGS=... for both)
@@ -22,6 +22,7 @@ TARGET  ?= mqtt
 SECONDS ?= 60
 IMAGE   ?= mqtt-amqp-gateway
 TESTS   ?= tests
+WORKERS ?= 2
 CUTS    ?= 2000
 MESSAGES ?= 10000000
 KILLS   ?= 500
@@ -73,7 +74,7 @@ gates: $(VENV)/installed-tests
 
 unit: $(VENV)/installed-tests servers
 	$(BIN)/python -m tests.harness.node
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
 power: $(VENV)/installed-tests servers
 	GATEWAY_CUTS=$(CUTS) $(BIN)/python -m pytest $(PYTEST_ARGS) tests/faults/test_power.py

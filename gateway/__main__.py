@@ -15,6 +15,7 @@ import typer
 
 from gateway.commands import (
     AsJson,
+    bindings,
     consume,
     groups_app,
     print_json,
@@ -232,6 +233,7 @@ def schema() -> None:
 
 app.command()(publish)
 app.command()(consume)
+app.command()(bindings)
 app.add_typer(queues_app, name="queues")
 app.add_typer(groups_app, name="groups")
 app.add_typer(dead_letters_app, name="dead-letters")

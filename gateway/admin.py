@@ -6,6 +6,7 @@ Its rule: it does nothing by itself; it asks `Operations` and `Gateway`, and say
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,16 @@ from gateway.policy import QueuePolicy
 from gateway.settings import AdminSettings
 from gateway.topics import check_filter
 from gateway.transport import Gateway, Outcome, Verdict
-from gateway.views import DeliveryView, MessageView, StoredView, build, show_delivery, show_stored
+from gateway.views import (
+    BindingView,
+    DeliveryView,
+    MessageView,
+    StoredView,
+    build,
+    show_binding,
+    show_delivery,
+    show_stored,
+)
 
 NAME = "admin"
 API = "/api/v1"
@@ -45,6 +55,17 @@ class QueueView(QueueStats, frozen=True, kw_only=True):
 
 class Queues(msgspec.Struct, frozen=True):
     queues: list[QueueView]
+
+
+class BindingsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """queue: only those that lead there. limit: how many at most."""
+
+    queue: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+
+
+class Bindings(msgspec.Struct, frozen=True):
+    bindings: list[BindingView]
 
 
 class QueueName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,6 +204,8 @@ class Admin:
             Endpoint("GET", "/metrics", "Prometheus metrics", self._metrics),
             Endpoint("GET", "/openapi.json", "This description", self._openapi),
             Endpoint("GET", f"{api}/queues", "All queues", self._queues, gives=Queues),
+            Endpoint("GET", f"{api}/bindings", "What leads to queues and to other exchanges", self._bindings,
+                     BindingsQuery, Bindings, statuses=_NO_QUEUE),
             Endpoint("POST", f"{api}/purge", "Removes what waits in a queue", self._purge, QueueName, Count,
                      statuses=_NO_QUEUE),
             Endpoint("POST", f"{api}/delete", "Deletes a queue that is not in the configuration", self._delete,
@@ -266,6 +289,15 @@ class Admin:
     async def _queues(self) -> Response:
         policies = {view.name: view.policy for view in self.gateway.queues()}
         return web.as_json(Queues([_queue_view(stats, policies.get(stats.name)) for stats in self.operations.stats()]))
+
+    async def _bindings(self, asked: BindingsQuery) -> Response:
+        if asked.queue is not None and self.gateway.queue(asked.queue) is None:
+            raise UnknownQueueError(f"there is no queue {asked.queue!r}")
+        names = [asked.queue] if asked.queue is not None else sorted(view.name for view in self.gateway.queues())
+        to_queues = (show_binding(one) for name in names for one in self.gateway.bindings(name))
+        onward = self.gateway.exchange_bindings() if asked.queue is None else ()
+        found = itertools.chain(to_queues, map(show_binding, onward))
+        return web.as_json(Bindings(list(itertools.islice(found, asked.limit))))
 
     async def _purge(self, asked: QueueName) -> Response:
         return web.as_json(Count(await self.operations.purge_queue(asked.queue)))

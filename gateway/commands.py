@@ -1,4 +1,4 @@
-"""Owns the commands that ask a running daemon: publish, consume, queues, groups, dead-letters.
+"""Owns the commands that ask a running daemon: publish, consume, queues, bindings, groups, dead-letters.
 
 Its rule: the same answer is a table for people and, with --json, one JSON value for scripts.
 """
@@ -43,6 +43,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     queues: list[dict[str, Any]] = []
     groups: list[dict[str, Any]] = []
+    bindings: list[dict[str, Any]] = []
     messages: list[StoredView] = []
     next: int | None = None
     outcome: str = ""
@@ -265,6 +266,36 @@ def delete(
     """
     _confirm(f"Delete {queue} with its messages?", yes)
     _tell(connect(admin, user, password).post("delete", {"queue": queue}, _Count), "deleted with it", as_json)
+
+
+def bindings(
+    queue: Annotated[str | None, typer.Option(help="Only those that lead to this queue.")] = None,
+    all_queues: Annotated[bool, typer.Option("--all", help="Also those of sessions and shares.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many are asked for at most.")] = 10_000,
+    admin: Admin = DEFAULT_ADMIN,
+    user: UserName = None,
+    password: Password = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what leads where: routes, and what clients have bound, to queues and to other exchanges.
+
+    Example: gateway bindings --queue orders
+    """
+    found = connect(admin, user, password).get("bindings", Answer, queue=queue, limit=limit).bindings
+    if not (all_queues or queue):
+        found = [one for one in found if not (one["queue"] or "").startswith(RESERVED_QUEUES) or one["target"]]
+    if as_json:
+        print_json(found)
+        return
+    tables.show(
+        ("exchange", "filter", "queue", "exchange after it", "sent to", "only", "made by"),
+        [
+            (one["exchange"], one["filter"], one["queue"] or "", one["to_exchange"] or "", one["target"] or "",
+             one["condition"], one["owner"])
+            for one in found
+        ],
+        "no bindings",
+    )  # fmt: skip
 
 
 @groups_app.command("list")

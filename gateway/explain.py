@@ -16,6 +16,7 @@ from gateway.queue import Queue
 from gateway.settings import Settings
 from gateway.template import Fields, MissingValueError, Template
 from gateway.transport import Binding
+from gateway.views import condition
 
 
 def configured(settings: Settings) -> Core:
@@ -80,9 +81,6 @@ def _describe(binding: Binding) -> str:
     parts = [f"from {binding.filter}"]
     if binding.exchange != "amq.topic":
         parts.append(f"of exchange {binding.exchange}")
-    if binding.source is not None:
-        parts.append(f"by {binding.source}")
-    if binding.match is not None:
-        wanted = ", ".join(f"{name}={value}" for name, value in binding.match.headers)
-        parts.append(f"with {'any' if binding.match.any else 'all'} of the headers {wanted}")
+    if asked := condition(binding):
+        parts.append(asked)
     return f"{' '.join(parts)} ({'route' if binding.owner == 'config' else binding.owner})"

@@ -1,4 +1,4 @@
-"""Owns how messages look in JSON: what the admin API, its clients and the webhook show and read.
+"""Owns how messages and bindings look in JSON: what the admin API, its clients and the webhook show and read.
 
 Its rule: a body is text when it is UTF-8 and base64 otherwise, and a field says which; nothing else is lost either.
 """
@@ -21,7 +21,7 @@ from gateway.message import (
     to_topic,
 )
 from gateway.operations import StoredMessage
-from gateway.transport import Delivery
+from gateway.transport import Binding, Delivery, ExchangeBinding
 
 MAX_HEADERS = 1_000
 
@@ -214,3 +214,46 @@ def show_delivery(delivery: Delivery) -> DeliveryView:
         attempts=delivery.attempts,
         redelivered=delivery.redelivered,
     )
+
+
+class BindingView(msgspec.Struct, frozen=True):
+    """What leads from an exchange to a queue, or to another exchange.
+
+    filter: in MQTT form; literal: wildcards in it are plain text. condition: what is asked of a message besides.
+    target: where a link sends it. owner: `config` for a route, otherwise what made it.
+    """
+
+    exchange: str
+    filter: str
+    owner: str
+    queue: str | None = None
+    to_exchange: str | None = None
+    literal: bool = False
+    condition: str = ""
+    target: str | None = None
+
+
+def show_binding(binding: Binding | ExchangeBinding) -> BindingView:
+    leads: dict[str, str | None] = {}
+    if isinstance(binding, ExchangeBinding):
+        leads["to_exchange"] = binding.to
+    else:
+        leads = {"queue": binding.queue, "target": binding.options.target}
+    asked = condition(binding)
+    return BindingView(
+        binding.exchange, binding.filter, binding.owner, literal=binding.literal, condition=asked, **leads
+    )
+
+
+def condition(binding: Binding | ExchangeBinding) -> str:
+    """What it asks of a message besides its topic, in words; "" for nothing."""
+    parts: list[str] = []
+    if isinstance(binding, ExchangeBinding):
+        if binding.otherwise:
+            parts.append("what nothing else matches")
+    elif binding.source is not None:
+        parts.append(f"by {binding.source}")
+    if binding.match is not None:
+        wanted = ", ".join(f"{name}={value}" for name, value in binding.match.headers)
+        parts.append(f"with {'any' if binding.match.any else 'all'} of the headers {wanted}")
+    return " ".join(parts)

@@ -20,6 +20,7 @@ from typing import IO, NamedTuple, TypeVar
 T = TypeVar("T")
 TAIL_LINES = 60
 _given: set[int] = set()
+_random = random.SystemRandom()
 """Quiet ports of this process: none is given twice."""
 
 
@@ -47,7 +48,8 @@ def quiet_port() -> int:
     with open("/proc/sys/net/ipv4/ip_local_port_range") as limits:
         first = int(limits.read().split()[0])
     while True:
-        port = random.randrange(min(10_000, first - 1_000), first)
+        # Not of the seed of the run, which all processes of a run share.
+        port = _random.randrange(min(10_000, first - 1_000), first)
         if port in _given:
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pika
 import pytest
 
 from gateway.access import hash_password
@@ -17,7 +18,7 @@ from tests.harness.daemon import ROOT, Daemon
 
 QUEUES = ("orders", "parked", "tables", "esc")
 CONFIG = {
-    "transports": {},
+    "transports": {"amqp": {"type": "amqp", "listen": "127.0.0.1:0"}},
     "users": {"alice": {"password_hash": hash_password("secret")}},
     "queues": {
         name: {
@@ -134,6 +135,29 @@ def test_tables(gateway):
     assert "the configuration" in gateway("queues", "delete", "tables", "--yes", status=1).stderr
     assert gateway("dead-letters", "list", "--queue", "tables.dead").stdout.strip() == "no dead letters"
     assert gateway("groups", "list", "tables").stdout.strip() == "no groups"
+
+
+def test_bindings_of_routes_and_of_clients(gateway, daemon):
+    host, port = daemon.address("amqp")
+    login = pika.PlainCredentials("alice", "secret")
+    with pika.BlockingConnection(pika.ConnectionParameters(host, port, credentials=login)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("plant", "topic")
+        channel.exchange_declare("zones", "headers")
+        channel.queue_declare("line-1", auto_delete=True)
+        channel.queue_bind("line-1", "plant", "line.1.*")
+        channel.queue_bind("line-1", "zones", "", {"x-match": "any", "zone": "north"})
+        channel.exchange_bind("zones", "plant", "line.#")
+        found = json.loads(gateway("bindings", "--json").stdout)
+        rows = {(one["exchange"], one["filter"], one["queue"] or one["to_exchange"]): one for one in found}
+        assert rows["amq.topic", "orders/#", "orders"]["owner"] == "config"
+        assert rows["plant", "line/1/+", "line-1"]["owner"] == "amqp"
+        assert rows["zones", "#", "line-1"]["condition"] == "with any of the headers zone=north"
+        assert rows["plant", "line/#", "zones"]["to_exchange"] == "zones"
+        table = gateway("bindings", "--queue", "line-1").stdout
+        assert "line/1/+" in table
+        assert "orders" not in table
+    assert "no queue 'nothing'" in gateway("bindings", "--queue", "nothing", status=1).stderr
 
 
 def test_what_clients_send_cannot_steer_the_terminal(gateway):

@@ -297,12 +297,14 @@ def test_identifiers_that_nobody_knows(life: Life) -> None:
 @with_and_without_a_kill
 def test_what_is_gone_meanwhile_is_released(life: Life, kill: bool) -> None:
     """The client may have it, and would keep its identifier for ever."""
-    one = subscribed(life, "device", properties={Property.RECEIVE_MAXIMUM: 1})
+    single = {Property.RECEIVE_MAXIMUM: 1}
+    one = subscribed(life, "device", properties=single)
     said(life, b"a")
     _, packet_id, _ = taken(one)
     one.cut()
+    assert life.depth("mqtt.device") == 1  # a purge leaves what is in flight
     httpx.post(life.api + "purge", json={"queue": "mqtt.device"}).raise_for_status()
-    one = life.back(one, "device", kill)
+    one = life.back(one, "device", kill, properties=single)
     assert one.expect(Ack) == ack(Type.PUBREL, packet_id)
     said(life, b"b")
     one.nothing_comes()
