@@ -344,7 +344,8 @@ def test_a_link_to_a_link_holds_nothing_and_loses_nothing(daemon: Start, mosquit
     route = {"from": "up/#", "source": "field", "to": "plant:{topic}", "ack": "delivered", "deliver_within": "300ms"}
     settings["routes"] = [route]
     gateway = daemon(settings)
-    is_up(gateway)
+    for link in ("plant", "field"):
+        gateway.wait_for("link is up", lambda record, link=link: record["link"] == link)
     observer = peer(far.address, "observer", "up/#")
     feeder = peer(near.address, "feeder")
 
