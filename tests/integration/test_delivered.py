@@ -311,26 +311,35 @@ async def test_whatever_was_acknowledged_is_at_the_remote_when_the_gateway_is_ki
     gateway = daemon(config(broker))
     acknowledged: set[bytes] = set()
     sent = 0
-    for life in range(3):
+
+    async def publish_and_kill(life: int) -> None:
         is_up(gateway)
         device = await MqttPeer.connect(gateway.address("mqtt"), f"device{life}")
-        enough = asyncio.Event()
+        start, enough = len(acknowledged), asyncio.Event()
 
-        def answered(body: bytes, enough: asyncio.Event = enough, start: int = len(acknowledged)) -> None:
+        def send() -> None:
+            nonlocal sent
+            body = b"%d" % sent
+            device.publish(f"t/{sent % 50}", body, body)
+            sent += 1
+
+        def answered(body: bytes) -> None:
             acknowledged.add(body)
+            send()  # so that some are on their way at any time
             if len(acknowledged) >= start + 200:
                 enough.set()
 
         device.on_answer = answered
-        for _ in range(1000):
-            body = b"%d" % sent
-            device.publish(f"t/{sent % 50}", body, body)
-            sent += 1
+        for _ in range(500):
+            send()
         async with asyncio.timeout(SECONDS):
             await enough.wait()
         gateway.kill()
         await device.close()
         gateway.start()
+
+    for life in range(3):
+        await publish_and_kill(life)
     assert metric(gateway, "gateway_queue_messages", queue=DELIVERED) == 0, "nothing is stored here"
     await asyncio.to_thread(observer.wait_until, lambda bodies: acknowledged <= set(bodies))
     assert 600 <= len(acknowledged) < sent
