@@ -6,7 +6,7 @@ Its rule: the next one is found in O(1), and what goes back goes back to its old
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -56,22 +56,50 @@ class Order(Protocol):
 NEVER = float("inf")
 
 
+class Delays:
+    """Slots that wait for a time. due: until when, by slot; whoever asks often reads it directly."""
+
+    __slots__ = ("_timers", "due")
+
+    def __init__(self) -> None:
+        self.due: dict[int, float] = {}
+        self._timers: list[tuple[float, int]] = []
+
+    def hold(self, slot: int, due: float) -> None:
+        """Until then; in place of an earlier time."""
+        self.due[slot] = due
+        heappush(self._timers, (due, slot))
+        if len(self._timers) > 2 * len(self.due) + 64:
+            # Many have left before their time.
+            self._timers = sorted((due, slot) for slot, due in self.due.items())
+
+    def take(self, now: float) -> Iterator[int]:
+        """Those whose time has come; they wait no more."""
+        while self._timers and self._timers[0][0] <= now:
+            due, slot = heappop(self._timers)
+            if self.due.get(slot) == due:
+                del self.due[slot]
+                yield slot
+
+    def next_due(self) -> float:
+        return self._timers[0][0] if self._timers else NEVER
+
+
 class Competing:
     """No groups: any waiting entry, the oldest first."""
 
-    __slots__ = ("_cursor", "_entries", "_returned", "_timers", "_waiting")
+    __slots__ = ("_cursor", "_delays", "_entries", "_returned")
 
     def __init__(self, entries: Entries) -> None:
         self._entries = entries
         self._cursor = 0
         """The oldest entry that was not yet passed; whatever went back is older."""
         self._returned: list[tuple[int, int]] = []
-        self._waiting: dict[int, float] = {}
-        self._timers: list[tuple[float, int]] = []
+        self._delays = Delays()
 
     def add(self, slot: int, due: float) -> None:
         if due:
-            self._wait(slot, due)
+            self._delays.hold(slot, due)
         if not self._cursor:
             self._cursor = slot
 
@@ -89,8 +117,8 @@ class Competing:
                 return slot
             heappop(returned)
         cursor = self._cursor
-        if self._waiting:
-            while cursor and cursor in self._waiting:
+        if self._delays.due:
+            while cursor and cursor in self._delays.due:
                 cursor = self._entries.next[cursor]
             self._cursor = cursor
         return cursor
@@ -103,15 +131,15 @@ class Competing:
 
     def back(self, slot: int, due: float) -> None:
         if due:
-            self._wait(slot, due)
+            self._delays.hold(slot, due)
         else:
             heappush(self._returned, (self._entries.ident[slot], slot))
 
     def leave(self, slot: int, flying: bool) -> None:
         if slot == self._cursor:
             self._cursor = self._entries.next[slot]
-        if self._waiting:
-            self._waiting.pop(slot, None)
+        if self._delays.due:
+            self._delays.due.pop(slot, None)
         if len(self._returned) > 64 and len(self._returned) > 2 * self._entries.count:
             holds = self._entries.holds
             self._returned = [item for item in self._returned if item[1] != slot and holds(item[1], item[0])]
@@ -121,29 +149,19 @@ class Competing:
         pass
 
     def due(self, slot: int) -> float:
-        return self._waiting.get(slot, 0.0)
-
-    def _wait(self, slot: int, due: float) -> None:
-        self._waiting[slot] = due
-        heappush(self._timers, (due, slot))
-        if len(self._timers) > 2 * len(self._waiting) + 64:
-            # Many have left before their time.
-            self._timers = sorted((due, slot) for slot, due in self._waiting.items())
+        return self._delays.due.get(slot, 0.0)
 
     def tick(self, now: float) -> bool:
         woken = False
         ident = self._entries.ident
-        while self._timers and self._timers[0][0] <= now:
-            due, slot = heappop(self._timers)
-            if self._waiting.get(slot) == due:
-                del self._waiting[slot]
-                woken = True
-                if not self._cursor or ident[slot] < ident[self._cursor]:
-                    heappush(self._returned, (ident[slot], slot))
+        for slot in self._delays.take(now):
+            woken = True
+            if not self._cursor or ident[slot] < ident[self._cursor]:
+                heappush(self._returned, (ident[slot], slot))
         return woken
 
     def next_due(self) -> float:
-        return self._timers[0][0] if self._timers else NEVER
+        return self._delays.next_due()
 
 
 class _Flight(msgspec.Struct, eq=False, gc=False):

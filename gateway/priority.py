@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
 from gateway.entries import Entries
-from gateway.order import NEVER
+from gateway.order import Delays
 from gateway.template import Fields
 
 MAX_PRIORITY = 255
@@ -50,7 +50,7 @@ class _Lane:
 class Prioritized:
     """An Order. name: of a group's number."""
 
-    __slots__ = ("_entries", "_lanes", "_name", "_ranked", "_timers", "_waiting")
+    __slots__ = ("_delays", "_entries", "_lanes", "_name", "_ranked")
 
     def __init__(self, entries: Entries, name: Callable[[int], str | None]) -> None:
         self._entries = entries
@@ -58,8 +58,7 @@ class Prioritized:
         self._lanes: dict[int, _Lane] = {}
         self._ranked: list[_Lane] = []
         """The lanes, the highest priority first."""
-        self._waiting: dict[int, float] = {}
-        self._timers: list[tuple[float, int]] = []
+        self._delays = Delays()
 
     def _lane(self, slot: int) -> _Lane:
         priority = priority_of(self._name(self._entries.group[slot]))
@@ -76,7 +75,7 @@ class Prioritized:
     def add(self, slot: int, due: float) -> None:
         entries, lane = self._entries, self._lane(slot)
         if due:
-            self._wait(slot, due)
+            self._delays.hold(slot, due)
         if not lane.head:
             lane.head = entries.group_next[slot] = entries.group_previous[slot] = slot
         else:
@@ -105,8 +104,8 @@ class Prioritized:
                 return slot
             heappop(returned)
         cursor = lane.cursor
-        if self._waiting:
-            while cursor and cursor in self._waiting:
+        if self._delays.due:
+            while cursor and cursor in self._delays.due:
                 cursor = self._following(lane, cursor)
             lane.cursor = cursor
         return cursor
@@ -120,7 +119,7 @@ class Prioritized:
 
     def back(self, slot: int, due: float) -> None:
         if due:
-            self._wait(slot, due)
+            self._delays.hold(slot, due)
         else:
             heappush(self._lane(slot).returned, (self._entries.ident[slot], slot))
 
@@ -136,8 +135,8 @@ class Prioritized:
             entries.group_previous[following] = before
             if lane.head == slot:
                 lane.head = following
-        if self._waiting:
-            self._waiting.pop(slot, None)
+        if self._delays.due:
+            self._delays.due.pop(slot, None)
         if len(lane.returned) > 64 and len(lane.returned) > 2 * entries.count:
             lane.returned = [item for item in lane.returned if item[1] != slot and entries.holds(item[1], item[0])]
             heapify(lane.returned)
@@ -146,27 +145,17 @@ class Prioritized:
         pass
 
     def due(self, slot: int) -> float:
-        return self._waiting.get(slot, 0.0)
-
-    def _wait(self, slot: int, due: float) -> None:
-        self._waiting[slot] = due
-        heappush(self._timers, (due, slot))
-        if len(self._timers) > 2 * len(self._waiting) + 64:
-            # Many have left before their time.
-            self._timers = sorted((due, slot) for slot, due in self._waiting.items())
+        return self._delays.due.get(slot, 0.0)
 
     def tick(self, now: float) -> bool:
         woken = False
         ident = self._entries.ident
-        while self._timers and self._timers[0][0] <= now:
-            due, slot = heappop(self._timers)
-            if self._waiting.get(slot) == due:
-                del self._waiting[slot]
-                woken = True
-                lane = self._lane(slot)
-                if not lane.cursor or ident[slot] < ident[lane.cursor]:
-                    heappush(lane.returned, (ident[slot], slot))
+        for slot in self._delays.take(now):
+            woken = True
+            lane = self._lane(slot)
+            if not lane.cursor or ident[slot] < ident[lane.cursor]:
+                heappush(lane.returned, (ident[slot], slot))
         return woken
 
     def next_due(self) -> float:
-        return self._timers[0][0] if self._timers else NEVER
+        return self._delays.next_due()
