@@ -1,4 +1,7 @@
-"""Owns the fixtures of tests that share a RabbitMQ: names of their own there, and clients that end with the test."""
+"""Owns the fixtures of tests that share a server: names of their own there, and clients that end with the test.
+
+Their module has the fixture `server`, the address of its AMQP listener.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,33 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
+from pamqp import commands
 
+from tests.harness.process import Address
 from tests.harness.rabbitmq import RabbitMq
+from tests.integration.amqp_raw import Raw
 from tests.integration.rabbit_link import Observer
 
 _numbers = count(1)
+
+
+@pytest.fixture
+def raw(server: Address) -> Iterator[Raw]:
+    """A client with confirms."""
+    client = Raw(server)
+    client.login()
+    client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def other(server: Address) -> Iterator[Raw]:
+    """A second client, without confirms."""
+    client = Raw(server)
+    client.login()
+    yield client
+    client.close()
 
 
 @pytest.fixture

@@ -26,23 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
         daemon.close()
 
 
-@pytest.fixture
-def raw(server: Address) -> Iterator[Raw]:
-    client = Raw(server)
-    client.login()
-    client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def other(server: Address) -> Iterator[Raw]:
-    client = Raw(server)
-    client.login()
-    yield client
-    client.close()
-
-
 # CC and BCC
 
 

@@ -26,15 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
         daemon.close()
 
 
-@pytest.fixture
-def raw(server: Address) -> Iterator[Raw]:
-    client = Raw(server)
-    client.login()
-    client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
-    yield client
-    client.close()
-
-
 @pytest.mark.parametrize("argument", [True, "{header[group]}"])
 def test_a_group_has_one_message_in_flight_and_keeps_its_order(raw: Raw, argument: object) -> None:
     queue = declare(raw, {"x-group": argument})

@@ -25,23 +25,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
         daemon.close()
 
 
-@pytest.fixture
-def raw(server: Address) -> Iterator[Raw]:
-    client = Raw(server)
-    client.login()
-    client.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def other(server: Address) -> Iterator[Raw]:
-    client = Raw(server)
-    client.login()
-    yield client
-    client.close()
-
-
 def shared(raw: Raw, name: str, **arguments: object) -> str:
     raw.call(Queue.Declare(queue=name, arguments=arguments), Queue.DeclareOk)
     return name
