@@ -37,6 +37,10 @@ class Order(Protocol):
     def leave(self, slot: int, flying: bool) -> None:
         """The entry is about to be removed; `flying`: it was in flight."""
 
+    def adopt(self, slots: Iterable[int]) -> None:
+        """These, which were just added, are in flight already, since another order handed them out. To be called
+        before the first `peek`."""
+
     def forget(self, holder: object, slots: Iterable[int]) -> None:
         """This consumer takes nothing more; its `slots` are in flight and may still `leave` or go `back`."""
 
@@ -57,7 +61,8 @@ NEVER = float("inf")
 
 
 class Delays:
-    """Slots that wait for a time. due: until when, by slot; whoever asks often reads it directly."""
+    """Slots that wait for a time. due: until when, by slot; whoever asks often reads it directly. NEVER stands for one
+    that was adopted in flight: it is passed over until it goes back."""
 
     __slots__ = ("_timers", "due")
 
@@ -71,7 +76,16 @@ class Delays:
         heappush(self._timers, (due, slot))
         if len(self._timers) > 2 * len(self.due) + 64:
             # Many have left before their time.
-            self._timers = sorted((due, slot) for slot, due in self.due.items())
+            self._timers = sorted((due, slot) for slot, due in self.due.items() if due < NEVER)
+
+    def adopt(self, slots: Iterable[int]) -> None:
+        """These are in flight."""
+        self.due.update(dict.fromkeys(slots, NEVER))
+
+    def time(self, slot: int) -> float:
+        """When it may go out, 0 if it waits for no time."""
+        due = self.due.get(slot, 0.0)
+        return due if due < NEVER else 0.0
 
     def take(self, now: float) -> Iterator[int]:
         """Those whose time has come; they wait no more."""
@@ -132,8 +146,16 @@ class Competing:
     def back(self, slot: int, due: float) -> None:
         if due:
             self._delays.hold(slot, due)
-        else:
-            heappush(self._returned, (self._entries.ident[slot], slot))
+            return
+        if self._delays.due:
+            self._delays.due.pop(slot, None)
+        self._let_go(slot)
+
+    def _let_go(self, slot: int) -> None:
+        """It may go out now: in its turn, if the cursor has not passed it."""
+        ident = self._entries.ident
+        if not self._cursor or ident[slot] < ident[self._cursor]:
+            heappush(self._returned, (ident[slot], slot))
 
     def leave(self, slot: int, flying: bool) -> None:
         if slot == self._cursor:
@@ -145,19 +167,20 @@ class Competing:
             self._returned = [item for item in self._returned if item[1] != slot and holds(item[1], item[0])]
             heapify(self._returned)
 
+    def adopt(self, slots: Iterable[int]) -> None:
+        self._delays.adopt(slots)
+
     def forget(self, holder: object, slots: Iterable[int]) -> None:
         pass
 
     def due(self, slot: int) -> float:
-        return self._delays.due.get(slot, 0.0)
+        return self._delays.time(slot)
 
     def tick(self, now: float) -> bool:
         woken = False
-        ident = self._entries.ident
         for slot in self._delays.take(now):
             woken = True
-            if not self._cursor or ident[slot] < ident[self._cursor]:
-                heappush(self._returned, (ident[slot], slot))
+            self._let_go(slot)
         return woken
 
     def next_due(self) -> float:
@@ -179,6 +202,8 @@ class Grouped:
 
     A group is a ring of slots in the entries' arrays, known by its head alone, whose predecessor is the tail.
     A token in `ready` is only a hint: `peek` throws away those that no longer hold.
+    With a limit above 1 a consumer may keep a group for as long as there is more of it. So that nobody keeps all of
+    them, a consumer that found nothing gets the next group that would be continued by one with two groups more.
     """
 
     __slots__ = (
@@ -186,7 +211,9 @@ class Grouped:
         "_entries",
         "_flights",
         "_held",
+        "_hungry",
         "_ready",
+        "_shares",
         "_timers",
         "blocked",
         "emptied",
@@ -208,12 +235,20 @@ class Grouped:
         self._flights: dict[int, _Flight] = {}
         self._ready: deque[int] = deque()
         self._held: dict[object, deque[int]] = {}
+        self._shares: dict[object, int] = {}
+        """How many groups each consumer has in flight; counted only with a limit above 1."""
+        self._hungry: dict[object, None] = {}
+        """Consumers that found nothing when they last looked; kept only with a limit above 1."""
         self._due: dict[int, float] = {}
         self._timers: list[tuple[float, int]] = []
 
     def allow(self, limit: int) -> None:
         """So many of a group may be in flight from now on, of those that are in flight now, too."""
         self.limit = limit
+        self._hungry.clear()
+        self._shares.clear()
+        for flight in self._flights.values() if limit > 1 else ():
+            self._shares[flight.holder] = self._shares.get(flight.holder, 0) + 1
         for number in self._flights:
             self._offer(number)
 
@@ -281,6 +316,8 @@ class Grouped:
                     return slot
                 self._block(number, due)
             ready.popleft()
+        if self.limit > 1:
+            self._hungry[holder] = None
         return 0
 
     def take(self, slot: int, holder: object) -> None:
@@ -290,8 +327,12 @@ class Grouped:
         if flight is None:
             self._ready.popleft()
             flight = self._flights[number] = _Flight(holder)
+            if self.limit > 1:
+                self._shares[holder] = self._shares.get(holder, 0) + 1
         else:
             self._held[holder].popleft()
+        if self._hungry:
+            self._hungry.pop(holder, None)
         flight.count += 1
         following = entries.group_next[slot]
         flight.next = following if following != self.heads[number] else 0
@@ -307,8 +348,16 @@ class Grouped:
         flight.count -= 1
         flight.draining = True
         if not flight.count:
-            del self._flights[number]
+            self._end(number, flight)
             self._ready.appendleft(number)
+
+    def _end(self, number: int, flight: _Flight) -> None:
+        """Nothing of the group is in flight any more."""
+        del self._flights[number]
+        if self._shares:
+            share = self._shares.pop(flight.holder, 0) - 1
+            if share > 0:
+                self._shares[flight.holder] = share
 
     def leave(self, slot: int, flying: bool) -> None:
         entries = self._entries
@@ -341,14 +390,25 @@ class Grouped:
         if flying:
             flight.count -= 1
             if not flight.count:
-                del self._flights[number]
+                self._end(number, flight)
                 if number in self.heads:
                     self._ready.append(number)
             else:
                 self._offer(number)
 
+    def adopt(self, slots: Iterable[int]) -> None:
+        """Several consumers may hold what is one group from now on: nothing more of it goes out until all is
+        settled."""
+        for slot in slots:
+            number = self._entries.group[slot]
+            flight = self._flights.get(number)
+            if flight is None:
+                flight = self._flights[number] = _Flight(None, draining=True)
+            flight.count += 1
+
     def forget(self, holder: object, slots: Iterable[int]) -> None:
         self._held.pop(holder, None)
+        self._hungry.pop(holder, None)
         for slot in slots:
             flight = self._flights.get(self._entries.group[slot])
             if flight is not None and flight.holder is holder:
@@ -396,5 +456,17 @@ class Grouped:
 
     def _offer(self, number: int) -> None:
         flight = self._flights.get(number)
-        if flight is not None and self._may_follow(number, flight):
-            self._held.setdefault(flight.holder, deque()).append(number)
+        if flight is None or not self._may_follow(number, flight):
+            return
+        if self._hungry and self._cede(flight.holder):
+            flight.draining = True  # whoever is next gets the group when nothing of it is in flight
+            return
+        self._held.setdefault(flight.holder, deque()).append(number)
+
+    def _cede(self, holder: object) -> bool:
+        """Whether this consumer is to give up a group, since a hungry one has two less; that one has its turn by it."""
+        hungry = next(iter(self._hungry))
+        if self._shares.get(holder, 0) < self._shares.get(hungry, 0) + 2:
+            return False
+        del self._hungry[hungry]
+        return True

@@ -120,8 +120,16 @@ class Prioritized:
     def back(self, slot: int, due: float) -> None:
         if due:
             self._delays.hold(slot, due)
-        else:
-            heappush(self._lane(slot).returned, (self._entries.ident[slot], slot))
+            return
+        if self._delays.due:
+            self._delays.due.pop(slot, None)
+        self._let_go(slot)
+
+    def _let_go(self, slot: int) -> None:
+        """It may go out now: in its turn, if the cursor of its lane has not passed it."""
+        lane, ident = self._lane(slot), self._entries.ident
+        if not lane.cursor or ident[slot] < ident[lane.cursor]:
+            heappush(lane.returned, (ident[slot], slot))
 
     def leave(self, slot: int, flying: bool) -> None:
         entries, lane = self._entries, self._lane(slot)
@@ -141,20 +149,20 @@ class Prioritized:
             lane.returned = [item for item in lane.returned if item[1] != slot and entries.holds(item[1], item[0])]
             heapify(lane.returned)
 
+    def adopt(self, slots: Iterable[int]) -> None:
+        self._delays.adopt(slots)
+
     def forget(self, holder: object, slots: Iterable[int]) -> None:
         pass
 
     def due(self, slot: int) -> float:
-        return self._delays.due.get(slot, 0.0)
+        return self._delays.time(slot)
 
     def tick(self, now: float) -> bool:
         woken = False
-        ident = self._entries.ident
         for slot in self._delays.take(now):
             woken = True
-            lane = self._lane(slot)
-            if not lane.cursor or ident[slot] < ident[lane.cursor]:
-                heappush(lane.returned, (ident[slot], slot))
+            self._let_go(slot)
         return woken
 
     def next_due(self) -> float:

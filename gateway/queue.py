@@ -48,6 +48,7 @@ SPILLED = Message("", b"")
 _NONE: Mapping[int, int] = {}
 
 _priority: Callable[[QueueSubscription], int] = attrgetter("priority")
+_served: Callable[[QueueSubscription], int] = attrgetter("served")
 decode_message = msgspec.msgpack.Decoder(Message).decode
 
 
@@ -74,7 +75,6 @@ class Queue:
         "_prioritized",
         "_purge",
         "_timeouts",
-        "_turn",
         "attempts",
         "counters",
         "dedup_by_group",
@@ -142,7 +142,6 @@ class Queue:
         self._purge: Purge | None = None
         self._again = NEVER
         """When refused dead letters are tried again."""
-        self._turn = 0
         self._prioritized = 0
         """Consumers with a priority of their own."""
         self.ranks = False
@@ -187,13 +186,13 @@ class Queue:
         return Competing(self.entries)
 
     def _reorder(self, order: Order) -> None:
-        for subscription in (*self.subscriptions, *self._leaving):
-            subscription.settle(list(subscription.held), Verdict.RETURNED)
+        """What is in flight stays with its consumers (ruling 24)."""
         before, now = self.order, self.ledger.now()
         self.order = order
         for slot in self.entries.slots():
             due = before.due(slot)
             self.order.add(slot, due if due > now else 0.0)
+        self.order.adopt(self.flying)
         for slot in before.parked.values() if isinstance(before, Grouped) else ():
             if self.entries.expires[slot]:
                 self.expiries.watch(slot)  # its moment may have come while its group was parked
@@ -497,15 +496,17 @@ class Queue:
             self._hand_out(active, now)
 
     def _hand_out(self, active: list[QueueSubscription], now: float) -> None:
-        """To these consumers, all of which have credit."""
+        """To these consumers, all of which have credit, and whoever was served longest ago comes first."""
         competing = len(active) > 1
+        if competing:
+            active.sort(key=_served)
         ledger = self.ledger
         ids = ledger.deliveries
         entries, order, flying, memory = self.entries, self.order, self.flying, self._memory
         policy = self.policy
         grouped = self.group_template is not None
         batches: dict[QueueSubscription, list[Delivery]] = {}
-        turn = self._turn
+        turn = 0
         left = EXPIRED_AT_ONCE
         while active:
             if turn >= len(active):
@@ -578,8 +579,8 @@ class Queue:
                 turn += 1
             else:
                 del active[turn]
-        self._turn = turn
         for subscription, batch in batches.items():
+            subscription.served = batch[-1].id
             self.counters.delivered += len(batch)
             self._deliver(subscription, batch)
 

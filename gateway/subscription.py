@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class QueueSubscription:
     """A Subscription of the contract. Credit is its own and its pools'."""
 
-    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "priority", "queue")
+    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "priority", "queue", "served")
 
     def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool, priority: int) -> None:
         self._queue = queue
@@ -31,6 +31,8 @@ class QueueSubscription:
         self.messages = 0
         self.octets = UNLIMITED
         self.held: dict[int, Delivery] = {}
+        self.served = 0
+        """The id of its latest delivery."""
 
     def grant(self, messages: int = 0, octets: int = 0) -> None:
         self.messages += messages

@@ -67,7 +67,8 @@ class Entry:
     last: bool = False
     """In flight, and nothing more of its group before it is settled."""
     slow: bool = False
-    """In flight, and perhaps nothing more of its group before it is settled: a delayed one comes next."""
+    """In flight, and perhaps nothing more of its group before it is settled: a delayed one comes next, or another
+    consumer waits for a group."""
     fate: str = ""
     """The reason why it must leave."""
     doomed: bool = False

@@ -317,6 +317,9 @@ class Reference:
                 yield from (entry for entry in waiting if ready and self._is_ready(entry) and not entry.fate)
                 continue
             heads = {entry.group: entry for entry in reversed(waiting)}
+            if len(ready) > 1 and policy.group_in_flight > 1:
+                for entry in self.of(queue):
+                    entry.slow = entry.slow or entry.holder is not None
             for head in heads.values():
                 if not ready or head.place in self.parked:
                     continue
@@ -533,7 +536,8 @@ class Reference:
         return True
 
     def reload(self, queue: str, policy: QueuePolicy) -> None:
-        """What is here keeps its group; order begins anew where there were groups and are none, or the other way."""
+        """What is here keeps its group, and what is in flight its consumer; order begins anew where there were groups
+        and are none, or the other way."""
         before, self.policies[queue] = self.policies[queue], policy
         flying = [entry for entry in self.of(queue) if entry.holder is not None]
         for entry in flying:
@@ -541,7 +545,7 @@ class Reference:
             entry.deadline = min(entry.deadline, self.now() + limit) if limit is not None else NEVER
         if bool(before.group) != bool(policy.group):
             for entry in flying:
-                self._give_back(entry)
+                entry.last = True
             for place in [place for place in self.parked if place[0] == queue]:
                 del self.parked[place]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from gateway.declarations import configure
 from gateway.errors import GatewayError, UnknownQueueError
@@ -54,35 +55,81 @@ def test_group_value_and_dedup_key_stay_as_they_were_at_accept() -> None:
     assert sorted(worker.bodies) == ["1", "2", "4"]
 
 
-@pytest.mark.parametrize("before", [None, GROUP])
+ORDERINGS = {
+    "plain": QueuePolicy(),
+    "group": QueuePolicy(group=GROUP),
+    "group of 3 in flight": QueuePolicy(group=GROUP, group_in_flight=3),
+    "priority": QueuePolicy(max_priority=5),
+}
+
+
+@pytest.mark.parametrize("before", ORDERINGS)
+@pytest.mark.parametrize("after", ORDERINGS)
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_groups_come_and_go_and_what_is_in_flight_is_given_back(before: str | None, cancelled: bool) -> None:
-    after = GROUP if before is None else None
-    kernel = Kernel({"q": QueuePolicy(group=before)})
-    kernel.accept(*[grouped("q", str(number), "ab"[number % 2]) for number in range(6)])
-    kernel.accept(grouped("q", "late", "c", delay=50.0))
+def test_another_kind_of_ordering_leaves_what_is_in_flight_with_its_consumers(
+    before: str, after: str, cancelled: bool
+) -> None:
+    kernel = Kernel({"q": ORDERINGS[before]})
+    for number in range(12):
+        kernel.accept(grouped("q", str(number), "abc"[number % 3]))
+    kernel.accept(grouped("q", "late", "d", delay=50.0))
     kernel.run()
-    worker = kernel.worker("q", 2)
+    workers = [kernel.worker("q", 2), kernel.worker("q", 1)]
     kernel.run()
+    held = [list(worker.holding) for worker in workers]
+    assert [len(bodies) for bodies in held] == [2, 1]
     if cancelled:
-        worker.cancel()
-    reload(kernel, q=QueuePolicy(group=after))
-    assert isinstance(kernel.queue("q").order, Grouped if after else Competing)
-    assert worker.done() == 0, "it was given back by the reload"
-    worker.detach()
+        workers[0].cancel()
+    for name in (after, before, after):
+        reload(kernel, q=ORDERINGS[name])
+    assert [worker.holding for worker in workers] == held
     taker = kernel.worker("q")
+    kernel.run()
+    assert not {*taker.holding} & {*held[0], *held[1]}, "nobody else gets them"
+    given_back = held[0][1]
+    assert workers[0].done(held[0][0]) == 1
+    assert workers[0].give_back(given_back) == 1
+    workers[1].detach(lost=True)
+    workers[0].detach()
     seen: list[str] = []
-    for _ in range(8):
+    for _ in range(14):
         kernel.run()
         seen += taker.holding
         taker.done()
-    assert sorted(seen) == ["0", "1", "2", "3", "4", "5"]
+    rest = {str(number) for number in range(12)} - {held[0][0]}
+    assert sorted(seen) == sorted(rest), "each once, and what came back as well"
+    if "group" in after:
+        names = "abc"
+        for place, _ in enumerate(names):
+            mine = [int(body) for body in seen if int(body) % 3 == place]
+            assert mine == sorted(mine), "in the order of its group"
     kernel.advance(60)
     assert taker.holding == ["late"]
     taker.done()
     kernel.run()
     assert [leak for leak in kernel.leaks() if "groups" not in leak] == []
     assert kernel.crash().content("q") == []
+
+
+@pytest.mark.parametrize("after", ORDERINGS)
+def test_what_takes_too_long_goes_back_in_the_new_order(after: str) -> None:
+    timed = {name: structs.replace(policy, ack_timeout=Seconds(10.0)) for name, policy in ORDERINGS.items()}
+    kernel = Kernel({"q": timed["plain"]})
+    kernel.accept(*[grouped("q", body, "a") for body in "123"])
+    kernel.run()
+    stuck = kernel.worker("q", 2)
+    kernel.run()
+    kernel.advance(5)
+    reload(kernel, q=timed[after])
+    taker = kernel.worker("q", 1)
+    kernel.run()
+    assert taker.bodies == ([] if "group" in after else ["3"])
+    taker.done()
+    taker.grant()
+    before = len(taker.bodies)
+    kernel.advance(6)
+    assert taker.bodies[before] == "1", "the oldest comes first again"
+    assert stuck.done() == 0
 
 
 def test_group_in_flight_may_grow_and_shrink_under_load() -> None:

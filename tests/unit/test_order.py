@@ -1,4 +1,4 @@
-"""Which entry goes out next: Competing and Grouped against plain models, under random steps (ruling 18)."""
+"""Which entry goes out next: each order against a plain model of it, under random steps (ruling 18)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import random
 import pytest
 
 from gateway.entries import Entries
-from gateway.order import Competing, Grouped
+from gateway.order import Competing, Grouped, Order
+from gateway.priority import Prioritized
+
+PRIORITY = 0
+"""Instead of a limit: a queue with priorities."""
+KINDS = (None, PRIORITY, 1, 3)
+
+
+def order_of(limit: int | None, entries: Entries) -> Order:
+    if limit is None:
+        return Competing(entries)
+    return Grouped(entries, limit) if limit else Prioritized(entries, str)
 
 
 class Model:
@@ -15,7 +26,7 @@ class Model:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        """None: no groups."""
+        """None: no groups. PRIORITY: the numbers of groups are priorities."""
         self.entries: list[dict[str, object]] = []
         self.blocked: dict[int, float] = {}
         self.parked: set[int] = set()
@@ -26,8 +37,10 @@ class Model:
 
     def ready(self, holder: object, now: float) -> set[int]:
         """All that this consumer may have next."""
-        if self.limit is None:
+        if not self.limit:
             waiting = [entry for entry in self.entries if entry["holder"] is None and float(entry["due"]) <= now]  # type: ignore[arg-type]
+            if self.limit == PRIORITY:
+                waiting.sort(key=lambda entry: -int(entry["group"]))  # type: ignore[call-overload]
             return {int(entry["slot"]) for entry in waiting[:1]}  # type: ignore[call-overload]
         found: set[int] = set()
         for number in {int(entry["group"]) for entry in self.entries}:  # type: ignore[call-overload]
@@ -50,7 +63,7 @@ class Model:
 def life(seed: int, limit: int | None) -> None:
     rng = random.Random(seed)
     entries = Entries()
-    order = Competing(entries) if limit is None else Grouped(entries, limit)
+    order = order_of(limit, entries)
     model = Model(limit)
     holders = [object(), object(), object()]
     now = 100.0
@@ -81,6 +94,7 @@ def life(seed: int, limit: int | None) -> None:
         waiting = [entry for entry in model.entries if entry["holder"] is None]
         step = rng.choice(
             ["add", "add", "add", "take", "take", "take", "take", "back", "leave", "expire", "time", "park", "forget"]
+            + ["reorder"] * (rng.random() < 0.2)
         )
         if step == "add":
             ident += 1
@@ -105,7 +119,7 @@ def life(seed: int, limit: int | None) -> None:
             order.back(int(entry["slot"]), due)  # type: ignore[call-overload]
             entry["holder"] = None
             entry["due"] = due
-            if limit is not None:
+            if model.limit:
                 if due:
                     model.blocked[number] = max(model.blocked.get(number, 0.0), due)
                 model.draining.add(number)
@@ -133,8 +147,22 @@ def life(seed: int, limit: int | None) -> None:
             held = [entry for entry in flying if entry["holder"] is holder]
             order.forget(holder, [int(entry["slot"]) for entry in held])  # type: ignore[call-overload]
             holders[holders.index(holder)] = object()
-            model.draining |= {int(entry["group"]) for entry in held}  # type: ignore[call-overload]
-        if limit is not None and isinstance(order, Grouped):
+            if model.limit:
+                model.draining |= {int(entry["group"]) for entry in held}  # type: ignore[call-overload]
+        elif step == "reorder":
+            before, now_limit = order, rng.choice(KINDS)
+            order = order_of(now_limit, entries)
+            for slot in entries.slots():
+                order.add(slot, before.due(slot) if before.due(slot) > now else 0.0)
+            order.adopt([int(entry["slot"]) for entry in flying])  # type: ignore[call-overload]
+            model.limit = now_limit
+            model.blocked.clear()
+            model.parked.clear()
+            parked_for.clear()
+            model.draining = {int(entry["group"]) for entry in flying}  # type: ignore[call-overload]
+            if not now_limit:
+                model.draining.clear()
+        if isinstance(order, Grouped):
             # A delayed follower that was looked at holds its group until it is free: so may the model.
             for number, flight in order._flights.items():
                 if flight.draining:
@@ -155,6 +183,10 @@ def life(seed: int, limit: int | None) -> None:
         order.leave(slot, True)
         entries.remove(slot)
     assert len(got) == len(model.entries)
+    if model.limit is None:
+        assert [ident for _, ident in got] == sorted(ident for _, ident in got)
+    elif not model.limit:
+        assert got == sorted(got, key=lambda one: (-one[0], one[1]))
     for number in range(1, 5):
         mine = [ident for group, ident in got if group == number]
         assert mine == sorted(mine)
@@ -163,7 +195,7 @@ def life(seed: int, limit: int | None) -> None:
         assert set(order.emptied) <= {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("limit", [None, 1, 2, 3])
+@pytest.mark.parametrize("limit", [*KINDS, 2])
 def test_the_next_entry_is_the_one_that_the_rules_allow(limit: int | None) -> None:
     for seed in range(150):
         life(seed, limit)
