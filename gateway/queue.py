@@ -31,7 +31,7 @@ from gateway.purge import Purge
 from gateway.records import NO_EXTRA
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, Template
-from gateway.transport import Consumer, Delivery, Verdict
+from gateway.transport import Consumer, Delivery
 
 RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""

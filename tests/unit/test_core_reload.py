@@ -7,7 +7,6 @@ from msgspec import structs
 
 from gateway.declarations import configure
 from gateway.errors import GatewayError, UnknownQueueError
-from gateway.order import Competing, Grouped
 from gateway.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
 from gateway.transport import Binding, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
