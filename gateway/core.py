@@ -96,7 +96,7 @@ class Core:
         self._rng = rng or random.Random()
         self.deliveries: Iterator[int] = itertools.count(1)
         self._dirty: dict[Queue, None] = {}
-        self._purging: dict[Queue, None] = {}
+        self._busy: dict[Queue, None] = {}
         """One of them has its turn in each `dispatch`."""
         self._fresh: list[tuple[Queue, int, int]] = []
         self._unsafe: dict[tuple[Queue, int], int] = {}
@@ -318,10 +318,10 @@ class Core:
                 if queue.policy.durable:
                     self.gather.settled.append(entry.ident)
 
-    def purges(self, queue: Queue) -> None:
-        if not self._purging:
+    def goes_on(self, queue: Queue) -> None:
+        if not self._busy:
             self.poke()
-        self._purging[queue] = None
+        self._busy[queue] = None
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None:
         if queue.policy.durable:
@@ -411,14 +411,14 @@ class Core:
         now = self.now()
         if self.awaited:
             self.awaited.sweep()
-        if self._purging:
-            self._purge_some()
+        if self._busy:
+            self._go_on()
         for _ in range(MAX_ROUNDS):
             if not self._dirty:
                 break
             dirty, self._dirty = self._dirty, {}
             for queue in dirty:
-                if queue.deleted or queue.is_purging:
+                if queue.deleted or queue.is_busy:
                     continue
                 queue.dispatch(now)
                 order = queue.order
@@ -439,17 +439,17 @@ class Core:
                     queue.spill(slot, ident)
         self.rows.trim()
 
-    def _purge_some(self) -> None:
-        queue = next(iter(self._purging))
-        del self._purging[queue]
-        if queue.purge_some():
-            self._purging[queue] = None  # behind the others
-        if self._purging:
+    def _go_on(self) -> None:
+        queue = next(iter(self._busy))
+        del self._busy[queue]
+        if queue.go_on():
+            self._busy[queue] = None  # behind the others
+        if self._busy:
             self.poke()
 
     @property
     def is_dirty(self) -> bool:
-        return bool(self._dirty or self._purging)
+        return bool(self._dirty or self._busy)
 
     def _schedule(self, queue: Queue) -> None:
         due = queue.next_due()

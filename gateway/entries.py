@@ -34,7 +34,7 @@ class Entries:
     """ident: place in the daemon's order. row, offset, length: where the body is; row 0: nowhere on disk.
     expires: 0 for never. group, extra: numbers whose meaning the queue knows. next, previous: by arrival."""
 
-    __slots__ = (*_COLUMNS, "_free", "_top", "copied", "count", "first", "last", "octets", "purged")
+    __slots__ = (*_COLUMNS, "_free", "_top", "copied", "count", "first", "last", "octets", "purged", "reordered")
 
     ident: array[int]
     row: array[int]
@@ -60,8 +60,9 @@ class Entries:
         self.octets = 0
         self.copied = 0
         self.purged = 0
-        """Where two walks that pause go on, one of a copy of the log and one of a purge: each moves on by itself when
-        its entry is removed."""
+        self.reordered = 0
+        """Where walks that pause go on, of a copy of the log, of a purge and of a new ordering: each moves on by itself
+        when its entry is removed."""
 
     def add(
         self,
@@ -138,6 +139,8 @@ class Entries:
             self.copied = after
         if slot == self.purged:
             self.purged = after
+        if slot == self.reordered:
+            self.reordered = after
         if before:
             self.next[before] = after
         else:

@@ -46,8 +46,8 @@ class Ledger(Protocol):
     def removed(self, queue: Queue, slots: Sequence[int], done: bool) -> None:
         """The entries leave for good, settled as done or not; called before their slots are freed."""
 
-    def purges(self, queue: Queue) -> None:
-        """The queue wants to `purge_some` in each turn until it says that it need not."""
+    def goes_on(self, queue: Queue) -> None:
+        """The queue is busy, and wants to `go_on` in turn with others until it says that it need not."""
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
     def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:

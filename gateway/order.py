@@ -48,6 +48,10 @@ class Order(Protocol):
         """When a delayed entry may go out, 0 if it is not delayed."""
         ...
 
+    def dues(self) -> dict[int, float]:
+        """That of all delayed entries, by slot; and perhaps of others, whose time is over. A new dictionary."""
+        ...
+
     def tick(self, now: float) -> bool:
         """Lets go what is due; True if anything was."""
         ...
@@ -86,6 +90,10 @@ class Delays:
         """When it may go out, 0 if it waits for no time."""
         due = self.due.get(slot, 0.0)
         return due if due < NEVER else 0.0
+
+    def times(self) -> dict[int, float]:
+        """Of all that wait for a time."""
+        return {slot: due for slot, due in self.due.items() if due < NEVER}
 
     def take(self, now: float) -> Iterator[int]:
         """Those whose time has come; they wait no more."""
@@ -175,6 +183,9 @@ class Competing:
 
     def due(self, slot: int) -> float:
         return self._delays.time(slot)
+
+    def dues(self) -> dict[int, float]:
+        return self._delays.times()
 
     def tick(self, now: float) -> bool:
         woken = False
@@ -416,6 +427,9 @@ class Grouped:
 
     def due(self, slot: int) -> float:
         return self._due.get(slot, 0.0)
+
+    def dues(self) -> dict[int, float]:
+        return dict(self._due)
 
     def park(self, slot: int) -> None:
         """Holds the whole group of this waiting entry until `release`."""

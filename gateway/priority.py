@@ -158,6 +158,9 @@ class Prioritized:
     def due(self, slot: int) -> float:
         return self._delays.time(slot)
 
+    def dues(self) -> dict[int, float]:
+        return self._delays.times()
+
     def tick(self, now: float) -> bool:
         woken = False
         for slot in self._delays.take(now):

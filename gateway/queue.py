@@ -29,6 +29,7 @@ from gateway.policy import DISCARD, QueuePolicy
 from gateway.priority import Prioritized, PriorityName
 from gateway.purge import Purge
 from gateway.records import NO_EXTRA
+from gateway.reordering import Reordering
 from gateway.subscription import QueueSubscription
 from gateway.template import Fields, Template
 from gateway.transport import Consumer, Delivery
@@ -72,6 +73,7 @@ class Queue:
         "_leaving",
         "_memory",
         "_over",
+        "_placing",
         "_prioritized",
         "_purge",
         "_timeouts",
@@ -149,6 +151,8 @@ class Queue:
         self._timeouts = Timeouts(self.flying)
         self.expiries = Expiries(self.entries)
         self.order: Order = Competing(self.entries)
+        self._placing: Order | Reordering = self.order
+        """Told of what comes, goes back and leaves; the order itself, but for the time of a Reordering."""
         self.apply(policy)
 
     # policy
@@ -186,17 +190,28 @@ class Queue:
         return Competing(self.entries)
 
     def _reorder(self, order: Order) -> None:
-        """What is in flight stays with its consumers (ruling 24)."""
-        before, now = self.order, self.ledger.now()
-        self.order = order
-        for slot in self.entries.slots():
-            due = before.due(slot)
-            self.order.add(slot, due if due > now else 0.0)
-        self.order.adopt(self.flying)
+        """What is in flight stays with its consumers (ruling 24); a long queue delivers nothing until all of it is in
+        the new order."""
+        before, self.order = self.order, order
         for slot in before.parked.values() if isinstance(before, Grouped) else ():
             if self.entries.expires[slot]:
                 self.expiries.watch(slot)  # its moment may have come while its group was parked
+        now = self.ledger.now()
+        dues = {slot: due for slot, due in self._placing.dues().items() if due > now}
+        self._placing = Reordering(self.entries, order, dues, self.flying)
+        if self._reorder_some():
+            self.ledger.goes_on(self)
+
+    def _reorder_some(self) -> bool:
+        """False at the end."""
+        assert isinstance(self._placing, Reordering)
+        self._placing.step()
+        if not self._placing.is_over:
+            return True
+        self._placing = self.order
         self.groups.empty(range(1, self.groups.top))  # what left while there were no groups told nobody
+        self.ledger.wake(self)
+        return False
 
     # what a QueueView shows
 
@@ -257,7 +272,7 @@ class Queue:
 
     def store(self, entries: Sequence[Pending], now: float) -> Sequence[int]:
         """Committed entries, the last by arrival, and their slots."""
-        enqueue, resident, slots = self.order.add, self.resident, self._place(entries, now)
+        enqueue, resident, slots = self._placing.add, self.resident, self._place(entries, now)
         octets = volatile = 0
         for slot, entry in zip(slots, entries, strict=True):
             if entry.message is not None:
@@ -343,7 +358,7 @@ class Queue:
 
     def remove(self, slots: Sequence[int], done: bool = False) -> None:
         """These entries leave for good, waiting or in flight; `done`: since their consumer said so."""
-        entries, flying, resident, leave = self.entries, self.flying, self.resident, self.order.leave
+        entries, flying, resident, leave = self.entries, self.flying, self.resident, self._placing.leave
         self.ledger.removed(self, slots, done)
         expires, forget = entries.expires, self.expiries.forget
         octets = volatile = 0
@@ -372,7 +387,7 @@ class Queue:
         if self._purge is not None:
             then = (*self._purge.then, *then)
         self._purge = Purge(self.entries, self.flying, then)
-        self.ledger.purges(self)
+        self.ledger.goes_on(self)
         return self.depth
 
     @property
@@ -383,10 +398,22 @@ class Queue:
         """Whether it is about to leave."""
         return self._purge is not None and self._purge.covers(slot)
 
-    def purge_some(self) -> bool:
-        """Removes some of what is purged, before all of which is gone nothing is delivered. False at the end."""
+    @property
+    def is_busy(self) -> bool:
+        """Nothing is delivered for the time being: it is purged or brought into another order."""
+        return self._purge is not None or self._placing is not self.order
+
+    def go_on(self) -> bool:
+        """One step of what keeps it busy. False at the end."""
+        if self._placing is not self.order:
+            return self._reorder_some() or self.is_busy
+        return self._purge_some() or self.is_busy
+
+    def _purge_some(self) -> bool:
+        """Removes some of what is purged. False at the end."""
         purge = self._purge
-        assert purge is not None
+        if purge is None:
+            return False
         self.remove(purge.next_slots())
         if not purge.is_over:
             return True
@@ -644,7 +671,7 @@ class Queue:
         delivery = self.flying.pop(slot)
         if delivery.message is not SPILLED:
             self.resident[slot] = delivery.message
-        self.order.back(slot, due)
+        self._placing.back(slot, due)
         if self.entries.row[slot]:
             self.ledger.spillable(self, slot)
         if self.entries.expires[slot] and int(self.entries.expires[slot]) + 1 <= self.ledger.now():
@@ -754,7 +781,7 @@ class Queue:
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
         """(ident, time) of those that are delayed. What was delivered before, and waits for a retry or for room in
         its dead-letter queue, is not."""
-        due, ident, delivered = self.order.due, self.entries.ident, self.attempts.keys() | self.doomed.keys()
+        due, ident, delivered = self._placing.due, self.entries.ident, self.attempts.keys() | self.doomed.keys()
         return [(ident[slot], due(slot)) for slot in slots if slot not in delivered and due(slot)]
 
     # consumers

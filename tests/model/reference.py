@@ -317,9 +317,8 @@ class Reference:
                 yield from (entry for entry in waiting if ready and self._is_ready(entry) and not entry.fate)
                 continue
             heads = {entry.group: entry for entry in reversed(waiting)}
-            if len(ready) > 1 and policy.group_in_flight > 1:
-                for entry in self.of(queue):
-                    entry.slow = entry.slow or entry.holder is not None
+            if sum(taker.queue == queue for taker in takers) > 1:
+                self._may_hand_over(queue)
             for head in heads.values():
                 if not ready or head.place in self.parked:
                     continue
@@ -357,8 +356,15 @@ class Reference:
         for entry in self.held(taker):
             entry.last = True
 
+    def _may_hand_over(self, queue: str) -> None:
+        """Somebody else may be about to get a group of which several are in flight."""
+        if self.policies[queue].group_in_flight > 1:
+            for entry in self.of(queue):
+                entry.slow = entry.slow or entry.holder is not None
+
     def detach(self, taker: Taker, lost: bool) -> None:
         """Of a lost consumer the oldest counts an attempt."""
+        self._may_hand_over(taker.queue)
         held = self.held(taker)
         for entry in held[1:] if lost else held:
             self._give_back(entry)

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from gateway import queue as queue_module
-from gateway import replay
+from gateway import reordering, replay
 from gateway.errors import GatewayError
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties
 from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, QueuePolicy
@@ -415,6 +415,8 @@ class Machine(RuleBasedStateMachine):
         """Whatever is due is done, and whoever has credit gets all that he may have."""
         core, reference = self.kernel.core, self.reference
         self.kernel.dispatch()
+        while core.is_dirty:
+            self.kernel.dispatch()
         reference.observe()
         while core.next_due() <= self.clock.now:
             core.tick()
@@ -562,6 +564,7 @@ def _by_daemon(counters: Mapping[tuple[str, str], int]) -> Counter[tuple[str, st
 def test_the_core_does_what_the_model_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(replay, "SLICE_ENTRIES", 2)
     monkeypatch.setattr(queue_module, "EXPIRED_AT_ONCE", 2)
+    monkeypatch.setattr(reordering, "REORDERED_AT_ONCE", 2)
     Machine.folder = tmp_path
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine,

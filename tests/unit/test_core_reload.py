@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from gateway import reordering
 from gateway.declarations import configure
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
@@ -108,6 +109,67 @@ def test_another_kind_of_ordering_leaves_what_is_in_flight_with_its_consumers(
     kernel.run()
     assert [leak for leak in kernel.leaks() if "groups" not in leak] == []
     assert kernel.crash().content("q") == []
+
+
+def others(before: str) -> list[str]:
+    """The names of orderings of another kind."""
+    return [after for after in ORDERINGS if after.split()[0] != before.split()[0]]
+
+
+@pytest.mark.parametrize(("before", "after"), [(before, after) for before in ORDERINGS for after in others(before)])
+def test_a_long_queue_is_brought_into_another_order_in_slices(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes, is settled or goes back between two slices finds its place; nothing is delivered before the last."""
+    monkeypatch.setattr(reordering, "REORDERED_AT_ONCE", 4)
+    wait = SecondsRange((5.0, 5.0))
+    kernel = Kernel({"q": structs.replace(ORDERINGS[before], retry_delay=wait)})
+    kernel.accept(*[grouped("q", str(number), f"g{number % 9}") for number in range(60)])
+    kernel.run()
+    worker = kernel.worker("q", 8)
+    kernel.run()
+    done, retried, returned, early, late, *kept = worker.holding
+    kernel.policies["q"] = structs.replace(ORDERINGS[after], retry_delay=wait)
+    worker.give_back(early)
+    kernel.configure()
+    taker = kernel.worker("q")
+    steps = [
+        lambda: worker.done(done),
+        lambda: worker.retry(retried),
+        lambda: worker.give_back(returned),
+        lambda: kernel.accept(grouped("q", "60", "g1"), grouped("q", "delayed", "g2", delay=20.0)),
+    ]
+    turns = 0
+    while kernel.core.is_dirty:
+        assert not taker.seen
+        kernel.core.dispatch()
+        kernel.commit()
+        if turns < len(steps):
+            steps[turns]()
+        turns += 1
+    assert turns > 10
+    worker.done(late)
+    if "group" in after:
+        worker.done()  # what came without a group is one group, in which these stand first
+    seen: list[str] = []
+    for _ in range(80):
+        kernel.run()
+        seen += taker.holding
+        taker.done()
+    assert retried not in seen and "delayed" not in seen
+    for _ in range(100):
+        kernel.advance(1.0)
+        seen += taker.holding
+        taker.done()
+    gone = {done, late, *kept}
+    assert sorted(seen) == sorted({*map(str, range(61)), "delayed"} - gone)
+    if "group" in after:
+        for place in range(9):
+            mine = [int(body) for body in seen if body not in ("delayed", "60") and int(body) % 9 == place]
+            assert mine == sorted(mine), "in the order of its group"
+    assert worker.done() == (0 if "group" in after else len(kept)), "it holds these still"
+    kernel.run()
+    assert [leak for leak in kernel.leaks() if "groups" not in leak] == []
 
 
 @pytest.mark.parametrize("after", ORDERINGS)
