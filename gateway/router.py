@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
-from gateway.topics import FilterTree, NameTree, check_filter
+from gateway.topics import FilterTree, NameTree, check_binding
 from gateway.transport import Binding, ExchangeBinding, Options
 
 CACHE_OCTETS = 32 << 20
@@ -148,7 +148,7 @@ class Router(Generic[Q]):
 
     def bind(self, binding: Binding) -> None:
         """Raises ValueError for a filter that can't be held, KeyError for an unknown queue."""
-        if not binding.literal and binding.filter and (why := check_filter(binding.filter)):
+        if not binding.literal and (why := check_binding(binding.filter)):
             raise ValueError(f"the filter {binding.filter!r} {why}")
         queue, bindings = self._queues[binding.queue]
         identity = _identity(binding)
@@ -186,7 +186,7 @@ class Router(Generic[Q]):
 
     def bind_exchange(self, binding: ExchangeBinding) -> None:
         """Raises ValueError for a filter that can't be held."""
-        if not binding.literal and binding.filter and (why := check_filter(binding.filter)):
+        if not binding.literal and (why := check_binding(binding.filter)):
             raise ValueError(f"the filter {binding.filter!r} {why}")
         self.unbind_exchange(binding)
         onward = self._onward.get(binding.exchange)

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 MAX_LEVELS = 128
 MAX_HASHES = 4
 """`#` may stand at any level of a filter (AMQP needs it), but at most this often (ruling 9)."""
+MAX_BINDING_LEVELS = 256
+"""Of a binding: what the 255 bytes of a binding key can hold."""
 
 _SWAP = str.maketrans("/.", "./")
 
@@ -46,6 +48,32 @@ def check_filter(filter: str, mqtt: bool = False) -> str | None:
     if levels.count("#") > MAX_HASHES:
         return f"has more than {MAX_HASHES} times #"
     return _check_text(filter)
+
+
+def check_binding(filter: str) -> str | None:
+    """Why no binding can have this filter, or None. Bindings are more than the filters of `check_filter`, for not all
+    come from MQTT: `+` and `#` beside other characters are text, and so is the `+` of a level `\\+`."""
+    if filter.count("/") >= MAX_BINDING_LEVELS:
+        return f"has more than {MAX_BINDING_LEVELS} levels"
+    if filter.split("/").count("#") > MAX_HASHES:
+        return f"has more than {MAX_HASHES} times #"
+    return None
+
+
+def levels_of(text: str) -> list[str]:
+    """The levels of a name or filter; an empty one (the empty routing key of AMQP) has none."""
+    return text.split("/") if text else []
+
+
+def literal_level(text: str) -> str:
+    """How a filter writes a level that is this text: `+` alone would be the wildcard, so it is written `\\+`, and what
+    looks like that has one backslash more. A level that is `#` alone can't be written; nobody can ask for it."""
+    return "\\" + text if text.endswith("+") and text.lstrip("\\") == "+" else text
+
+
+def level_text(level: str) -> str:
+    """The text of a level that is no wildcard; the inverse of `literal_level`."""
+    return level[1:] if level.endswith("+") and level.startswith("\\") and level.lstrip("\\") == "+" else level
 
 
 def overlap(first: str, second: str) -> bool:
@@ -88,18 +116,60 @@ def _check_text(text: str) -> str | None:
     return None
 
 
+class _Name(Generic[T]):
+    """A level of names."""
+
+    __slots__ = ("children", "value")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Name[T]] = {}
+        self.value: T | None = None
+
+
 class _Node(Generic[T]):
-    __slots__ = ("children", "is_hash", "values")
+    """A level of filters. The wildcards stand apart from the levels that are text, so that no text is taken for one."""
+
+    __slots__ = ("children", "hash", "is_hash", "plus", "values")
 
     def __init__(self, is_hash: bool = False) -> None:
         self.children: dict[str, _Node[T]] = {}
+        self.plus: _Node[T] | None = None
+        self.hash: _Node[T] | None = None
         self.values: dict[object, T] | None = None
         self.is_hash = is_hash
 
+    def child(self, level: str) -> _Node[T] | None:
+        """Below it, for this level of a filter."""
+        if level == "+":
+            return self.plus
+        return self.hash if level == "#" else self.children.get(level_text(level))
+
+    def make(self, level: str) -> _Node[T]:
+        made: _Node[T] = _Node(level == "#")
+        if level == "+":
+            self.plus = made
+        elif level == "#":
+            self.hash = made
+        else:
+            self.children[level_text(level)] = made
+        return made
+
+    def drop(self, level: str) -> None:
+        if level == "+":
+            self.plus = None
+        elif level == "#":
+            self.hash = None
+        else:
+            del self.children[level_text(level)]
+
+    @property
+    def is_empty(self) -> bool:
+        return self.values is None and not self.children and self.plus is None and self.hash is None
+
 
 class FilterTree(Generic[T]):
-    """Filters with values; answers which values' filters match a name. The time of a match depends on the levels of
-    the name and the branches it meets, not on the number of filters.
+    """Filters of bindings (`check_binding`) with values; answers which values' filters match a name. The time of a
+    match depends on the levels of the name and the branches it meets, not on the number of filters.
 
     hide: a wildcard in the first level does not match `$...` [MQTT-4.7.2-1], as in the shared topic space.
     """
@@ -110,14 +180,18 @@ class FilterTree(Generic[T]):
         self._root: _Node[T] = _Node()
         self._hide = hide
 
+    @property
+    def is_empty(self) -> bool:
+        return self._root.is_empty
+
     def put(self, filter: str, key: object, value: T) -> int:
         """Replaces the value that `key` had under this filter. Returns how many nodes it took."""
         node = self._root
         made = 0
-        for level in filter.split("/"):
-            child = node.children.get(level)
+        for level in levels_of(filter):
+            child = node.child(level)
             if child is None:
-                child = node.children[level] = _Node(level == "#")
+                child = node.make(level)
                 made += 1
             node = child
         if node.values is None:
@@ -128,49 +202,44 @@ class FilterTree(Generic[T]):
     def remove(self, filter: str, key: object) -> int:
         """Does nothing if it is not there. Returns how many nodes it freed."""
         path = [self._root]
-        levels = filter.split("/")
+        levels = levels_of(filter)
         for level in levels:
-            child = path[-1].children.get(level)
+            child = path[-1].child(level)
             if child is None:
                 return 0
             path.append(child)
-        if path[-1].values is not None:
-            path[-1].values.pop(key, None)
-            if not path[-1].values:
-                path[-1].values = None
+        last = path[-1]
+        if last.values is not None:
+            last.values.pop(key, None)
+            if not last.values:
+                last.values = None
         freed = 0
-        for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
-            child = parent.children[level]
-            if child.values is None and not child.children:
-                del parent.children[level]
-                freed += 1
+        for node, parent, level in zip(reversed(path[1:]), reversed(path[:-1]), reversed(levels), strict=True):
+            if not node.is_empty:
+                break
+            parent.drop(level)
+            freed += 1
         return freed
 
     def match(self, topic: str) -> Iterator[T]:
         """The values whose filter matches; `#` stands for any number of levels, none included."""
         root = self._root
-        levels = topic.split("/")
         active: dict[_Node[T], None] = {root: None}
         hidden = self._hide and topic.startswith("$")
-        node = None if hidden else root.children.get("#")
+        node = None if hidden else root.hash
         while node is not None:
             active[node] = None
-            node = node.children.get("#")
-        for place, level in enumerate(levels):
+            node = node.hash
+        for place, level in enumerate(levels_of(topic)):
             following: dict[_Node[T], None] = {}
             plus_allowed = place > 0 or not hidden
             for node in active:
                 if node.is_hash:
                     following[node] = None
-                children = node.children
-                for name in (level, "+") if plus_allowed else (level,):
-                    child = children.get(name)
-                    if child is not None and not child.is_hash:
+                for child in (node.children.get(level), node.plus if plus_allowed else None):
+                    while child is not None:
                         following[child] = None
-                        hash_child = child.children.get("#")
-                        while hash_child is not None:
-                            following[hash_child] = None
-                            hash_child = hash_child.children.get("#")
+                        child = child.hash
             active = following
             if not active:
                 return
@@ -180,42 +249,46 @@ class FilterTree(Generic[T]):
 
 
 class NameTree(Generic[T]):
-    """Topic names with one value each; answers which names a filter matches (retained messages, cached routes).
-    hide: as in FilterTree."""
+    """Topic names with one value each; answers which names the filter of a binding matches (retained messages, cached
+    routes). hide: as in FilterTree."""
 
     __slots__ = ("_hide", "_root")
 
     def __init__(self, hide: bool = True) -> None:
-        self._root: _Node[T] = _Node()
+        self._root: _Name[T] = _Name()
         self._hide = hide
+
+    @property
+    def is_empty(self) -> bool:
+        return self._root.value is None and not self._root.children
 
     def put(self, topic: str, value: T) -> int:
         """Returns how many nodes it took."""
         node = self._root
         made = 0
-        for level in topic.split("/"):
+        for level in levels_of(topic):
             child = node.children.get(level)
             if child is None:
-                child = node.children[level] = _Node()
+                child = node.children[level] = _Name()
                 made += 1
             node = child
-        node.values = {None: value}
+        node.value = value
         return made
 
     def remove(self, topic: str) -> int:
         """Returns how many nodes it freed."""
         path = [self._root]
-        levels = topic.split("/")
+        levels = levels_of(topic)
         for level in levels:
             child = path[-1].children.get(level)
             if child is None:
                 return 0
             path.append(child)
-        path[-1].values = None
+        path[-1].value = None
         freed = 0
         for parent, level in zip(reversed(path[:-1]), reversed(levels), strict=True):
             child = parent.children[level]
-            if child.values is not None or child.children:
+            if child.value is not None or child.children:
                 break
             del parent.children[level]
             freed += 1
@@ -223,12 +296,12 @@ class NameTree(Generic[T]):
 
     def match(self, filter: str) -> Iterator[T]:
         """The values of all names that the filter matches, in no stated order, each once."""
-        levels = filter.split("/")
+        levels = levels_of(filter)
         root = self._root
-        hidden = self._hide and levels[0] in ("+", "#")
-        active: dict[_Node[T], None] = {root: None}
+        hidden = self._hide and levels[:1] in (["+"], ["#"])
+        active: dict[_Name[T], None] = {root: None}
         for level in levels:
-            following: dict[_Node[T], None] = {}
+            following: dict[_Name[T], None] = {}
             for node in active:
                 hides = hidden and node is root
                 if level == "#":
@@ -237,14 +310,16 @@ class NameTree(Generic[T]):
                     for name, child in node.children.items():
                         if not (hides and name.startswith("$")):
                             following[child] = None
-                elif not (hides and level.startswith("$")) and (found := node.children.get(level)) is not None:
-                    following[found] = None
+                elif not (hides and level.startswith("$")):
+                    found = node.children.get(level_text(level))
+                    if found is not None:
+                        following[found] = None
             active = following
         for node in active:
-            if node.values is not None:
-                yield from node.values.values()
+            if node.value is not None:
+                yield node.value
 
-    def _add_below(self, node: _Node[T], into: dict[_Node[T], None], hides: bool) -> None:
+    def _add_below(self, node: _Name[T], into: dict[_Name[T], None], hides: bool) -> None:
         into[node] = None
         stack = [child for name, child in node.children.items() if not (hides and name.startswith("$"))]
         while stack:

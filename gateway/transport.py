@@ -18,6 +18,7 @@ from gateway.metrics import TransportCounters
 from gateway.policy import QueuePolicy
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
+from gateway.values import same
 
 __all__ = [
     "NO_OPTIONS",
@@ -90,10 +91,11 @@ NO_OPTIONS = Options()
 """Of every binding that says nothing else; the same object, so that it is known at a glance."""
 
 
-class HeadersMatch(msgspec.Struct, frozen=True):
+class HeadersMatch(msgspec.Struct, frozen=True, eq=False):
     """What a binding of a headers exchange asks of a message's headers: all of them or any (AMQP 3.1.3.4).
 
-    A value of None asks only that the header is there. Without headers, `all` matches everything, `any` nothing.
+    A value of None asks only that the header is there; true, 1 and 1.0 are three values. Without headers, `all` matches
+    everything, `any` nothing.
     """
 
     headers: tuple[tuple[str, Any], ...]
@@ -101,14 +103,21 @@ class HeadersMatch(msgspec.Struct, frozen=True):
 
     def matches(self, message: Message) -> bool:
         have = dict(message.properties.headers)
-        hits = (name in have and (value is None or have[name] == value) for name, value in self.headers)
+        hits = (name in have and (value is None or same(have[name], value)) for name, value in self.headers)
         return any(hits) if self.any else all(hits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeadersMatch) and self.any is other.any and same(self.headers, other.headers)
+
+    def __hash__(self) -> int:
+        return hash((self.any, *[name for name, _ in self.headers]))
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True):
     """Leads from a filter of one exchange to a queue.
 
-    filter: in MQTT form (`+`, `#`); with `literal`, wildcards in it are plain text (a direct exchange).
+    filter: in MQTT form, where `+` and `#` are wildcards if they are a whole level, otherwise text, and `\\+` is a level
+    that is a plus (`gateway.topics.check_binding`); with `literal`, all of it is plain text (a direct exchange).
     match: asked of each message besides. source: only messages that this transport accepted.
     not_from: not those of this client id (MQTT no local). not_source: not those that this transport accepted, so that
     nothing goes back over the link it came by.

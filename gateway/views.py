@@ -219,7 +219,7 @@ def show_delivery(delivery: Delivery) -> DeliveryView:
 class BindingView(msgspec.Struct, frozen=True):
     """What leads from an exchange to a queue, or to another exchange.
 
-    filter: in MQTT form; literal: wildcards in it are plain text. condition: what is asked of a message besides.
+    filter: in MQTT form, `\\+` for a level that is a plus; literal: wildcards in it are plain text. condition: what is asked of a message besides.
     target: where a link sends it. owner: `config` for a route, otherwise what made it.
     """
 

@@ -8,11 +8,32 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from gateway.topics import MAX_HASHES, MAX_LEVELS, FilterTree, NameTree, check_filter, check_name, matches, overlap
+from gateway.topics import (
+    MAX_BINDING_LEVELS,
+    MAX_HASHES,
+    MAX_LEVELS,
+    FilterTree,
+    NameTree,
+    check_binding,
+    check_filter,
+    check_name,
+    level_text,
+    literal_level,
+    matches,
+    overlap,
+)
 
 level = st.sampled_from(["a", "b", "", "$SYS", "$x"])
-names = st.lists(level, min_size=1, max_size=5).map("/".join)
-filters = st.lists(st.one_of(level, st.sampled_from(["+", "#"])), min_size=1, max_size=6).map("/".join)
+odd = st.sampled_from(["+", "#", "a+", "C#", "*", "\\+", "\\\\+", "\0"])
+"""Words of routing keys that are no levels of MQTT topics, and those that look like what they are written as."""
+names = st.lists(st.one_of(level, odd), max_size=5).map("/".join)
+filters = st.lists(
+    st.one_of(level, st.sampled_from(["+", "#"]), odd.filter(lambda text: text != "#").map(literal_level)), max_size=6
+).map("/".join)
+
+
+def levels(text: str) -> list[str]:
+    return text.split("/") if text else []
 
 
 def naive(filter: list[str], topic: list[str]) -> bool:
@@ -20,13 +41,20 @@ def naive(filter: list[str], topic: list[str]) -> bool:
         return not topic
     if filter[0] == "#":
         return any(naive(filter[1:], topic[place:]) for place in range(len(topic) + 1))
-    return bool(topic) and filter[0] in ("+", topic[0]) and naive(filter[1:], topic[1:])
+    wants = bool(topic) and (filter[0] == "+" or filter[0] == literal_level(topic[0]))
+    return wants and naive(filter[1:], topic[1:])
 
 
 def expected(filter: str, topic: str, hide: bool = True) -> bool:
-    if hide and topic.startswith("$") and filter.split("/")[0] in ("+", "#"):
+    if hide and topic.startswith("$") and levels(filter)[:1] in (["+"], ["#"]):
         return False
-    return naive(filter.split("/"), topic.split("/"))
+    return naive(levels(filter), levels(topic))
+
+
+@given(st.one_of(odd, st.text()))
+def test_a_level_that_is_text_is_written_so_that_it_is_no_wildcard(text: str) -> None:
+    assert level_text(literal_level(text)) == text
+    assert literal_level(text) != "+"
 
 
 @given(filters, names)
@@ -71,7 +99,7 @@ def test_the_filter_tree_answers_as_a_list_of_filters_would(
         assert set(found) == {item for item in kept if expected(item[0], topic, hide)}
     for filter, key in kept:
         tree.remove(filter, key)
-    assert not tree._root.children
+    assert tree.is_empty
 
 
 @given(st.lists(st.tuples(st.booleans(), names), max_size=25), st.lists(filters, min_size=1, max_size=6), st.booleans())
@@ -93,7 +121,7 @@ def test_the_name_tree_answers_as_a_list_of_names_would(
         assert set(found) == {name for name in kept if expected(filter, name, hide)}
     for name in kept:
         tree.remove(name)
-    assert not tree._root.children
+    assert tree.is_empty
 
 
 @pytest.mark.parametrize(
@@ -115,6 +143,13 @@ def test_the_name_tree_answers_as_a_list_of_names_would(
         ("#/b", "a/b", True),
         ("#/#", "a", True),
         ("#/b", "$SYS/b", False),
+        ("+", "", False),
+        ("#", "", True),
+        ("", "", True),
+        ("a+", "a+", True),
+        ("a+", "ab", False),
+        ("\\+", "+", True),
+        ("\\+", "a", False),
     ],
 )
 def test_examples_of_the_specifications(filter: str, topic: str, matching: bool) -> None:
@@ -135,6 +170,16 @@ def test_invalid_names(name: str) -> None:
 @pytest.mark.parametrize("filter", ["", "a+", "a/b#", "#a", "a\0", "/".join("#" * (MAX_HASHES + 1)), "x" * 65_536])
 def test_invalid_filters(filter: str) -> None:
     assert check_filter(filter) is not None
+
+
+@pytest.mark.parametrize("filter", ["", "a+", "a/b#", "#a", "a\0", "/".join("#" * MAX_HASHES), "/" * 255])
+def test_a_binding_may_have_text_that_is_no_filter_of_mqtt(filter: str) -> None:
+    assert check_binding(filter) is None
+
+
+@pytest.mark.parametrize("filter", ["/".join("#" * (MAX_HASHES + 1)), "/" * MAX_BINDING_LEVELS])
+def test_invalid_filters_of_bindings(filter: str) -> None:
+    assert check_binding(filter) is not None
 
 
 def test_mqtt_allows_hash_only_as_the_last_level() -> None:

@@ -242,7 +242,8 @@ class Consuming:
         message = delivery.message
         body, properties = message.body, message.properties
         # A long topic may have to stand among the headers, so its properties are not another's.
-        if delivery.expires is not None or delivery.attempts or delivery.deaths or len(message.topic) > SHORT_TOPIC:
+        ttl = delivery.expires is not None or message.ttl is not None
+        if ttl or delivery.attempts or delivery.deaths or len(message.topic) > SHORT_TOPIC:
             encoded = self._encode(delivery)
             return encoded if isinstance(encoded, str) else content_head(channel, encoded, len(body))
         if properties is not NO_PROPERTIES and properties == NO_PROPERTIES:
@@ -265,7 +266,10 @@ class Consuming:
         """The properties as they go out, or why they can't."""
         message = delivery.message
         native = message.source in self.topology.natives
-        remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
+        if native:  # as it was published; a dead letter has none any more
+            remaining = None if delivery.deaths else message.ttl
+        else:
+            remaining = None if delivery.expires is None else delivery.expires - self.gateway.now()
         try:
             headers = delivery_headers(delivery, self.vhost)
             encoded = encode(message, native, remaining, headers, self.vhost.prefix)

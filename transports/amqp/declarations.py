@@ -16,6 +16,7 @@ from pamqp import commands as amqp
 from gateway.errors import BindingsFullError, GatewayError
 from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
 from gateway.transport import Binding, ExchangeBinding, Gateway, QueueView, StateChange
+from gateway.values import same
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.codec import encode_method
 from transports.amqp.errors import (
@@ -330,7 +331,7 @@ class Declarations:
         for argument in sorted({*arguments, *declared.arguments}):
             asked, there = arguments.get(argument), declared.arguments.get(argument)
             default = _DEFAULTS.get(argument)
-            if (default if asked is None else asked) != (default if there is None else there):
+            if not same(default if asked is None else asked, default if there is None else there):
                 raise self._unequal(view.name, argument, asked, there)
 
     def _unequal(self, queue: str, what: str, asked: Any, there: Any) -> AmqpError:

@@ -19,7 +19,7 @@ from gateway.transport import Delivery
 from transports.amqp.link_channel import Content
 from transports.amqp.link_settings import address
 from transports.amqp.names import MAX_SHORT
-from transports.amqp.properties import TYPES, decode, encode
+from transports.amqp.properties import TYPES, as_text, decode, encode
 
 USER_ID = "x-gateway-user-id"
 """Header: the user id of a message whose sender is not the user that the link logs in as."""
@@ -48,6 +48,7 @@ def outgoing(delivery: Delivery, username: str, made_id: str, native: bool, now:
     if remaining is not None and remaining > MAX_EXPIRATION:
         remaining = None
     # Without its topic, whose place is the routing key; persistent, since the outbox kept it whatever its QoS was.
+    properties = msgspec.structs.replace(properties, delivery_mode=None)
     bare = msgspec.structs.replace(message, topic="", qos=max(message.qos, 1), properties=properties)
     try:
         encoded = encode(bare, native, remaining, added)
@@ -96,7 +97,7 @@ def _known(hint: Any) -> Any:
 
 def _with_user(properties: Properties) -> Properties:
     headers = properties.headers
-    user = next((value for name, value in headers if name == USER_ID and isinstance(value, str)), None)
+    user = next((text for name, value in headers if name == USER_ID and (text := as_text(value)) is not None), None)
     if user is None or properties.user_id is not None:
         return properties
     others = tuple(pair for pair in headers if pair[0] != USER_ID)

@@ -2,8 +2,8 @@
 
 Its rule: the swap is its own inverse, so no topic and no routing key is damaged on the way there and back.
 
-In names `/` and `.` change places. In patterns `+` and `*` do too where they are a whole level; `#` means the same
-on both sides. A message to the default exchange carries a queue's name, which is not swapped.
+In names `/` and `.` change places. In patterns `*` as a whole word is MQTT's `+`, and `#` means the same on both sides;
+all else is text, also MQTT's wildcards: the word `+` is the level `\\+` of a filter. A message to the default exchange carries a queue's name, which is not swapped.
 
 `reply_to`: AMQP's `q` is the queue `q`, in canonical form `$queue/q`. A topic `dev/7/reply` is written
 `$topic/dev.7.reply` in AMQP. A publish to the default exchange whose key begins with `$topic/` and names no queue
@@ -14,7 +14,7 @@ to the default exchange with `routing_key=reply_to`) answers a device, and need 
 from __future__ import annotations
 
 from gateway.message import QUEUE_PREFIX
-from gateway.topics import swap
+from gateway.topics import level_text, literal_level, swap
 
 TOPIC_PREFIX = "$topic/"
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
@@ -24,13 +24,13 @@ MAX_SHORT = 255
 
 
 def to_filter(pattern: str) -> str:
-    """An AMQP binding key to a filter in MQTT form."""
-    return "/".join("+" if w == "*" else "*" if w == "+" else w.replace("/", ".") for w in pattern.split("."))
+    """An AMQP binding key to the filter of a binding."""
+    return "/".join("+" if word == "*" else literal_level(word.replace("/", ".")) for word in pattern.split("."))
 
 
 def to_pattern(filter: str) -> str:
-    """A filter in MQTT form to an AMQP binding key; the inverse of `to_filter`."""
-    return ".".join("*" if w == "+" else "+" if w == "*" else w.replace(".", "/") for w in filter.split("/"))
+    """The filter of a binding to an AMQP binding key; the inverse of `to_filter`. No key says a level that is `*`."""
+    return ".".join("*" if level == "+" else level_text(level).replace(".", "/") for level in filter.split("/"))
 
 
 def reply_to_topic(reply_to: str, prefix: str = "") -> str:

@@ -5,11 +5,12 @@ such a header is believed only where the field itself could not have carried the
 
 | canonical                                           | AMQP                                                       |
 |-----------------------------------------------------|------------------------------------------------------------|
-| qos 0, 1                                            | delivery_mode 1, 2 (none or another one is qos 0)          |
+| qos 0, 1                                            | delivery_mode 1, 2                                         |
+| qos 0, delivery_mode (from AMQP alone)              | no delivery_mode (0), or one that is neither 1 nor 2       |
 | qos 2                                               | delivery_mode 2, header `x-mqtt-qos` 2                     |
 | retain                                              | header `x-mqtt-retain` true                                |
 | payload_format                                      | header `x-mqtt-payload-format`                             |
-| ttl                                                 | expiration, in milliseconds                                |
+| ttl                                                 | expiration, in milliseconds: see `encode`                  |
 | correlation_id, no UTF-8 or above 255 bytes         | header `x-mqtt-correlation-data`, bytes                    |
 | reply_to                                            | reply_to as in `names`; else header `x-mqtt-reply-to`      |
 | another text above 255 bytes                        | header `x-mqtt-content-type` and so on                     |
@@ -24,7 +25,10 @@ such a header is believed only where the field itself could not have carried the
 
 Clients of AMQP keep headers in dictionaries and write them sorted by name, hence the list. It is merged with what
 the table says now: a header that was changed, added or taken away since then stays so. Headers that an AMQP client
-sent go out as they came in, without a list, unless that is impossible. An empty table counts as none.
+sent go out as they came in, without a list, unless that is impossible; of an empty table the (empty) hints stay.
+
+Clients also write other types than they have read: py-amqp bytes as text, others true as 1 and 2 as 2.0. So the headers
+that the way back restores are believed by what they say, in whichever of these types they come.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from typing import Any, NamedTuple
 
 from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
 from gateway.topics import check_name, swap
+from gateway.values import same
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
 from transports.amqp.names import DIRECT_REPLY, MAX_SHORT, reply_to_key, reply_to_topic
@@ -100,6 +105,10 @@ class Content(NamedTuple):
     replies: bool = False
 
 
+NOTHING_SAID = Content(Properties(delivery_mode=0), 0, False, None, 0.0)
+"""Of a content header without any property; one object, so that what goes out again is encoded once."""
+
+
 def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str = "") -> Content:
     """Flags and property list of a content header. `empty_key`: the routing key is "", so a topic header is
     believed. `prefix`: of the names in the client's virtual host. Raises AmqpError: SYNTAX_ERROR, or
@@ -147,6 +156,10 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str 
             fields[name], at = _text(data, at, end)
     if at != end:
         raise syntax_error("bytes behind the last property")
+    if mode != 1 and mode != 2:
+        if flags == 0:
+            return NOTHING_SAID
+        fields["delivery_mode"] = mode
     qos, retain, topic, delay = int(mode == 2), False, None, 0.0
     if headers:
         # A text is a header like any other: it may be a user property that a worker sends back.
@@ -158,13 +171,17 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str 
         if isinstance(headers.get("BCC"), list):
             del headers["BCC"]
         qos, retain, topic = _restore(headers, fields, qos, empty_key, prefix)
-        ordered = headers.pop(ORDERED) if _is_list(headers.get(ORDERED)) else None
+        ordered = _pairs(headers.get(ORDERED))
+        if ordered is not None:
+            del headers[ORDERED]
         items = tuple(headers.items()) if ordered is None else tuple(_merge(ordered, headers))
         if hints is not None:
             hints = {name: hint for name, hint in hints.items() if name in headers}
         if hints or _has_hints(items):
             items = (*items, (TYPES, hints or {}))
         fields["headers"] = items
+    elif flags & _HEADERS:
+        fields["headers"] = ((TYPES, {}),)
     properties = Properties(**fields) if fields else NO_PROPERTIES
     if topic is None and not copies and not replies:
         return Content(properties, qos, retain, ttl, delay)
@@ -176,28 +193,42 @@ def _restore(
 ) -> tuple[int, bool, str | None]:
     """Takes the headers that stand for something else out of `headers`."""
     retain, topic = False, None
-    if qos and _is_number(headers.get(QOS)) and headers[QOS] == 2:
-        qos = headers.pop(QOS)
-    if headers.get(RETAIN) is True:
-        retain = headers.pop(RETAIN)
-    if _is_number(headers.get(PAYLOAD_FORMAT)):
-        fields["payload_format"] = headers.pop(PAYLOAD_FORMAT)
-    if "correlation_id" not in fields and _is_overlong(headers.get(CORRELATION)):
-        fields["correlation_id"] = headers.pop(CORRELATION)
-    reply_to = headers.get(REPLY_TO)
-    if "reply_to" not in fields and isinstance(reply_to, str) and reply_to_key(reply_to, prefix) is None:
-        fields["reply_to"] = headers.pop(REPLY_TO)
-    if empty_key and isinstance(headers.get(TOPIC), str) and _is_overlong(headers[TOPIC].encode()):
-        if check_name(headers[TOPIC]) is None:  # only such topics come from where routing keys have no limit
-            topic = headers.pop(TOPIC)
+    if _RESTORING.isdisjoint(headers):
+        return qos, retain, topic
+    if qos and _whole(headers.get(QOS)) == 2:
+        qos = 2
+        del headers[QOS]
+    if _whole(headers.get(RETAIN)) == 1:
+        retain = True
+        del headers[RETAIN]
+    if (number := _whole(headers.get(PAYLOAD_FORMAT))) is not None:
+        fields["payload_format"] = number
+        del headers[PAYLOAD_FORMAT]
+    raw = as_octets(headers.get(CORRELATION))
+    if "correlation_id" not in fields and raw is not None and not _fits(raw):
+        fields["correlation_id"] = raw
+        del headers[CORRELATION]
+    text = as_text(headers.get(REPLY_TO))
+    if "reply_to" not in fields and text is not None and reply_to_key(text, prefix) is None:
+        fields["reply_to"] = text
+        del headers[REPLY_TO]
+    text = as_text(headers.get(TOPIC)) if empty_key else None
+    # Only a topic that MQTT can name comes from where routing keys have no limit.
+    if text is not None and not _fits(text.encode()) and check_name(text) is None:
+        topic = text
+        del headers[TOPIC]
     for name, _ in _TEXTS:
         header = _HEADER_OF[name]
-        if name not in fields and isinstance(headers.get(header), str) and _is_overlong(headers[header].encode()):
-            fields[name] = headers.pop(header)
+        text = as_text(headers.get(header))
+        if name not in fields and text is not None and not _fits(text.encode()):
+            fields[name] = text
+            del headers[header]
     for name, _, limit in _NUMBERS:
         header = _HEADER_OF[name]
-        if name not in fields and _is_number(headers.get(header)) and not 0 <= headers[header] <= limit:
-            fields[name] = headers.pop(header)
+        number = _whole(headers.get(header))
+        if name not in fields and number is not None and not 0 <= number <= limit:
+            fields[name] = number
+            del headers[header]
     return qos, retain, topic
 
 
@@ -205,9 +236,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_overlong(value: Any) -> bool:
-    """Bytes that no short string can carry: too long or no UTF-8."""
-    return isinstance(value, bytes) and not _fits(value)
+def _whole(value: Any) -> int | None:
+    """The whole number that a header says, as a bool or a float too."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return int(value) if isinstance(value, int) else None
+
+
+def as_octets(value: Any) -> bytes | None:
+    """The bytes that a header says, as a text too."""
+    return value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else None
+
+
+def as_text(value: Any) -> str | None:
+    """The text that a header says, as bytes too."""
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode() if isinstance(value, bytes) else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _fits(raw: bytes) -> bool:
@@ -220,13 +268,15 @@ def _fits(raw: bytes) -> bool:
     return True
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
-    )
+def _pairs(value: Any) -> list[tuple[str, Any]] | None:
+    """Names and values of a list of headers; None if it is none."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return None
+    pairs = [(name, one) for first, one in value if (name := as_text(first)) is not None]
+    return pairs if len(pairs) == len(value) else None
 
 
-def _merge(ordered: list[list[Any]], headers: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+def _merge(ordered: list[tuple[str, Any]], headers: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     """The list, corrected by what the table says now."""
     first: dict[str, Any] = {}
     for name, value in ordered:
@@ -237,7 +287,7 @@ def _merge(ordered: list[list[Any]], headers: dict[str, Any]) -> Iterable[tuple[
             yield name, value
         elif name in headers and name not in changed:
             now = headers[name]
-            if type(now) is type(first[name]) and now == first[name]:
+            if same(now, first[name]):
                 yield name, value
             else:
                 changed.add(name)
@@ -312,14 +362,18 @@ def encode(
     prefix: str = "",
 ) -> bytes:
     """Flags and property list of a message. `native`: it came by AMQP, so its headers are an AMQP table.
-    `remaining`: seconds until it expires. `added`: headers of the delivery, in place of the message's own of that
+    `remaining`: seconds of its expiration, None for none; of what came by AMQP it is as it was published, of what came
+    otherwise what is left. `added`: headers of the delivery, in place of the message's own of that
     name. `prefix`: as in `decode`. Raises ValueError for headers that AMQP can't hold."""
     properties = message.properties
     if properties == NO_PROPERTIES and message.qos < 2 and not message.retain and remaining is None and not added:
         if _key_fits(_topic(message, prefix)):
             return PERSISTENT if message.qos else TRANSIENT
-    flags = _MODE
-    parts: dict[int, bytes] = {_MODE: b"\x02" if message.qos else b"\x01"}
+    flags = 0
+    mode = properties.delivery_mode
+    if mode is None or message.qos:
+        mode = 2 if message.qos else 1
+    parts: dict[int, bytes] = {_MODE: bytes((mode,))} if mode else {}
     extra: dict[str, Any] = {}
     for name, bit in _TEXTS:
         text = getattr(properties, name)
@@ -389,7 +443,7 @@ def _headers(
     if added:
         table.update(added)
         hints = {name: hint for name, hint in (hints or {}).items() if name not in added} | {"x-death": _DEATH_HINTS}
-    return encode_table(table.items(), hints) if table else None
+    return encode_table(table.items(), hints) if table or hints is not None else None
 
 
 _DEATH_HINTS = {str(place): {"time": "T", "count": "l"} for place in range(64)}
