@@ -20,6 +20,7 @@ from transports.mqtt.fields import (
     violation,
 )
 from transports.mqtt.packets import (
+    BRIDGE,
     NO_PROPERTIES5,
     RETURN_CODES,
     SERVER_UNAVAILABLE_311,
@@ -234,9 +235,11 @@ def _read_connect(data: bytes, at: int, stop: int) -> tuple[Connect, int]:
     name, at = read_binary(data, at, stop)
     if name not in (b"MQTT", b"MQIsdp"):  # [MQTT-3.1.2-1]
         raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, "no MQTT")
-    version, at = read_byte(data, at, stop)
-    if name != b"MQTT" or version not in (V311, V5):
-        raise _UnsupportedVersion(version)
+    level, at = read_byte(data, at, stop)
+    bridge = (name, level) in _BRIDGES
+    version = V311 if bridge else level
+    if not bridge and (name != b"MQTT" or version not in (V311, V5)):
+        raise _UnsupportedVersion(level)
     flags, at = read_byte(data, at, stop)
     keep_alive, at = read_two(data, at, stop)
     qos = flags >> 3 & 3
@@ -261,7 +264,11 @@ def _read_connect(data: bytes, at: int, stop: int) -> tuple[Connect, int]:
         password, at = read_binary(data, at, stop)
     if at != stop:
         raise malformed("bytes behind the last field of CONNECT")
-    return Connect(client_id, version, flags & 2 != 0, keep_alive, will, username, password, properties), at
+    return Connect(client_id, version, flags & 2 != 0, keep_alive, will, username, password, properties, bridge), at
+
+
+_BRIDGES = ((b"MQTT", BRIDGE | V311), (b"MQIsdp", BRIDGE | 3))
+"""What a bridge of 3.1.1, and one of 3.1, begins with; between brokers these two say the same."""
 
 
 def _second_connect(data: bytes, at: int, stop: int, version: int) -> tuple[Connect, int]:

@@ -402,7 +402,7 @@ class MqttConnection(TcpConnection):
             terms.topic_aliases,
         )
         self._subscriptions = Subscriptions(
-            self.gateway, shared.sessions, self._session, outbound, settings, self.version
+            self.gateway, shared.sessions, self._session, outbound, settings, self.version, self._connect.bridge
         )
         outbound.resume()
         self._subscriptions.resume()

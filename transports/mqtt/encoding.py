@@ -11,6 +11,7 @@ from typing import Any
 
 from transports.mqtt.fields import write_binary, write_properties, write_text, write_two, write_varint
 from transports.mqtt.packets import (
+    BRIDGE,
     FAILURE_311,
     RETURN_CODES,
     SERVER_UNAVAILABLE_311,
@@ -94,7 +95,8 @@ def _connect(packet: Connect, version: int) -> tuple[int, bytes]:
     flags = packet.clean_start << 1 | (packet.username is not None) << 7 | (packet.password is not None) << 6
     if will:
         flags |= 4 | will.qos << 3 | will.retain << 5
-    body = b"\0\4MQTT" + bytes((packet.version, flags)) + write_two(packet.keep_alive)
+    level = packet.version | BRIDGE if packet.bridge else packet.version
+    body = b"\0\4MQTT" + bytes((level, flags)) + write_two(packet.keep_alive)
     body += _section(packet.properties, packet.version) + write_text(packet.client_id)
     if will:
         body += _section(will.properties, packet.version) + write_text(will.topic) + write_binary(will.payload)

@@ -18,6 +18,9 @@ from transports.mqtt.session import NEVER, is_client_id, is_reserved
 from transports.mqtt.settings import MqttSettings
 
 MAX_WINDOW = 65_535
+_BRIDGE_STATE = ("$SYS/broker/connection/", "/state")
+"""Begin and end of the topics on which Mosquitto's bridges say whether they are connected: the only ones below `$SYS`
+that a client may publish to, as at Mosquitto."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -141,7 +144,7 @@ def _check_response_topic(properties: Properties5) -> None:
 def _message(
     topic: str, payload: bytes, qos: int, retain: bool, properties: Properties5, source: str, client_id: str
 ) -> Message | Reason:
-    if topic.startswith("$"):
+    if topic.startswith("$") and not _is_bridge_state(topic):
         if not topic.startswith(QUEUE_PREFIX) or topic == QUEUE_PREFIX:
             return Reason.TOPIC_NAME_INVALID
         if is_reserved(topic[len(QUEUE_PREFIX) :]):
@@ -158,3 +161,8 @@ def _message(
         source=source,
         client_id=client_id,
     )
+
+
+def _is_bridge_state(topic: str) -> bool:
+    begin, end = _BRIDGE_STATE
+    return topic.startswith(begin) and topic.endswith(end) and len(topic) > len(begin) + len(end)

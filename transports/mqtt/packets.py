@@ -14,6 +14,8 @@ from gateway.errors import GatewayError
 
 V311 = 4
 V5 = 5
+BRIDGE = 0x80
+"""Added to the protocol level by a bridge that speaks 3.1.1 or 3.1; 5.0 has options for what a bridge needs."""
 
 Properties5 = dict[int, Any]
 """MQTT 5 properties of one packet by identifier; USER_PROPERTY holds a list of (name, value) in their order,
@@ -176,6 +178,8 @@ class Connect(_Struct, frozen=True):
     username: str | None = None
     password: bytes | None = None
     properties: Properties5 = NO_PROPERTIES5
+    bridge: bool = False
+    """Another broker: what it is sent says whether it was retained, and nothing comes back that it has sent."""
 
 
 class ConnAck(_Struct, frozen=True):

@@ -65,7 +65,7 @@ class Granted:
 class Subscriptions:
     """The subscriptions of one session while its client is connected."""
 
-    __slots__ = ("former", "gateway", "outbound", "session", "sessions", "settings", "version")
+    __slots__ = ("bridge", "former", "gateway", "outbound", "session", "sessions", "settings", "version")
 
     def __init__(
         self,
@@ -75,7 +75,10 @@ class Subscriptions:
         outbound: Outbound,
         settings: MqttSettings,
         version: int,
+        bridge: bool = False,
     ) -> None:
+        """bridge: the client is another broker (`packets.Connect`)."""
+        self.bridge = bridge
         self.gateway = gateway
         self.sessions = sessions
         self.session = session
@@ -141,12 +144,12 @@ class Subscriptions:
             self.outbound.counters.refusals["subscriptions"] += 1
             return Reason.QUOTA_EXCEEDED
         highest = 2 if target.kind is Kind.OWN else 1  # a retry is a new PUBLISH, so not exactly one (ruling 26)
-        options = Options(min(request.qos, highest), ids, request.retain_as_published)
+        options = Options(min(request.qos, highest), ids, request.retain_as_published or self.bridge)
         if target.kind is Kind.OWN:
             binding = Binding(
                 queue=session.queue,
                 filter=target.filter,
-                not_from=session.client_id if request.no_local else None,
+                not_from=session.client_id if request.no_local or self.bridge else None,
                 owner=OWNER,
                 options=options,
             )
