@@ -28,7 +28,7 @@ class Properties(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only
     `headers` keeps order and repeats. A header's value is what msgpack can hold: str, bytes, int, float, bool,
     None, and lists and dicts of them; AMQP's field types beyond these are the AMQP transport's to wrap.
     `reply_to` is a topic name in MQTT form, `$queue/NAME` for a queue. `timestamp` is in seconds since 1970.
-    `delivery_mode` is AMQP's, where the message's QoS does not say it: 0 if the sender gave none.
+    `delivery_mode` is 0 if it came by AMQP without one; otherwise the message's QoS says it.
     """
 
     headers: tuple[tuple[str, Any], ...] = ()

@@ -290,15 +290,6 @@ def test_unbind_and_delete_of_exchanges(raw: Raw) -> None:
 # expiry and dead letters
 
 
-def test_expiration_counts_down(raw: Raw) -> None:
-    queue = declare(raw)
-    put(raw, queue, b"x", expiration="60000")
-    raw.send(Basic.Get(queue=queue, no_ack=True))
-    raw.expect(Basic.GetOk)
-    left = raw.expect(header.ContentHeader).properties.expiration
-    assert 50_000 < int(left) <= 60_000
-
-
 def test_x_death_tells_of_the_queue_and_why(raw: Raw) -> None:
     dead = declare(raw)
     queue = declare(raw, {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead, "x-delivery-limit": 1})

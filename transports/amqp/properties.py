@@ -6,7 +6,7 @@ such a header is believed only where the field itself could not have carried the
 | canonical                                           | AMQP                                                       |
 |-----------------------------------------------------|------------------------------------------------------------|
 | qos 0, 1                                            | delivery_mode 1, 2                                         |
-| qos 0, delivery_mode (from AMQP alone)              | no delivery_mode (0), or one that is neither 1 nor 2       |
+| qos 0, delivery_mode 0 (from AMQP alone)            | no delivery_mode                                           |
 | qos 2                                               | delivery_mode 2, header `x-mqtt-qos` 2                     |
 | retain                                              | header `x-mqtt-retain` true                                |
 | payload_format                                      | header `x-mqtt-payload-format`                             |
@@ -112,7 +112,7 @@ NOTHING_SAID = Content(Properties(delivery_mode=0), 0, False, None, 0.0)
 def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str = "") -> Content:
     """Flags and property list of a content header. `empty_key`: the routing key is "", so a topic header is
     believed. `prefix`: of the names in the client's virtual host. Raises AmqpError: SYNTAX_ERROR, or
-    PRECONDITION_FAILED for an expiration, delay or copy that is none."""
+    PRECONDITION_FAILED for an expiration, delivery mode, delay or copy that is none."""
     if at + 2 > end:
         raise syntax_error("the property flags are cut short")
     flags = _SHORT.unpack_from(data, at)[0]
@@ -159,7 +159,9 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str 
     if mode != 1 and mode != 2:
         if flags == 0:
             return NOTHING_SAID
-        fields["delivery_mode"] = mode
+        if flags & _MODE:
+            raise AmqpError(PRECONDITION_FAILED, f"invalid delivery mode {mode}: 1 or 2 is needed")
+        fields["delivery_mode"] = 0
     qos, retain, topic, delay = int(mode == 2), False, None, 0.0
     if headers:
         # A text is a header like any other: it may be a user property that a worker sends back.
@@ -370,10 +372,9 @@ def encode(
         if _key_fits(_topic(message, prefix)):
             return PERSISTENT if message.qos else TRANSIENT
     flags = 0
-    mode = properties.delivery_mode
-    if mode is None or message.qos:
-        mode = 2 if message.qos else 1
-    parts: dict[int, bytes] = {_MODE: bytes((mode,))} if mode else {}
+    parts: dict[int, bytes] = {}
+    if message.qos or properties.delivery_mode is None:
+        parts[_MODE] = b"\x02" if message.qos else b"\x01"
     extra: dict[str, Any] = {}
     for name, bit in _TEXTS:
         text = getattr(properties, name)
