@@ -137,7 +137,7 @@ def test_a_delivery_mode_that_is_none_is_refused(raw: Raw, mode: int) -> None:
 
 
 def test_mqtt_keeps_its_own_rules(gateway: Daemon) -> None:
-    """It gets what is left of an expiration and QoS 0 for no delivery mode; what it has sent counts down in AMQP too."""
+    """It gets what is left of an expiration, QoS 0 for no delivery mode, and what it has sent counts down in AMQP."""
     client, raw = RawClient(gateway.address("mqtt"), V5), Raw(gateway.address("amqp"))
     raw.login()
     client.connect(unique())
@@ -253,6 +253,20 @@ def test_true_and_1_are_two_values_in_a_headers_exchange(raw: Raw) -> None:
     for value in (1, True):
         raw.publish(repr(value).encode(), "", "amq.headers", properties={"headers": {"h": value}})
     assert taken(raw, both) == ["True"]
+
+
+def test_1_and_1_0_are_two_values_here(gateway: Daemon) -> None:
+    raw = Raw(gateway.address("amqp"))
+    raw.login()
+    whole, real, text, raw_bytes = (declare(raw) for _ in range(4))
+    values: dict[str, Any] = {whole: 1, real: 1.0, text: "1", raw_bytes: bytearray(b"1")}
+    for queue, value in values.items():
+        raw.call(Queue.Bind(queue=queue, exchange="amq.match", arguments={"h": value}), Queue.BindOk)
+    for number, value in enumerate(values.values()):
+        raw.publish(b"%d" % number, "", "amq.match", properties={"headers": {"h": value}})
+    raw.publish(b"wide", "", "amq.match", properties={"headers": {"h": 1 << 40}})
+    assert [taken(raw, queue) for queue in values] == [["0"], ["1"], ["2"], ["3"]]
+    raw.close()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ def bridge(daemon: Daemon, version: str, *topics: str) -> str:
     return "\n".join([*lines, "restart_timeout 1"])
 
 
-
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_messages_go_both_ways_once_and_say_whether_they_are_retained(

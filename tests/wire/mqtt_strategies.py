@@ -111,6 +111,7 @@ def _connects(draw: st.DrawFn, version: int) -> Connect:
         username,
         password,
         draw(sections(version, Type.CONNECT)),
+        version != V5 and draw(st.booleans()),
     )
 
 

@@ -243,7 +243,12 @@ def as_a_client(value: Any, change: str) -> Any:
         return value.encode()
     if isinstance(value, bool) and change == "true is 1":
         return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53 and change == "numbers are floats":
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and abs(value) < 1 << 53
+        and change == "numbers are floats"
+    ):
         return float(value)
     return value
 

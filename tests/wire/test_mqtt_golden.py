@@ -57,6 +57,12 @@ GOLDEN: list[tuple[str, int, str, Packet]] = [
         ),
     ),
     ("connack", V311, "20 02 01 00", ConnAck(Reason.SUCCESS, True)),
+    (
+        "connect, a bridge",
+        V311,
+        "10 0d 0004 4d515454 84 02 003c 0001 61",
+        Connect("a", V311, keep_alive=60, bridge=True),
+    ),
     ("connack, refused", V311, "20 02 00 04", ConnAck(Reason.BAD_USER_NAME_OR_PASSWORD)),
     ("connack", V5, "20 03 00 00 00", ConnAck()),
     (
@@ -198,6 +204,11 @@ def test_bytes_behind_the_last_field_are_no_other_packet(version: int, text: str
         assert isinstance(found[0], Fault)
 
 
+def test_a_bridge_of_3_1_is_read_as_one_of_3_1_1() -> None:
+    data = bytes.fromhex("10 0f 0006 4d5149736470 83 02 003c 0001 61")
+    assert decode(data, 0) == ([Connect("a", V311, keep_alive=60, bridge=True)], len(data))
+
+
 @pytest.mark.parametrize(
     ("version", "text", "reason"),
     [
@@ -225,6 +236,10 @@ def test_bytes_behind_the_last_field_are_no_other_packet(version: int, text: str
         (0, "10 11 0004 4d515454 05 02 0000 04 16 0001 61 0000", Reason.PROTOCOL_ERROR),  # data without method
         (0, "10 10 0004 4d515454 05 02 0000 03 21 0000 0000", Reason.PROTOCOL_ERROR),  # receive maximum 0
         (0, "10 0c 0004 4d515454 03 02 0000 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),
+        (0, "10 0c 0004 4d515454 83 02 0000 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),  # bridges of no version
+        (0, "10 0d 0004 4d515454 85 02 0000 00 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),
+        (0, "10 0e 0006 4d5149736470 84 02 0000 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),
+        (0, "10 0e 0006 4d5149736470 03 02 0000 0000", Reason.UNSUPPORTED_PROTOCOL_VERSION),  # MQTT 3.1
         (0, "10 0c 0004 4d515454 04 0a 0000 0000", Reason.MALFORMED_PACKET),  # will QoS without a will, 3.1.1
         (0, "10 0d 0004 4d515454 05 22 0000 00 0000", Reason.MALFORMED_PACKET),  # will retain without a will
         (0, "10 0c 0004 4d515454 04 22 0000 0000", Reason.MALFORMED_PACKET),

@@ -3,7 +3,8 @@
 Its rule: the swap is its own inverse, so no topic and no routing key is damaged on the way there and back.
 
 In names `/` and `.` change places. In patterns `*` as a whole word is MQTT's `+`, and `#` means the same on both sides;
-all else is text, also MQTT's wildcards: the word `+` is the level `\\+` of a filter. A message to the default exchange carries a queue's name, which is not swapped.
+all else is text, also MQTT's wildcards: the word `+` is the level `\\+` of a filter. A message to the default exchange
+carries a queue's name, which is not swapped.
 
 `reply_to`: AMQP's `q` is the queue `q`, in canonical form `$queue/q`. A topic `dev/7/reply` is written
 `$topic/dev.7.reply` in AMQP. A publish to the default exchange whose key begins with `$topic/` and names no queue
