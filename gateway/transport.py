@@ -116,7 +116,7 @@ class HeadersMatch(msgspec.Struct, frozen=True, eq=False):
 class Binding(msgspec.Struct, frozen=True, kw_only=True):
     """Leads from a filter of one exchange to a queue.
 
-    filter: in MQTT form. `+` and `#` are wildcards as whole levels and text otherwise, and `\\+` is a level that is a plus
+    filter: in MQTT form. `+` and `#` are wildcards as whole levels and text otherwise, and `\\+` is a level `+`
     (`gateway.topics.check_binding`); with `literal`, all of it is plain text (a direct exchange).
     match: asked of each message besides. source: only messages that this transport accepted.
     not_from: not those of this client id (MQTT no local). not_source: not those that this transport accepted, so that

@@ -219,7 +219,7 @@ def show_delivery(delivery: Delivery) -> DeliveryView:
 class BindingView(msgspec.Struct, frozen=True):
     """What leads from an exchange to a queue, or to another exchange.
 
-    filter: in MQTT form, with `\\+` for a level that is a plus; literal: all of it is plain text. condition: what is asked
+    filter: in MQTT form, `\\+` for a plus; literal: all of it is plain text. condition: what is asked
     of a message besides. target: where a link sends it. owner: `config` for a route, otherwise what made it.
     """
 
