@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
-from gateway.topics import FilterTree, NameTree, check_binding
+from gateway.topics import FilterTree, NameTree, check_binding, is_name
 from gateway.transport import Binding, ExchangeBinding, Options
 
 CACHE_OCTETS = 32 << 20
@@ -295,6 +295,8 @@ class Router(Generic[Q]):
         """What the bindings of one exchange lead to."""
         exchange = self._exchanges.get(name)
         found = list(exchange.tree.match(topic)) if exchange is not None else []
+        if found and not is_name(topic):
+            found = [item for item in found if not item[0].names]
         if exchange is not None and topic in exchange.literal:
             found += exchange.literal[topic].values()
         if name == DEFAULT_EXCHANGE and topic in self._queues:

@@ -35,6 +35,11 @@ def check_name(topic: str) -> str | None:
     return _check_text(topic)
 
 
+def is_name(topic: str) -> bool:
+    """Whether MQTT can say it as a topic name, whatever its length: routing keys may be empty or have wildcards."""
+    return bool(topic) and "+" not in topic and "#" not in topic and "\0" not in topic
+
+
 def check_filter(filter: str, mqtt: bool = False) -> str | None:
     """Why this is no topic filter, or None if it is one. `mqtt`: `#` only as the last level [MQTT-4.7.1-1]."""
     if not filter:

@@ -121,6 +121,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     match: asked of each message besides. source: only messages that this transport accepted.
     not_from: not those of this client id (MQTT no local). not_source: not those that this transport accepted, so that
     nothing goes back over the link it came by.
+    names: only topics that MQTT can name; a routing key may also be empty or have `+`, `#` or NUL in it (ruling 9).
     owner: who may take it away: `config`, or a transport's own name for the thing that made it.
     Two bindings with equal (owner, queue, exchange, filter, match) are one: the later replaces the earlier.
     """
@@ -133,6 +134,7 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
     not_from: str | None = None
     not_source: str | None = None
+    names: bool = False
     owner: str = ""
     options: Options = NO_OPTIONS
 

@@ -225,6 +225,25 @@ def test_a_binding_key_is_text_but_for_whole_stars_and_hashes(raw: Raw, over: st
     raw.call(Exchange.Delete(exchange=exchange), Exchange.DeleteOk)
 
 
+@pytest.mark.parametrize("filter", ["{}/#", "$share/group/{}/#"])
+def test_a_key_that_is_no_topic_name_reaches_queues_and_no_subscription(gateway: Daemon, filter: str) -> None:
+    client, raw, first = RawClient(gateway.address("mqtt"), V5), Raw(gateway.address("amqp")), unique("keys")
+    raw.login()
+    client.connect(unique())
+    client.subscribe(filter.format(first))
+    raw.publish(b"nobody", f"{first}.+49123", "amq.topic", mandatory=True)
+    assert raw.expect(Basic.Return).reply_code == 312
+    raw._payload(), raw._payload()
+    queue = declare(raw)
+    raw.call(Queue.Bind(queue=queue, exchange="amq.topic", routing_key=f"{first}.+49123"), Queue.BindOk)
+    raw.publish(b"odd", f"{first}.+49123", "amq.topic")
+    raw.publish(b"plain", f"{first}.49123", "amq.topic")
+    assert client.take() == (f"{first}/49123", b"plain")
+    assert taken(raw, queue) == ["odd"]
+    raw.close()
+    client.cut()
+
+
 def taken(raw: Raw, queue: str) -> list[str]:
     """The bodies that wait there."""
     found: list[str] = []

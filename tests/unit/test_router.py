@@ -25,6 +25,7 @@ bindings = st.builds(
     match=matches,
     source=st.sampled_from([None, None, "mqtt"]),
     not_from=st.sampled_from([None, None, "me"]),
+    names=st.booleans(),
     owner=st.sampled_from(["config", "s"]),
     options=st.builds(
         Options,
@@ -171,6 +172,13 @@ def test_a_literal_binding_takes_wildcards_as_text() -> None:
     made = router(Binding(queue="q", filter="a/+", exchange="own", literal=True))
     assert queues(made, Message("a/b", b"", "own")) == []
     assert queues(made, Message("a/+", b"", "own")) == ["q"]
+
+
+@pytest.mark.parametrize("topic", ["sms/+49123", "C#", "a/+/b", "#", "", "a\0"])
+def test_a_key_that_is_no_topic_name_goes_by_no_binding_for_names(topic: str) -> None:
+    made = router(Binding(queue="q", filter="#", names=True), Binding(queue="r", filter="#"))
+    assert queues(made, Message(topic, b"")) == ["r"]
+    assert queues(made, Message("a/b", b"")) == ["q", "r"]
 
 
 def test_source_and_not_from_are_asked_of_each_message() -> None:

@@ -291,7 +291,7 @@ class Sessions:
             self.gateway.declare(target.queue, settings.session_policy(True), OWNER)
             try:
                 self.gateway.bind(
-                    Binding(queue=target.queue, filter=target.filter, owner=OWNER, options=Options(qos=1))
+                    Binding(queue=target.queue, filter=target.filter, names=True, owner=OWNER, options=Options(qos=1))
                 )
             except BindingsFullError:
                 self._delete(target.queue)

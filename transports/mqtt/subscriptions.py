@@ -150,6 +150,7 @@ class Subscriptions:
                 queue=session.queue,
                 filter=target.filter,
                 not_from=session.client_id if request.no_local or self.bridge else None,
+                names=True,
                 owner=OWNER,
                 options=options,
             )
