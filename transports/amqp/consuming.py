@@ -40,7 +40,7 @@ from transports.amqp.errors import (
     RESOURCE_LOCKED,
     AmqpError,
 )
-from transports.amqp.properties import encode, routing_key
+from transports.amqp.properties import NO_MODE, encode, routing_key
 
 if TYPE_CHECKING:
     from transports.amqp.connection import AmqpConnection
@@ -246,8 +246,8 @@ class Consuming:
         if ttl or delivery.attempts or delivery.deaths or len(message.topic) > SHORT_TOPIC:
             encoded = self._encode(delivery)
             return encoded if isinstance(encoded, str) else content_head(channel, encoded, len(body))
-        if properties is not NO_PROPERTIES and properties == NO_PROPERTIES:
-            properties = NO_PROPERTIES  # it was read from the disk
+        if properties is not NO_PROPERTIES and properties is not NO_MODE:  # it may have been read from the disk
+            properties = next((one for one in (NO_PROPERTIES, NO_MODE) if properties == one), properties)
         key = (id(properties), message.qos, message.retain, message.source, len(body), channel)
         known = self._heads.get(key)
         if known is not None and known[0] is properties:

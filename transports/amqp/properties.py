@@ -83,9 +83,10 @@ _UNUSED = 0x0003
 _SHORT = struct.Struct(">H")
 _LONGLONG = struct.Struct(">Q")
 
+EMPTY = b"\x00\x00"
 TRANSIENT = b"\x10\x00\x01"
 PERSISTENT = b"\x10\x00\x02"
-"""Properties that say nothing but the delivery mode: what most messages need."""
+"""Properties that say nothing, or the delivery mode alone: what most messages need."""
 
 
 class Content(NamedTuple):
@@ -105,8 +106,9 @@ class Content(NamedTuple):
     replies: bool = False
 
 
-NOTHING_SAID = Content(Properties(delivery_mode=0), 0, False, None, 0.0)
-"""Of a content header without any property; one object, so that what goes out again is encoded once."""
+NO_MODE = Properties(delivery_mode=0)
+NOTHING_SAID = Content(NO_MODE, 0, False, None, 0.0)
+"""Of a content header without any property."""
 
 
 def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str = "") -> Content:
@@ -368,9 +370,11 @@ def encode(
     otherwise what is left. `added`: headers of the delivery, in place of the message's own of that
     name. `prefix`: as in `decode`. Raises ValueError for headers that AMQP can't hold."""
     properties = message.properties
-    if properties == NO_PROPERTIES and message.qos < 2 and not message.retain and remaining is None and not added:
-        if _key_fits(_topic(message, prefix)):
+    if message.qos < 2 and not message.retain and remaining is None and not added:
+        if properties == NO_PROPERTIES and _key_fits(_topic(message, prefix)):
             return PERSISTENT if message.qos else TRANSIENT
+        if properties == NO_MODE and not message.qos and _key_fits(_topic(message, prefix)):
+            return EMPTY
     flags = 0
     parts: dict[int, bytes] = {}
     if message.qos or properties.delivery_mode is None:
