@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.harness.mosquitto import executable, wait_for_port
-from tests.harness.process import Address, ServerProcess, free_port, quiet_port
+from tests.harness.process import Address, ServerProcess, quiet_port
 
 START_SECONDS = 60.0
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
@@ -26,8 +26,8 @@ class RabbitMq:
         """`settings` are further lines of its rabbitmq.conf."""
         self.folder = folder
         self.amqp = Address("127.0.0.1", quiet_port())
-        self.mqtt = Address("127.0.0.1", free_port())
-        self._epmd_port, dist_port = free_port(), free_port()
+        self.mqtt = Address("127.0.0.1", quiet_port())
+        self._epmd_port, dist_port = quiet_port(), quiet_port()
         self._server: ServerProcess | None = None
         self._epmd: ServerProcess | None = None
         (folder / "rabbitmq.conf").write_text(
