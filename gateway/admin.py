@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,8 +23,9 @@ from gateway.openapi import Endpoint, arguments, document
 from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
 from gateway.policy import QueuePolicy
 from gateway.settings import AdminSettings
+from gateway.slices import Slices, in_order
 from gateway.topics import check_filter
-from gateway.transport import Gateway, Outcome, Verdict
+from gateway.transport import Binding, ExchangeBinding, Gateway, Outcome, Verdict
 from gateway.views import (
     BindingView,
     DeliveryView,
@@ -278,7 +279,7 @@ class Admin:
         return web.as_json(readiness, 200 if readiness.ready else 503)
 
     async def _metrics(self) -> Response:
-        text, kind = metrics.exposition(self.operations)
+        text, kind = await metrics.exposition(self.operations, self.settings.session_metrics)
         return Response(text, media_type=kind)
 
     async def _openapi(self) -> Response:
@@ -287,17 +288,22 @@ class Admin:
     # queues and groups
 
     async def _queues(self) -> Response:
-        policies = {view.name: view.policy for view in self.gateway.queues()}
-        return web.as_json(Queues([_queue_view(stats, policies.get(stats.name)) for stats in self.operations.stats()]))
+        found = await self.operations.stats()
+        queues = ((stats, self.gateway.queue(stats.name)) for stats in found)
+        views = (_queue_view(stats, queue.policy if queue is not None else None) for stats, queue in queues)
+        return _listed("queues", await web.rows(views, Slices()))
 
     async def _bindings(self, asked: BindingsQuery) -> Response:
         if asked.queue is not None and self.gateway.queue(asked.queue) is None:
             raise UnknownQueueError(f"there is no queue {asked.queue!r}")
-        names = [asked.queue] if asked.queue is not None else sorted(view.name for view in self.gateway.queues())
-        to_queues = (show_binding(one) for name in names for one in self.gateway.bindings(name))
+        slices = Slices()
+        asked_for = [asked.queue] if asked.queue is not None else [view.name for view in self.gateway.queues()]
+        names = await in_order(asked_for, slices, str)
+        to_queues = (binding for name in names for binding in self.gateway.bindings(name))
         onward = self.gateway.exchange_bindings() if asked.queue is None else ()
-        found = itertools.chain(to_queues, map(show_binding, onward))
-        return web.as_json(Bindings(list(itertools.islice(found, asked.limit))))
+        found: Iterator[Binding | ExchangeBinding]
+        found = itertools.islice(itertools.chain(to_queues, onward), asked.limit)
+        return _listed("bindings", await web.rows(map(show_binding, found), slices))
 
     async def _purge(self, asked: QueueName) -> Response:
         return web.as_json(Count(await self.operations.purge_queue(asked.queue)))
@@ -306,7 +312,8 @@ class Admin:
         return web.as_json(Count(await self.operations.delete_queue(asked.queue)))
 
     async def _groups(self, asked: GroupsQuery) -> Response:
-        return web.as_json(Groups(list(self.operations.groups(asked.queue, asked.limit, asked.parked))))
+        found = await self.operations.groups(asked.queue, asked.limit, asked.parked)
+        return _listed("groups", await web.rows(found, Slices()))
 
     async def _release(self, asked: Release) -> Response:
         return web.as_json(Released(await self.operations.release(asked.queue, asked.group, asked.dead)))
@@ -316,22 +323,24 @@ class Admin:
     async def _messages(self, asked: MessagesQuery) -> Response:
         _check_topic_filter(asked.topic)
         chosen = Selection(queue=asked.died_in, reason=asked.reason, topic=asked.topic)
-        found: list[StoredView] = []
-        after, scanned, octets = asked.after, 0, 0
+        found: list[msgspec.Raw] = []
+        after, scanned, octets, slices = asked.after, 0, 0, Slices()
         while True:
             page = await self.operations.browse(asked.queue, min(PAGE, asked.limit), after)
             for stored in page:
+                await slices.pause()
                 after = stored.id
                 if chosen.takes(stored):
-                    found.append(show_stored(stored, asked.max_body))
-                    octets += min(found[-1].size, asked.max_body)
+                    shown = show_stored(stored, asked.max_body)
+                    found.append(msgspec.Raw(msgspec.json.encode(shown)))
+                    octets += min(shown.size, asked.max_body)
                     if len(found) == asked.limit or octets > MAX_SHOWN_OCTETS:
-                        return web.as_json(Messages(found, after))
+                        return _listed("messages", found, next=after)
             scanned += len(page)
             if not page:
-                return web.as_json(Messages(found))
+                return _listed("messages", found, next=None)
             if scanned >= MAX_SCANNED:
-                return web.as_json(Messages(found, after))
+                return _listed("messages", found, next=after)
 
     async def _message(self, asked: MessageQuery) -> Response:
         for stored in await self.operations.browse(asked.queue, 1, asked.id - 1):
@@ -407,6 +416,10 @@ class Admin:
         readiness = self.operations.readiness()
         if not readiness.ready:
             raise web.Refused(503, f"not ready: {', '.join(readiness.reasons)}")
+
+
+def _listed(name: str, rows: list[msgspec.Raw], **others: Any) -> Response:
+    return web.as_json({name: rows, **others})
 
 
 def _queue_view(stats: QueueStats, policy: QueuePolicy | None) -> QueueView:

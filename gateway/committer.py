@@ -67,7 +67,7 @@ class Committer:
         self.reader = BodyReader(core, journal, self._loop)
         self._max_backlog = max_backlog
         self._running = False
-        self._scheduled = False
+        self._next: asyncio.Handle | None = None
         self._lazy: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = NEVER
@@ -168,12 +168,13 @@ class Committer:
         """Something happened: one turn follows in this iteration of the loop."""
         if self._ended:
             self._refuse_all()
-        elif not self._scheduled and not self._closed:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
+        elif self._next is None and not self._closed:
+            self._next = self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._scheduled = False
+        if self._next is not None:
+            self._next.cancel()  # a commit has ended, and brings it forward: there is one in an iteration of the loop
+        self._next = None
         if self._closed:
             return
         core = self.core

@@ -41,6 +41,10 @@ _queue_of: Callable[[Pending], Queue] = attrgetter("queue")
 MAX_ROUNDS = 16
 """A consumer that gives back what it gets, and wants it again, is served once in each of so many rounds; then the
 rest of the daemon has its turn."""
+SERVED_IN_A_TURN = 4000
+"""So many queues, and entries of theirs, are served in one turn of the loop,"""
+DUE_IN_A_TURN = 1000
+"""and so much that was waiting for its time is looked at."""
 
 
 class Core:
@@ -85,6 +89,8 @@ class Core:
         """Told of what should not have been."""
         self.refused: Counter[str] = Counter()
         """Messages refused at a limit of the whole daemon, by what there was too much of."""
+        self.ended_sessions: dict[str, Counters] = {}
+        """What sessions counted that are no more, by owner: sums of them must not fall when one ends."""
         self.next_ident = 1
         self.committed_ident = 0
         self.keys_until = 0.0
@@ -413,31 +419,43 @@ class Core:
             self.awaited.sweep()
         if self._busy:
             self._go_on()
+        left = SERVED_IN_A_TURN
         for _ in range(MAX_ROUNDS):
-            if not self._dirty:
+            if not self._dirty or left <= 0:
                 break
             dirty, self._dirty = self._dirty, {}
-            for queue in dirty:
-                if queue.deleted or queue.is_busy:
-                    continue
-                queue.dispatch(now)
-                order = queue.order
-                if isinstance(order, Grouped) and (order.emptied or queue.groups.idle):
-                    queue.groups.empty(order.emptied)
-                    order.emptied.clear()
-                    queue.groups.free_idle(order.heads, self.committed_ident)
-                elif queue.groups.count and queue.group_template is None and queue.is_empty:
-                    queue.groups.restored(())  # those of the time when it had groups
-                if queue.removed and queue.is_empty:
-                    self.delete(queue.name)
-                    continue
-                self._schedule(queue)
+            queues = iter(dirty)
+            for queue in queues:
+                left -= 1
+                if not (queue.deleted or queue.is_busy):
+                    left -= self._serve(queue, now)
+                if left <= 0:
+                    self._dirty = dict.fromkeys(queues) | self._dirty
+                    break
+        if self._dirty:
+            self.poke()
         if self._fresh:
             fresh, self._fresh = self._fresh, []
             if self.memory.octets > self.memory.limit:
                 for queue, slot, ident in fresh:
                     queue.spill(slot, ident)
         self.rows.trim()
+
+    def _serve(self, queue: Queue, now: float) -> int:
+        """Returns at how many of its entries it has looked."""
+        count = queue.dispatch(now)
+        order = queue.order
+        if isinstance(order, Grouped) and (order.emptied or queue.groups.idle):
+            queue.groups.empty(order.emptied)
+            order.emptied.clear()
+            queue.groups.free_idle(order.heads, self.committed_ident)
+        elif queue.groups.count and queue.group_template is None and queue.is_empty:
+            queue.groups.restored(())  # those of the time when it had groups
+        if queue.removed and queue.is_empty:
+            self.delete(queue.name)
+        else:
+            self._schedule(queue)
+        return count
 
     def _go_on(self) -> None:
         queue = next(iter(self._busy))
@@ -466,7 +484,7 @@ class Core:
         return min(self._timers[0][0] if self._timers else NEVER, self.dedup.due, self.awaited.due())
 
     def tick(self) -> None:
-        """Whatever time has brought. Follow it with `dispatch`."""
+        """What time has brought, or some of it: then `next_due` stays in the past. Follow it with `dispatch`."""
         now = self.now()
         if self.dedup.due <= now:
             self.dedup.expire(now)
@@ -475,7 +493,9 @@ class Core:
                 if self.keys_until <= now:
                     self.keys_until = 0.0
         self.awaited.tick(now)
-        while self._timers and self._timers[0][0] <= now:
+        left = DUE_IN_A_TURN
+        while left > 0 and self._timers and self._timers[0][0] <= now:
+            left -= 1
             due, _, queue = heappop(self._timers)
             if self._scheduled.get(queue) == due:
                 del self._scheduled[queue]
@@ -484,7 +504,7 @@ class Core:
             if queue.is_abandoned(now):
                 self.delete(queue.name)
                 continue
-            queue.tick(now)
+            left -= queue.tick(now)
 
     # queues and bindings
 
@@ -531,6 +551,8 @@ class Core:
             subscription.detach()
         queue.take_back_all()
         queue.deleted = True
+        if queue.live:
+            self.ended_sessions.setdefault(queue.owner, Counters()).include(queue.counters)
         del self.queues[name]
         del self.by_number[queue.number]
         self._scheduled.pop(queue, None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
 from gateway.entries import Entries
-from gateway.order import NEVER
+from gateway.order import DUE_AT_ONCE, NEVER
 from gateway.subscription import QueueSubscription
 from gateway.transport import Delivery
 
@@ -129,16 +129,18 @@ class Timeouts:
             self._waiting = sorted((min(before.get(id, latest), latest), id, taken, by) for id, taken, by in held)
 
     def due(self) -> float:
-        while self._waiting:
-            deadline, _, delivery, _ = self._waiting[0]
-            if self._is_flying(delivery):
-                return deadline
+        """Not later than what must be settled next."""
+        for _ in range(DUE_AT_ONCE):
+            if not self._waiting or self._is_flying(self._waiting[0][2]):
+                break
             heappop(self._waiting)
-        return NEVER
+        return self._waiting[0][0] if self._waiting else NEVER
 
     def take(self, now: float) -> Iterator[tuple[Delivery, QueueSubscription]]:
-        """What should have been settled by now."""
-        while self._waiting and self._waiting[0][0] <= now:
+        """What should have been settled by now, some at a time; with more, `due` stays in the past."""
+        for _ in range(DUE_AT_ONCE):
+            if not self._waiting or self._waiting[0][0] > now:
+                return
             _, _, delivery, subscription = heappop(self._waiting)
             if self._is_flying(delivery):
                 yield delivery, subscription

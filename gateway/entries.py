@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
+from itertools import islice
+from math import isqrt
 from typing import Any
 
 _COLUMNS = {
@@ -161,6 +163,24 @@ class Entries:
         """Whether the slot is still that entry; for whoever kept a slot while others may have been removed."""
         return slot < len(self.ident) and self.ident[slot] == ident
 
+    def after(self, ident: int) -> int:
+        """The slot of the first entry with a greater ident, 0 if there is none. It goes on from the nearest of some
+        slots that are spread over all, so of n entries it looks at about twice the root of n."""
+        idents, following = self.ident, self.next
+        slot = self.first
+        if not slot or idents[self.last] <= ident:
+            return 0
+        if idents[slot] > ident:
+            return slot
+        stride = isqrt(self._top)
+        sample = idents[stride : self._top : stride]
+        nearest = max((one for one in sample if one <= ident), default=0)
+        if nearest > idents[slot]:
+            slot = stride * (1 + sample.index(nearest))
+        while idents[slot] <= ident:
+            slot = following[slot]
+        return slot
+
     def _grow(self, slots: int) -> None:
         for name in _COLUMNS:
             column: array[int] | array[float] = getattr(self, name)
@@ -184,3 +204,28 @@ class Entries:
             following = self.next[slot]
             yield slot
             slot = following
+
+
+class Walk:
+    """Over the entries by arrival, some at a time. Between, any may come and go: what is there all the while is met
+    once. after: begins behind the entry with this ident."""
+
+    __slots__ = ("_after", "_entries", "_slot")
+
+    def __init__(self, entries: Entries, after: int = 0) -> None:
+        self._entries = entries
+        self._after = after
+        self._slot = 0
+
+    def some(self, most: int) -> list[int]:
+        """The slots of the next ones; none at the end."""
+        entries = self._entries
+        if self._slot and entries.holds(self._slot, self._after):
+            start = entries.next[self._slot]
+        else:
+            start = entries.after(self._after)
+        slots = list(islice(entries.slots(start), most)) if start else []
+        if slots:
+            self._slot = slots[-1]
+            self._after = entries.ident[self._slot]
+        return slots

@@ -103,6 +103,11 @@ class Counters:
         for name in self.__slots__:
             setattr(self, name, 0)
 
+    def include(self, other: Counters) -> None:
+        """Counts what that one has counted, too."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     accepted: int
     dead_lettered: int
     delivered: int

@@ -5,10 +5,14 @@ Its rule: counting is a plain integer addition; everything else happens when som
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import anyio.to_thread
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -134,26 +138,18 @@ class Holdings(NamedTuple):
     refused: Mapping[str, int] = {}
 
 
-class GatewayCollector:
-    """Reads everything at the moment of a scrape (a `prometheus_client` collector)."""
+class _Families:
+    """What was read, as a collector of `prometheus_client`."""
 
-    def __init__(self, operations: Operations) -> None:
-        self.operations = operations
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: so registering does not collect."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
-
-        ready = GaugeMetricFamily("gateway_ready", "1 if the gateway is ready, as /readyz says")
-        ready.add_metric([], float(self.operations.readiness().ready))
-        yield ready
-        yield from _queue_metrics(self.operations.stats())
-        yield from _transport_metrics(self.operations.transports())
-        yield from _commit_metrics(self.operations.commits)
-        yield from _holdings_metrics(self.operations.holdings())
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def _queue_metrics(queues: Sequence[QueueStats]) -> Iterator[Metric]:
@@ -232,11 +228,28 @@ def _holdings_metrics(holdings: Holdings) -> Iterator[Metric]:
     yield refused
 
 
-def exposition(operations: Operations) -> tuple[bytes, str]:
-    """Everything as Prometheus reads it, with its content type."""
+async def exposition(operations: Operations, each_session: bool = False) -> tuple[bytes, str]:
+    """Everything as Prometheus reads it, with its content type. each_session: sessions are not summed.
+
+    What changes is read on the loop, queues in slices; the text is made in a thread, out of what nobody changes.
+    """
+    from prometheus_client.core import GaugeMetricFamily
+
+    queues = await operations.stats(summed=not each_session)
+    ready = GaugeMetricFamily("gateway_ready", "1 if the gateway is ready, as /readyz says")
+    ready.add_metric([], float(operations.readiness().ready))
+    others = [
+        *_transport_metrics(operations.transports()),
+        *_commit_metrics(operations.commits),
+        *_holdings_metrics(operations.holdings()),
+    ]
+    return await anyio.to_thread.run_sync(_text, itertools.chain([ready], _queue_metrics(queues), others))
+
+
+def _text(families: Iterable[Metric]) -> tuple[bytes, str]:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(GatewayCollector(operations))
+    registry.register(_Families(families))
     ProcessCollector(registry=registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST

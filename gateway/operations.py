@@ -41,6 +41,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     expired: int
     dropped: int
     stale_settlements: int
+    session: bool = False
+    """One client's own, as MQTT sessions are; /metrics sums them."""
     removed: bool = False
     """No longer in the configuration; kept until it is empty or deleted (ruling 24)."""
 
@@ -144,11 +146,12 @@ class Operations(Protocol):
         """The counters of all transports, by name."""
         ...
 
-    def stats(self) -> Sequence[QueueStats]:
-        """All queues, by name."""
+    async def stats(self, summed: bool = False) -> Sequence[QueueStats]:
+        """All queues, by name. summed: all sessions of an owner are one, named `OWNER.*`, the last; it has counted what
+        those counted that have ended."""
         ...
 
-    def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
+    async def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
         """Raises UnknownQueueError."""
         ...
 

@@ -5,9 +5,10 @@ Its rule: whatever moves a message moves it in one record, by the core.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from operator import attrgetter, itemgetter
+from typing import Any, Literal
 
 import anyio
 import msgspec
@@ -17,8 +18,10 @@ from gateway.committer import Committer
 from gateway.core import Core
 from gateway.dead_letter import Reason
 from gateway.declarations import CONFIG, OWNER
+from gateway.entries import Walk
 from gateway.errors import GatewayError
 from gateway.explain import explain
+from gateway.ledger import Counters
 from gateway.local import LocalGateway
 from gateway.message import Message
 from gateway.metrics import CommitStats, Holdings, TransportCounters
@@ -33,10 +36,14 @@ from gateway.operations import (
 )
 from gateway.order import Grouped
 from gateway.queue import Queue
+from gateway.slices import PORTION, Slices, in_order, portions
 from gateway.template import Fields, MissingValueError
 
 REDRIVE_SLICE = 200
 PACE_SECONDS = 0.05
+
+_place: Callable[[tuple[int, int, int]], int] = itemgetter(0)
+_name: Callable[[Queue], str] = attrgetter("name")
 
 
 class Operator:
@@ -94,26 +101,46 @@ class Operator:
     def transports(self) -> Mapping[str, TransportCounters]:
         return self._gateway.all_counters if self._gateway is not None else {}
 
-    def stats(self) -> Sequence[QueueStats]:
+    async def stats(self, summed: bool = False) -> Sequence[QueueStats]:
         if self._gateway is None:
             return []
-        now = self._core.now()
-        return [_stats(queue, now) for _, queue in sorted(self._core.queues.items())]
+        slices = Slices()
+        sessions: dict[str, _Sum] = {}
+        if summed:
+            sessions = {owner: _Sum(owner, ended) for owner, ended in self._core.ended_sessions.items()}
+        found: list[QueueStats] = []
+        for some in portions(await in_order(list(self._core.queues.values()), slices, _name)):
+            await slices.pause()
+            now = self._core.now()
+            for queue in some:
+                if not (queue.live and summed):
+                    found.append(_stats(queue, now))
+                else:
+                    sessions.setdefault(queue.owner, _Sum(queue.owner)).add(queue, now)
+        return [*found, *(one.stats() for one in sessions.values())]
 
-    def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
+    async def groups(self, queue: str, limit: int = 1000, parked: bool = False) -> Sequence[GroupView]:
         found = self._core.get(queue)
         order = found.order
         if not isinstance(order, Grouped):
             return []
-        numbers = list(order.parked if parked else order.heads)[:limit]
-        wanted = set(numbers)
-        depths: Counter[int] = Counter()
+        numbers = list(islice(order.parked if parked else order.heads, limit))
+        slices, walk = Slices(), Walk(found.entries)
+        depths = dict.fromkeys(numbers, 0)
         group_of = found.entries.group
-        for slot in found.entries.slots():
-            if group_of[slot] in wanted:
-                depths[group_of[slot]] += 1
-        now = self._core.now()
-        return [_group(found, order, number, depths[number], now) for number in numbers]
+        while slots := walk.some(PORTION):
+            for slot in slots:
+                number = group_of[slot]
+                if number in depths:
+                    depths[number] += 1
+            await slices.pause()
+        views: list[GroupView] = []
+        for some in portions(numbers):
+            await slices.pause()
+            now = self._core.now()
+            # One that has run empty meanwhile is no group any more.
+            views += [_group(found, order, number, depths[number], now) for number in some if number in order.heads]
+        return views
 
     async def release(self, queue: str, group: str, dead: bool = False) -> bool:
         core = self._core
@@ -137,20 +164,16 @@ class Operator:
 
     async def browse(self, queue: str, limit: int = 100, after: int = 0) -> Sequence[StoredMessage]:
         found = self._core.get(queue)
-        entries = found.entries
-        places: list[tuple[int, int]] = []
-        for slot in entries.slots():
-            if entries.ident[slot] > after:
-                places.append((slot, entries.ident[slot]))
-                if len(places) >= limit:
-                    break
+        entries, slices, walk = found.entries, Slices(), Walk(found.entries, after)
         stored: list[StoredMessage] = []
-        for slot, ident in places:
-            if not entries.holds(slot, ident):
-                continue
-            message = await self._committer.reader.message(found, slot)
-            if message is not None and entries.holds(slot, ident):
-                stored.append(self._stored(found, slot, message))
+        while len(stored) < limit and (slots := walk.some(min(limit - len(stored), PORTION))):
+            for slot, ident in [(slot, entries.ident[slot]) for slot in slots]:
+                await slices.pause()
+                if not entries.holds(slot, ident):
+                    continue
+                message = await self._committer.reader.message(found, slot)
+                if message is not None and entries.holds(slot, ident):
+                    stored.append(self._stored(found, slot, message))
         return stored
 
     def _stored(self, queue: Queue, slot: int, message: Message) -> StoredMessage:
@@ -180,11 +203,13 @@ class Operator:
             return
         moved = 0
         error = ""
+        slices = Slices()
         began = anyio.current_time()
         for place, (slot, ident) in enumerate(chosen, 1):
             if source.deleted:
                 error = f"queue {queue} is gone"
                 break
+            await slices.pause()
             if not source.entries.holds(slot, ident) or slot in source.flying:
                 skipped += 1
                 continue
@@ -205,25 +230,21 @@ class Operator:
     async def _select(self, source: Queue, selection: Selection) -> tuple[list[tuple[int, int]], int]:
         """(slot, ident) of all that meet the selection, in the order they had where they died, and how many more are
         in flight."""
-        entries, extras = source.entries, self._core.extras
-        wanted = set(selection.ids) if selection.ids is not None else None
+        entries, slices, walk = source.entries, Slices(), Walk(source.entries)
+        wanted: set[int] | None = None
+        if selection.ids is not None:
+            wanted = set()
+            for ids in portions(selection.ids):
+                await slices.pause()
+                wanted.update(ids)
         found: list[tuple[int, int, int]] = []
-        for slot in entries.slots():
-            ident = entries.ident[slot]
-            if wanted is not None and ident not in wanted:
-                continue
-            extra = extras[entries.extra[slot]]
-            deaths = extra.deaths
-            if not deaths or (selection.queue is not None and deaths[0].queue != selection.queue):
-                continue
-            if selection.reason is not None and deaths[0].reason != selection.reason:
-                continue
-            if selection.before is not None and deaths[0].last >= selection.before:
-                continue
-            found.append((extra.sequence or ident, slot, ident))
+        while slots := walk.some(PORTION):
+            found += self._died(source, slots, selection, wanted)
+            await slices.pause()
         chosen: list[tuple[int, int]] = []
         skipped = 0
-        for _, slot, ident in sorted(found):
+        for _, slot, ident in await in_order(found, slices, _place):
+            await slices.pause()
             if not entries.holds(slot, ident):
                 continue
             if selection.topic is not None:
@@ -239,6 +260,26 @@ class Operator:
             if selection.limit is not None and len(chosen) >= selection.limit:
                 break
         return chosen, skipped
+
+    def _died(
+        self, source: Queue, slots: Sequence[int], selection: Selection, wanted: Set[int] | None
+    ) -> Iterator[tuple[int, int, int]]:
+        """(place where they died, slot, ident) of those that meet all of the selection that is known without their
+        messages. wanted: their ids, if it names any."""
+        entries, extras = source.entries, self._core.extras
+        for slot in slots:
+            ident = entries.ident[slot]
+            if wanted is not None and ident not in wanted:
+                continue
+            extra = extras[entries.extra[slot]]
+            deaths = extra.deaths
+            if not deaths or (selection.queue is not None and deaths[0].queue != selection.queue):
+                continue
+            if selection.reason is not None and deaths[0].reason != selection.reason:
+                continue
+            if selection.before is not None and deaths[0].last >= selection.before:
+                continue
+            yield extra.sequence or ident, slot, ident
 
     async def _redrive_one(self, source: Queue, slot: int, ident: int, to: str | None) -> str:
         """Why it could not be moved, or ""."""
@@ -295,9 +336,54 @@ class Operator:
         return explain(self._core, message)
 
 
+class _Sum:
+    """What all sessions of one owner have together; one that has ended goes on to count."""
+
+    def __init__(self, owner: str, ended: Counters | None = None) -> None:
+        self._owner = owner
+        self._counters = Counters()
+        if ended is not None:
+            self._counters.include(ended)
+        self._depth = self._octets = self._in_flight = self._consumers = 0
+        self._oldest = 0.0
+
+    def add(self, queue: Queue, now: float) -> None:
+        """Of a session that was there when the sum began."""
+        entries = queue.entries
+        self._counters.include(queue.counters)
+        if queue.deleted:
+            return
+        self._depth += queue.depth
+        self._octets += entries.octets
+        self._in_flight += queue.in_flight
+        self._consumers += queue.consumers
+        if entries.count:
+            self._oldest = max(self._oldest, now - entries.accepted[entries.first])
+
+    def stats(self) -> QueueStats:
+        return QueueStats(
+            name=f"{self._owner}.*",
+            owner=self._owner,
+            durable=False,
+            depth=self._depth,
+            octets=self._octets,
+            in_flight=self._in_flight,
+            consumers=self._consumers,
+            groups=0,
+            parked_groups=0,
+            oldest_age_seconds=self._oldest,
+            session=True,
+            **_counted(self._counters),
+        )
+
+
+def _counted(counters: Counters) -> dict[str, Any]:
+    """By their names in QueueStats."""
+    return {"stale_settlements" if name == "stale" else name: getattr(counters, name) for name in Counters.__slots__}
+
+
 def _stats(queue: Queue, now: float) -> QueueStats:
-    entries, counters = queue.entries, queue.counters
-    order = queue.order
+    entries, order = queue.entries, queue.order
     return QueueStats(
         name=queue.name,
         owner=queue.owner,
@@ -309,18 +395,9 @@ def _stats(queue: Queue, now: float) -> QueueStats:
         groups=len(order.heads) if isinstance(order, Grouped) else 0,
         parked_groups=len(order.parked) if isinstance(order, Grouped) else 0,
         oldest_age_seconds=max(0.0, now - entries.accepted[entries.first]) if entries.count else 0.0,
-        accepted=counters.accepted,
-        duplicates=counters.duplicates,
-        refused=counters.refused,
-        delivered=counters.delivered,
-        settled=counters.settled,
-        retried=counters.retried,
-        returned=counters.returned,
-        dead_lettered=counters.dead_lettered,
-        expired=counters.expired,
-        dropped=counters.dropped,
-        stale_settlements=counters.stale,
+        session=queue.live,
         removed=queue.removed,
+        **_counted(queue.counters),
     )
 
 

@@ -52,8 +52,8 @@ class Order(Protocol):
         """That of all delayed entries, by slot; and perhaps of others, whose time is over. A new dictionary."""
         ...
 
-    def tick(self, now: float) -> bool:
-        """Lets go what is due; True if anything was."""
+    def tick(self, now: float) -> int:
+        """Lets go what is due, some at a time: with more, `next_due` stays in the past. Returns of how many."""
         ...
 
     def next_due(self) -> float:
@@ -62,6 +62,8 @@ class Order(Protocol):
 
 
 NEVER = float("inf")
+DUE_AT_ONCE = 500
+"""So many whose time has come are looked at before others have their turn."""
 
 
 class Delays:
@@ -96,8 +98,10 @@ class Delays:
         return {slot: due for slot, due in self.due.items() if due < NEVER}
 
     def take(self, now: float) -> Iterator[int]:
-        """Those whose time has come; they wait no more."""
-        while self._timers and self._timers[0][0] <= now:
+        """Those whose time has come, some at a time; they wait no more."""
+        for _ in range(DUE_AT_ONCE):
+            if not self._timers or self._timers[0][0] > now:
+                return
             due, slot = heappop(self._timers)
             if self.due.get(slot) == due:
                 del self.due[slot]
@@ -187,10 +191,10 @@ class Competing:
     def dues(self) -> dict[int, float]:
         return self._delays.times()
 
-    def tick(self, now: float) -> bool:
-        woken = False
+    def tick(self, now: float) -> int:
+        woken = 0
         for slot in self._delays.take(now):
-            woken = True
+            woken += 1
             self._let_go(slot)
         return woken
 
@@ -440,14 +444,16 @@ class Grouped:
         if number in self.heads:
             self._ready.appendleft(number)
 
-    def tick(self, now: float) -> bool:
-        woken = False
-        while self._timers and self._timers[0][0] <= now:
+    def tick(self, now: float) -> int:
+        woken = 0
+        for _ in range(DUE_AT_ONCE):
+            if not self._timers or self._timers[0][0] > now:
+                break
             due, number = heappop(self._timers)
             if self.blocked.get(number) == due:
                 del self.blocked[number]
                 self._ready.append(number)
-                woken = True
+                woken += 1
         return woken
 
     def next_due(self) -> float:

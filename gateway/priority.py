@@ -161,10 +161,10 @@ class Prioritized:
     def dues(self) -> dict[int, float]:
         return self._delays.times()
 
-    def tick(self, now: float) -> bool:
-        woken = False
+    def tick(self, now: float) -> int:
+        woken = 0
         for slot in self._delays.take(now):
-            woken = True
+            woken += 1
             self._let_go(slot)
         return woken
 

@@ -7,6 +7,7 @@ registered before its consumer hears of it.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
@@ -38,6 +39,10 @@ RETRY_DEAD_LETTER_SECONDS = 1.0
 """After this a dead letter that was refused by its queue is tried again."""
 EXPIRED_AT_ONCE = 200
 """So many that have expired are removed, or refused dead letters tried again, before others have their turn."""
+HANDED_OUT_AT_ONCE = 1000
+"""So many entries are looked at for delivery before others have their turn,"""
+RETURNED_AT_ONCE = 1000
+"""and so many of one consumer go back."""
 MAX_ERROR_CHARS = 1024
 READ_AHEAD_OCTETS = 1 << 20
 SPARED_OCTETS = 64 << 10
@@ -50,6 +55,8 @@ _NONE: Mapping[int, int] = {}
 
 _priority: Callable[[QueueSubscription], int] = attrgetter("priority")
 _served: Callable[[QueueSubscription], int] = attrgetter("served")
+Return = tuple[Delivery, str | None, bool]
+"""A delivery that goes back, why it failed (None: it was given back unused), and whether it then waits."""
 decode_message = msgspec.msgpack.Decoder(Message).decode
 
 
@@ -76,6 +83,7 @@ class Queue:
         "_placing",
         "_prioritized",
         "_purge",
+        "_returning",
         "_timeouts",
         "attempts",
         "counters",
@@ -142,6 +150,8 @@ class Queue:
         self._over = False
         """Above its limits, because a dead letter was refused or it was being purged."""
         self._purge: Purge | None = None
+        self._returning: deque[Return] = deque()
+        """On their way back. Nothing is delivered until all are there, so that the oldest is again the first."""
         self._again = NEVER
         """When refused dead letters are tried again."""
         self._prioritized = 0
@@ -400,11 +410,14 @@ class Queue:
 
     @property
     def is_busy(self) -> bool:
-        """Nothing is delivered for the time being: it is purged or brought into another order."""
-        return self._purge is not None or self._placing is not self.order
+        """Nothing is delivered for the time being: it is purged or brought into another order, or much goes back."""
+        return self._purge is not None or bool(self._returning) or self._placing is not self.order
 
     def go_on(self) -> bool:
         """One step of what keeps it busy. False at the end."""
+        if self._returning:
+            self._return_some()
+            return self.is_busy
         if self._placing is not self.order:
             return self._reorder_some() or self.is_busy
         return self._purge_some() or self.is_busy
@@ -512,17 +525,15 @@ class Queue:
             if active := [subscription for subscription in same if subscription.has_credit()]:
                 yield active
 
-    def dispatch(self, now: float) -> None:
-        """Hands out what is ready, one message a consumer in turn, as far as credit and bodies go."""
+    def dispatch(self, now: float) -> int:
+        """Hands out what is ready, one message a consumer in turn, as far as credit and bodies go, some at a time.
+        Returns at how many entries it has looked."""
         if self.ranks:
-            for tier in self._tiers():
-                self._hand_out(tier, now)
-            return
+            return sum([self._hand_out(tier, now) for tier in self._tiers()])
         active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
-        if active:
-            self._hand_out(active, now)
+        return self._hand_out(active, now) if active else 0
 
-    def _hand_out(self, active: list[QueueSubscription], now: float) -> None:
+    def _hand_out(self, active: list[QueueSubscription], now: float) -> int:
         """To these consumers, all of which have credit, and whoever was served longest ago comes first."""
         competing = len(active) > 1
         if competing:
@@ -535,7 +546,9 @@ class Queue:
         batches: dict[QueueSubscription, list[Delivery]] = {}
         turn = 0
         left = EXPIRED_AT_ONCE
-        while active:
+        for _ in range(HANDED_OUT_AT_ONCE):
+            if not active:
+                break
             if turn >= len(active):
                 turn = 0
             subscription = active[turn]
@@ -606,10 +619,15 @@ class Queue:
                 turn += 1
             else:
                 del active[turn]
+        else:
+            ledger.wake(self)
+        looked = EXPIRED_AT_ONCE - left
         for subscription, batch in batches.items():
+            looked += len(batch)
             subscription.served = batch[-1].id
             self.counters.delivered += len(batch)
             self._deliver(subscription, batch)
+        return looked
 
     def _deliver(self, subscription: QueueSubscription, batch: list[Delivery]) -> None:
         try:
@@ -631,6 +649,26 @@ class Queue:
         self.counters.settled += len(deliveries)
         self.remove([delivery.slot for delivery in deliveries], done=True)
         self.ledger.wake(self)
+
+    def take_back(self, returns: Iterable[Return]) -> None:
+        """What a consumer held goes back to its old place; the newest comes first."""
+        self._returning += returns
+        self._return_some()
+        if self._returning:
+            self.ledger.goes_on(self)
+
+    def _return_some(self) -> None:
+        returning, flying = self._returning, self.flying
+        for _ in range(min(RETURNED_AT_ONCE, len(returning))):
+            delivery, error, delayed = returning.popleft()
+            if flying.get(delivery.slot) is not delivery:
+                continue  # its queue was deleted
+            if error is None:
+                self.give_back(delivery)
+            else:
+                self.fail(delivery, error, delayed)
+        if not returning:
+            self.ledger.wake(self)
 
     def give_back(self, delivery: Delivery) -> None:
         """RETURNED: to its old place, no attempt counted."""
@@ -742,26 +780,32 @@ class Queue:
         expires = self.policy.expires
         return expires is not None and not self.subscriptions and now >= self.idle_since + expires
 
-    def tick(self, now: float) -> None:
-        """Timeouts, retries, delays and expiries that are due."""
+    def tick(self, now: float) -> int:
+        """Timeouts, retries, delays and expiries that are due, some of each at a time; with more, `next_due` stays in
+        the past. Returns how many it were."""
+        count = 0
         for delivery, subscription in self._timeouts.take(now):
+            count += 1
             # Its credit stays used until the consumer settles it or leaves (ruling 15).
             if subscription.held.pop(delivery.id, None) is not None:
                 self.fail(delivery, "not settled within ack_timeout", delayed=True)
-        self.order.tick(now)
+        count += self.order.tick(now)
         if self._again <= now:
             self._again = NEVER
-            self._bury_doomed()
+            count += self._bury_doomed()
         for slot in self.expiries.take(now, EXPIRED_AT_ONCE):
+            count += 1
             if self.unsure is not None:
                 self.unsure.append((slot, self.entries.ident[slot]))
             elif not self._stays(slot) and not self._is_purged(slot):
                 self._expire(slot)
         self.ledger.wake(self)
+        return count
 
-    def _bury_doomed(self) -> None:
+    def _bury_doomed(self) -> int:
         buried = False
-        for slot in list(islice(self.doomed, EXPIRED_AT_ONCE)):
+        slots = list(islice(self.doomed, EXPIRED_AT_ONCE))
+        for slot in slots:
             reason, error = self.doomed[slot] = self.doomed.pop(slot)  # behind those that were not tried now
             if slot in self.flying or self._is_purged(slot):
                 continue
@@ -777,6 +821,7 @@ class Queue:
             self._try_again()
         if self._over:
             self.evict()
+        return len(slots)
 
     def dues(self, slots: Iterable[int]) -> list[tuple[int, float]]:
         """(ident, time) of those that are delayed. What was delivered before, and waits for a retry or for room in

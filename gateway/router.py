@@ -151,7 +151,7 @@ class Router(Generic[Q]):
         if not binding.literal and (why := check_binding(binding.filter)):
             raise ValueError(f"the filter {binding.filter!r} {why}")
         queue, bindings = self._queues[binding.queue]
-        identity = _identity(binding)
+        identity = identity_of(binding)
         if identity in bindings:
             self.unbind(binding)
         bindings[identity] = binding
@@ -169,7 +169,7 @@ class Router(Generic[Q]):
         """False if there was none."""
         if binding.queue not in self._queues:
             return False
-        identity = _identity(binding)
+        identity = identity_of(binding)
         old = self._queues[binding.queue][1].pop(identity, None)
         if old is None:
             return False
@@ -243,7 +243,7 @@ class Router(Generic[Q]):
         found: dict[object, tuple[Binding, Q]] = {}
         for topic in (message.topic, *topics):
             for binding, queue in self._walk(message.exchange, topic, message)[0]:
-                found[_identity(binding)] = (binding, queue)
+                found[identity_of(binding)] = (binding, queue)
         return merge(list(found.values()))
 
     def find(self, message: Message) -> Iterator[Binding]:
@@ -351,7 +351,8 @@ def _cost(binding: Binding | ExchangeBinding) -> int:
     return _BINDING_OCTETS + 3 * len(binding.filter) + (0 if binding.match is None else 2 * len(repr(binding.match)))
 
 
-def _identity(binding: Binding) -> tuple[object, ...]:
+def identity_of(binding: Binding) -> tuple[object, ...]:
+    """What makes two bindings the same: the later replaces the earlier."""
     match = None if binding.match is None else repr(binding.match)
     return (
         binding.owner,

@@ -5,6 +5,7 @@ Its rule: both follow from the types alone; a key that no type names is a fault,
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,6 +67,11 @@ def describe(kind: Any) -> str:
     return words
 
 
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
 class Decoder:
     """Reads nodes into values of a type. `special` reads the types it names by a function of its own."""
 
@@ -106,7 +112,7 @@ class Decoder:
         given = node.value if isinstance(node.value, dict) else {}
         if not given and node.value not in (None, {}):
             return self._wrong(node, kind, key)
-        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        fields = _fields(kind)
         before = len(self.faults)
         values: dict[str, Any] = {}
         for name, item in given.items():

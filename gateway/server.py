@@ -27,7 +27,7 @@ from gateway.admin import Admin
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
-from gateway.declarations import configure, secret_state
+from gateway.declarations import configure, configuring, secret_state
 from gateway.errors import ConfigError, GatewayError
 from gateway.flow import Pressure
 from gateway.local import LocalGateway
@@ -36,6 +36,7 @@ from gateway.losses import Losses
 from gateway.operator import Operator
 from gateway.replay import restore
 from gateway.settings import Settings, load
+from gateway.slices import Slices
 from gateway.storage.journal import Journal
 from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal
@@ -82,6 +83,9 @@ class Daemon:
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         self._operator = Operator()
+        self._reloads = 0
+        """SIGHUPs that are not answered yet."""
+        self._reloading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         settings = self.settings
@@ -109,13 +113,13 @@ class Daemon:
         try:
             async with self._serving_admin(gateway):
                 await self._replay(clock)
-                # Out of the collector's sight: what was replayed stays, and a full collection would stop the loop.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(50_000, 20, 50)
+                tame_collector()
                 await self._serve_transports()
         finally:
             with anyio.CancelScope(shield=True):
+                if self._reloading is not None:
+                    self._reloading.cancel()
+                    await asyncio.wait([self._reloading])
                 await committer.close()
             access.close()
             watch.cancel()
@@ -203,21 +207,40 @@ class Daemon:
     # serve
 
     def _reload(self) -> None:
-        """SIGHUP: routes, queue policies and users; a bad file changes nothing."""
+        """SIGHUP: routes, queue policies and users; a bad file changes nothing. What comes while one is under way has
+        the file read once more."""
         if self._path is None:
             log.warning("nothing to read again: the daemon was started without a file")
             return
-        try:
-            settings = load(self._path, os.environ)
-            core = self._gateway.core
-            if "replaying" in self._operator.reasons:
-                raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
-            notes = configure(core, links.policies(settings, self._running), links.bindings(settings))
-            notes += links.waiting_for_restart(settings, self._running)
-            self._gateway.access.replace(*credentials(settings))
-        except (ConfigError, GatewayError, ValueError) as error:
-            log.error("reload refused, the old configuration stays", error=str(error))
-            return
+        self._reloads += 1
+        if self._reloads == 1:
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_all(self._path), name="reload")
+
+    async def _reload_all(self, path: Path) -> None:
+        while self._reloads:
+            self._reloads = 1
+            try:
+                await self._reload_once(path)
+            except (ConfigError, GatewayError, ValueError) as error:
+                log.error("reload refused, the old configuration stays", error=str(error))
+            except Exception as error:
+                log.fault("reload failed", error)
+            self._reloads -= 1
+
+    async def _reload_once(self, path: Path) -> None:
+        """The file is read in a thread, and what it says comes into force in slices: it may be long."""
+        if "replaying" in self._operator.reasons:
+            raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
+        settings = await anyio.to_thread.run_sync(load, path, os.environ)
+        core = self._gateway.core
+        policies, bindings = links.policies(settings, self._running), links.bindings(settings)
+        notes: list[str] = []
+        slices = Slices()
+        await slices.pause()
+        for _ in configuring(core, policies, bindings, notes):
+            await slices.pause()
+        notes += links.waiting_for_restart(settings, self._running)
+        self._gateway.access.replace(*credentials(settings))
         for note in notes:
             log.warning(note)
         for key in RESTARTED:
@@ -228,6 +251,14 @@ class Daemon:
         for call in self._gateway.reloads.values():
             call()
         log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+
+def tame_collector() -> None:
+    """Keeps the garbage collector's passes short: what is there now stays, and is out of its sight; of what comes, a
+    pass looks at no more at once than takes some milliseconds, but for a full one, which comes seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 100)
 
 
 def credentials(settings: Settings) -> tuple[dict[str, str], dict[str, str]]:

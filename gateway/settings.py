@@ -51,12 +51,14 @@ class AdminSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_anonymous: listen beyond loopback although there are no users.
     max_connections: requests that are answered at one time, others get 503; idle connections give way to new ones.
     request_timeout: seconds until a request must be whole, head and body.
+    session_metrics: /metrics has series for each MQTT session, not for the sum of all (queue="mqtt.*").
     """
 
     listen: Address = Address.parse("127.0.0.1:8080")
     allow_anonymous: bool = False
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1000
     request_timeout: Seconds = Seconds(20)
+    session_metrics: bool = False
 
     def __post_init__(self) -> None:
         if self.request_timeout <= 0:

@@ -13,7 +13,7 @@ from gateway.flow import UNLIMITED, Credit
 from gateway.transport import Consumer, Delivery, Verdict
 
 if TYPE_CHECKING:
-    from gateway.queue import Queue
+    from gateway.queue import Queue, Return
 
 
 class QueueSubscription:
@@ -90,11 +90,7 @@ class QueueSubscription:
                 queue.bury_flying(delivery.slot, reason, error)
         else:
             # The newest first, so that the oldest is again the first of all.
-            for delivery in reversed(found):
-                if verdict is Verdict.RETRY:
-                    queue.fail(delivery, error, delayed=True)
-                else:
-                    queue.give_back(delivery)
+            queue.take_back((one, error if verdict is Verdict.RETRY else None, True) for one in reversed(found))
         return len(found)
 
     def holds(self, id: int) -> bool:
@@ -128,10 +124,12 @@ class QueueSubscription:
         flying = self._queue.flying
         held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
         self.held.clear()
-        for delivery in reversed(held[1:] if lost else held):
-            self._queue.give_back(delivery)
-        if lost and held:
-            self._queue.fail(held[0], "the connection was lost", delayed=False)
+        oldest = held.pop(0) if lost and held else None
+        returns: list[Return] = [(delivery, None, False) for delivery in reversed(held)]
+        if oldest is not None:
+            returns.append((oldest, "the connection was lost", False))
+        if returns:
+            self._queue.take_back(returns)
 
     @property
     def unsettled(self) -> int:

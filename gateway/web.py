@@ -11,7 +11,7 @@ import binascii
 import contextlib
 import functools
 import socket
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any, cast
 
 import anyio
@@ -30,6 +30,7 @@ from gateway.errors import ListenError
 from gateway.flow import Pressure
 from gateway.http_peer import PEER, HttpPeer, Limits
 from gateway.logs import log
+from gateway.slices import Slices
 from gateway.transport import TransportCounters, User
 
 MAX_CONNECTIONS = 1_000
@@ -51,6 +52,15 @@ class Refused(HTTPException):
 
 def as_json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def rows(items: Iterable[Any], slices: Slices) -> list[msgspec.Raw]:
+    """Parts of a JSON answer that may be long. What `items` is read from must not change meanwhile."""
+    found: list[msgspec.Raw] = []
+    for item in items:
+        found.append(msgspec.Raw(msgspec.json.encode(item)))
+        await slices.pause()
+    return found
 
 
 async def read_body(request: Request, limit: int) -> bytes:

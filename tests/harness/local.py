@@ -5,10 +5,12 @@ Its rule: it is made as the daemon makes it, so what passes here is not a fake.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 from gateway import links
 from gateway.access import Access
@@ -22,6 +24,7 @@ from gateway.operator import Operator
 from gateway.replay import restore
 from gateway.settings import Settings, load
 from gateway.storage.memory import MemoryJournal
+from gateway.transport import Transport
 
 
 @contextlib.asynccontextmanager
@@ -47,6 +50,26 @@ async def local_gateway(
     finally:
         await committer.close()
         access.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(gateway: LocalGateway, **transports: Transport) -> AsyncIterator[Mapping[str, tuple[str, int]]]:
+    """Runs these transports on the test's loop until it is left; gives host and port of each."""
+    up = asyncio.Event()
+    gateway.on_started = lambda: up.set() if transports.keys() <= gateway.addresses.keys() else None
+    tasks = [asyncio.create_task(one.run(gateway)) for one in transports.values()]
+    try:
+        waiting = asyncio.create_task(up.wait())
+        ended, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        for task in ended:
+            await task  # raises what kept a transport from its start
+        found = {name: urlsplit(gateway.addresses[name][0]) for name in transports}
+        yield {name: (url.hostname or "", url.port or 0) for name, url in found.items()}
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _settings(config: str) -> Settings:

@@ -44,7 +44,7 @@ async def publish(gateway, *messages: Message) -> None:
 async def settled(operator, queue: str, count: int) -> None:
     """Returns when that many were settled done or went to the dead letters."""
     while True:
-        found = next(stats for stats in operator.stats() if stats.name == queue)
+        found = next(stats for stats in await operator.stats() if stats.name == queue)
         if found.settled + found.dead_lettered >= count and not found.in_flight:
             return
         await asyncio.sleep(0.001)
@@ -58,7 +58,7 @@ async def test_what_had_no_answer_goes_back_as_of_a_lost_consumer_at_the_end_and
         task = asyncio.create_task(drive(gateway, "q", recorder, batch=2))
         assert [await recorder.bodies.get() for _ in range(4)] == [b"0", b"1", b"2", b"3"]
         await settled_done(operator, "q", 1)
-        assert operator.stats()[-1].in_flight == 3
+        assert (await operator.stats())[-1].in_flight == 3
         await stop(task)
         again = Recorder()
         task = asyncio.create_task(drive(gateway, "q", again))
@@ -71,7 +71,7 @@ async def test_what_had_no_answer_goes_back_as_of_a_lost_consumer_at_the_end_and
 async def settled_done(operator, queue: str, count: int) -> None:
     """Returns when that many were settled done, whatever is in flight."""
     while True:
-        if next(stats for stats in operator.stats() if stats.name == queue).settled >= count:
+        if next(stats for stats in await operator.stats() if stats.name == queue).settled >= count:
             return
         await asyncio.sleep(0.001)
 
@@ -197,7 +197,7 @@ async def test_a_stop_lets_a_send_end_and_gives_back_the_rest():
         free.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        stats = next(stats for stats in operator.stats() if stats.name == "q")
+        stats = next(stats for stats in await operator.stats() if stats.name == "q")
         assert (stats.settled, stats.depth, stats.in_flight, stats.retried, stats.consumers) == (2, 8, 0, 0, 0)
 
 

@@ -9,6 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.message import Message
 from gateway.metrics import CommitStats, Histogram, exposition
+from gateway.policy import QueuePolicy
+from gateway.transport import Binding
 from tests.harness.local import local_gateway
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +42,7 @@ async def test_a_scrape_says_what_was_counted():
         counters.refusals["bad-credentials"] += 2
         counters.protocol_errors['a "quoted"\nreason'] += 1
         await gateway.accept([Message("a", b"1"), Message("a", b"1"), Message("a", b"2")])
-        text, kind = exposition(operator)
+        text, kind = await exposition(operator)
     assert kind.startswith("text/plain")
     found = {
         (sample.name, *sorted(sample.labels.values())): sample.value
@@ -62,3 +64,36 @@ async def test_a_scrape_says_what_was_counted():
     counted = ("refused", "delivered", "settled", "retried", "returned", "dead_lettered", "expired", "dropped")
     for name in (*counted, "stale_settlements"):
         assert (f"gateway_queue_{name}_total", "q") in found
+
+
+async def test_sessions_are_one_series_that_does_not_fall_when_one_ends():
+    class Client:
+        def deliver(self, batch): ...
+        def closed(self, reason): ...
+
+    async with local_gateway() as (gateway, operator):
+        for name in ("mqtt.one", "mqtt.two"):
+            gateway.declare(name, QueuePolicy(dead_letter="none"), "mqtt")
+            gateway.attach(name, Client(), live=True)
+            gateway.bind(Binding(queue=name, filter="a", owner="mqtt"))
+        await gateway.accept([Message("a", b"1", qos=1)])
+        for each, names in ((False, {"mqtt.*"}), (True, {"mqtt.one", "mqtt.two"})):
+            found = await scraped(operator, each)
+            assert {queue for name, queue in found if name == "gateway_queue_messages"} == {"dead-letters", *names}
+            assert sum(value for (name, _), value in found.items() if name == "gateway_queue_accepted_total") == 2
+        gateway.delete("mqtt.one")
+        found = await scraped(operator)
+        assert found["gateway_queue_accepted_total", "mqtt.*"] == 2
+        assert found["gateway_queue_messages", "mqtt.*"] == 1
+        gateway.delete("mqtt.two")
+        found = await scraped(operator)
+        assert found["gateway_queue_accepted_total", "mqtt.*"] == 2
+        assert found["gateway_queue_messages", "mqtt.*"] == 0
+
+
+async def scraped(operator, each_session=False):
+    """Values of queues, by the sample's name and the queue."""
+    text, _ = await exposition(operator, each_session)
+    families = text_string_to_metric_families(text.decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {(sample.name, sample.labels["queue"]): sample.value for sample in samples if "queue" in sample.labels}

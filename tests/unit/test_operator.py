@@ -345,7 +345,7 @@ def test_groups_tell_their_state() -> None:
     worker.subscription.revoke()
     put(kernel, "a2", "d1")
     kernel.advance(3)
-    views = {view.group: view for view in kernel.operator().groups("q")}
+    views = {view.group: view for view in asyncio.run(kernel.operator().groups("q"))}
     assert {name: view.state for name, view in views.items()} == {
         "a": "parked",
         "b": "in-flight",
@@ -354,9 +354,9 @@ def test_groups_tell_their_state() -> None:
     }
     assert (views["a"].depth, views["a"].attempts, views["a"].error) == (2, 2, "poison")
     assert views["c"].until is not None and views["c"].until > kernel.clock.now
-    assert [view.group for view in kernel.operator().groups("q", parked=True)] == ["a"]
-    assert len(kernel.operator().groups("q", limit=2)) == 2
-    assert kernel.operator().groups("bin") == []
+    assert [view.group for view in asyncio.run(kernel.operator().groups("q", parked=True))] == ["a"]
+    assert len(asyncio.run(kernel.operator().groups("q", limit=2))) == 2
+    assert asyncio.run(kernel.operator().groups("bin")) == []
     assert isinstance(views["a"], GroupView)
 
 
@@ -472,7 +472,7 @@ async def test_explain_names_queues_bindings_group_key_and_what_is_invalid() -> 
 
 def test_before_the_replay_is_over_there_is_nothing_to_see() -> None:
     operator = Operator()
-    assert operator.stats() == []
+    assert asyncio.run(operator.stats()) == []
     assert not operator.readiness().ready
     with pytest.raises(GatewayError, match="replayed"):
-        operator.groups("q")
+        asyncio.run(operator.groups("q"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from math import isqrt
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from gateway.entries import Entries
+from gateway.entries import Entries, Walk
 from gateway.groups import Extras, GroupNames
 from gateway.records import NO_EXTRA, Extra
 from gateway.transport import Options
@@ -165,3 +166,64 @@ def test_restored_numbers_are_free_unless_something_uses_them() -> None:
     for _ in range(3):
         extras.drop(3)
     assert extras.named(0, extras.top) == []
+
+
+# finding a place, and walking in portions
+
+
+def filled(count: int) -> Entries:
+    entries = Entries()
+    for ident in range(1, count + 1):
+        entries.add(ident, 0, 0, 0, 0.0, 0.0, 0, 0)
+    return entries
+
+
+class Looked(list[int]):
+    """Counts how often it is looked into."""
+
+    times = 0
+
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        self.times += 1
+        return super().__getitem__(place)
+
+
+@given(st.integers(1, 400), st.randoms(use_true_random=False), st.integers(0, 3))
+def test_the_entry_behind_an_ident_is_found_whatever_has_left_and_come(count, rng, rounds) -> None:
+    entries, ident = filled(count), count
+    here = {entries.ident[slot]: slot for slot in entries.slots()}
+    for _ in range(rounds):
+        for gone in rng.sample(sorted(here), rng.randint(0, len(here))):
+            entries.remove(here.pop(gone))
+        for _ in range(rng.randint(0, 50)):
+            ident += 1
+            here[ident] = entries.add(ident, 0, 0, 0, 0.0, 0.0, 0, 0)
+    for asked in range(ident + 2):
+        assert entries.after(asked) == next((here[one] for one in sorted(here) if one > asked), 0)
+
+
+def test_a_page_far_behind_is_found_without_passing_all_that_is_before() -> None:
+    count = 50_000
+    entries = filled(count)
+    looked = entries.next, entries.ident = Looked(entries.next), Looked(entries.ident)  # type: ignore[assignment]
+    slots = Walk(entries, after=45_123).some(100)
+    assert [entries.ident[slot] for slot in slots] == list(range(45_124, 45_224))
+    assert sum(column.times for column in looked) < 4 * isqrt(count) + 10 * 100  # type: ignore[attr-defined]
+
+
+@given(st.integers(1, 200), st.integers(1, 60), st.randoms(use_true_random=False))
+def test_a_walk_meets_once_what_is_there_all_the_while(count, most, rng) -> None:
+    entries, ident = filled(count), count
+    here = {entries.ident[slot]: slot for slot in entries.slots()}
+    lasting, met = set(here), []
+    walk = Walk(entries)
+    while slots := walk.some(most):
+        met += [entries.ident[slot] for slot in slots]
+        for gone in rng.sample(sorted(here), rng.randint(0, len(here) // 2)):
+            entries.remove(here.pop(gone))
+            lasting.discard(gone)
+        if ident < 2 * count:
+            ident += 1
+            here[ident] = entries.add(ident, 0, 0, 0, 0.0, 0.0, 0, 0)
+    assert met == sorted(set(met))
+    assert lasting <= set(met)

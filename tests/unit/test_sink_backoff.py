@@ -69,7 +69,7 @@ async def test_what_waits_for_the_end_of_a_pause_is_not_timed_out(monkeypatch: p
         async with asyncio.timeout(10):
             await peer.until_done(10)
         assert sorted(peer.sent) == sorted(b"%d" % n for n in (0, 1, *range(10)))  # the first two twice
-        stats = {one.name: one for one in operator.stats()}
+        stats = {one.name: one for one in await operator.stats()}
         assert stats["dead-letters"].depth == 0
         assert stats["q"].retried == 2
         await end(task)
