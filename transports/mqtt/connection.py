@@ -262,7 +262,14 @@ class MqttConnection(TcpConnection):
         self._connect = connect
         self.version = connect.version
         shared = self.shared
-        terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        try:
+            terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        except ProtocolError as error:
+            if self.version == V5:
+                raise
+            self._count_fault(error.reason, error.why)  # [MQTT-3.1.4-1 of 3.1.1]: without CONNACK
+            self._end(lost=False)
+            return
         if terms is Reason.TOPIC_NAME_INVALID and self.version == V311:  # [MQTT-3.1.4-1 of 3.1.1]
             self._count_fault(terms, "the topic of the will is no topic name")
             self._end(lost=False)
