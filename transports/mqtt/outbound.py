@@ -318,7 +318,7 @@ class Outbound:
             self.gateway.keep(forgotten)
         if freed:
             self.pool.grant(messages=freed)
-        if wrong:  # [MQTT-4.3.3-4]
+        if wrong:  # [MQTT-4.3.3-3]
             raise ProtocolError(Reason.PROTOCOL_ERROR, f"PUBACK of message {wrong}, which was sent with QoS 2")
 
     @staticmethod
@@ -354,7 +354,7 @@ class Outbound:
         Raises ProtocolError if it was not sent with QoS 2."""
         session = self.session
         held = session.in_flight.get(packet_id)
-        if held is not None and held.qos != 2:  # [MQTT-4.3.2-4]
+        if held is not None and held.qos != 2:  # [MQTT-4.3.2-3]
             raise ProtocolError(Reason.PROTOCOL_ERROR, f"PUBREC of message {packet_id}, which was sent with QoS 1")
         if held is None:
             self.counters.refusals["unknown-packet-identifier"] += 1
