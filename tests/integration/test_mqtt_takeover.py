@@ -4,6 +4,7 @@ new connection goes on as if the old one had never been."""
 from __future__ import annotations
 
 import itertools
+import random
 import socket
 import struct
 import time
@@ -17,7 +18,20 @@ import pytest
 
 from tests.harness.daemon import Daemon
 from tests.integration.mqtt_raw import RawClient, unique
-from transports.mqtt.packets import V5, V311, Ack, Disconnect, Property, Publish, Reason, Request, Type, Will
+from transports.mqtt.packets import (
+    V5,
+    V311,
+    Ack,
+    Disconnect,
+    PingReq,
+    PingResp,
+    Property,
+    Publish,
+    Reason,
+    Request,
+    Type,
+    Will,
+)
 
 WINDOW = 4
 """Deliveries in flight to one client, by the listener's limit."""
@@ -153,13 +167,14 @@ class Case:
 
 
 def end(gateway: Daemon, old: RawClient, how: str, left: int) -> None:
-    """The socket ends, and the daemon has seen it: it has so many left. In silence it is the daemon's turn."""
+    """The socket ends, and the daemon has seen it: it has so many left, or fewer, since it ends by itself those that
+    stay silent. In silence that is what is waited for."""
     if how == "RST":
         old.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if how != "silence":
         old.socket.close()
     deadline = time.monotonic() + SECONDS
-    while connections(gateway) != left:
+    while connections(gateway) > left:
         assert time.monotonic() < deadline, f"{connections(gateway)} connections are left, not {left}"
         time.sleep(0.02)
 
@@ -284,3 +299,79 @@ def test_what_was_published_with_qos_2_goes_on_over_the_new_connection(
     ]
     assert [watch.take()[1] for _ in range(3)] == [b"known", b"released", b"later"]
     watch.nothing_comes()
+
+
+class Wanderer(Case):
+    """A client that comes back again and again, while its old sockets end some time later or never."""
+
+    def __init__(self, gateway: Daemon, stack: ExitStack, kind: str, version: int) -> None:
+        super().__init__(gateway, stack, kind, version)
+        self.held: dict[int, Publish] = {}
+        """What came over the present connection and is not acknowledged, by identifier."""
+        self.done: list[bytes] = []
+        self.sent = 0
+
+    def comes_back(self, present: bool = True) -> None:
+        self.connect(present=present)
+        self.held.clear()
+        self.hear()
+
+    def hear(self, until: Ack | PingResp | None = None) -> None:
+        """All that has come until this one; until a ping is answered."""
+        if until is None:
+            until = PingResp()
+            self.client.send(PingReq())
+        while (packet := self.client.receive()) != until:
+            assert isinstance(packet, Publish), packet
+            assert packet.packet_id not in self.held
+            assert packet.payload not in self.done, f"{packet.payload!r} came again"
+            self.held[packet.packet_id] = packet
+            assert len(self.held) <= WINDOW
+
+    def acknowledges(self, packet_id: int) -> None:
+        """And waits until the daemon has heard of it."""
+        self.done.append(self.held[packet_id].payload)
+        if self.qos == 2:
+            self.client.send(Ack(Type.PUBREC, packet_id))
+            self.hear(Ack(Type.PUBREL, packet_id))
+            self.client.send(Ack(Type.PUBCOMP, packet_id))
+        else:
+            self.client.send(Ack(Type.PUBACK, packet_id))
+        del self.held[packet_id]
+        self.hear()
+
+    def says(self, count: int) -> None:
+        self.publish([b"%d" % number for number in range(self.sent, self.sent + count)])
+        self.sent += count
+
+
+@pytest.mark.parametrize("version", [V5, V311])
+@pytest.mark.parametrize("kind", ["own-1", "own-2", "share", "plain", "group", "priority"])
+def test_a_client_that_comes_back_again_and_again_gets_each_message_once(
+    gateway: Daemon, stack: ExitStack, kind: str, version: int
+) -> None:
+    chance = random.Random(f"{kind} {version}")
+    one = Wanderer(gateway, stack, kind, version)
+    one.comes_back(present=False)
+    one.client.subscribe(Request(one.filter, one.qos))
+    old: list[RawClient] = []
+    for _ in range(40):
+        step = chance.choice(["says", "acknowledges", "acknowledges", "acknowledges", "comes back", "an old one ends"])
+        if step == "says":
+            one.says(chance.randint(1, 5))
+        elif step == "acknowledges" and one.held:
+            one.acknowledges(chance.choice([*one.held]))
+        elif step == "comes back":
+            old.append(one.client)
+            one.comes_back()
+        elif step == "an old one ends" and old:
+            end(gateway, old.pop(chance.randrange(len(old))), chance.choice(["FIN", "RST"]), len(old) + 1)
+        one.hear()
+    while old:
+        end(gateway, old.pop(), "FIN", len(old) + 1)
+    while len(one.done) < one.sent:
+        one.hear()
+        for packet_id in list(one.held):
+            one.acknowledges(packet_id)
+    assert sorted(one.done) == sorted(b"%d" % number for number in range(one.sent))
+    one.nothing_is_left()
