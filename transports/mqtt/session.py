@@ -19,8 +19,6 @@ from gateway.transport import Binding, Options, Outcome, StateChange
 from transports.mqtt.packets import Reason
 
 if TYPE_CHECKING:
-    from asyncio import Future
-
     from transports.mqtt.consumer import MqttConsumer
 
 OWNER = "mqtt"
@@ -281,30 +279,31 @@ class Session:
         if isinstance(self.received, set):
             self.received.discard(packet_id)
 
-    def receive_until(self, packet_id: int, future: Future[Sequence[Outcome]]) -> None:
-        """What becomes of what was published under this identifier is known when `future` is done, whichever
-        connection waits for it by then. If it is refused the identifier is the client's again [MQTT-4.3.3-9]."""
+    def receive_until(self, packet_id: int, future: Any) -> None:
+        """What becomes of what was published under this identifier is known when `future` is done, the Future of its
+        Outcomes, whichever connection waits for it by then. If it is refused the identifier is the client's again
+        [MQTT-4.3.3-9]."""
         if self.receiving is _NO_FUTURES:
             self.receiving = {}
         self.receiving[packet_id] = future
 
-        def known(future: Future[Sequence[Outcome]]) -> None:
+        def known(done: Any) -> None:
             if self.receiving.get(packet_id) is not future:
                 return  # released before its answer, against the rules, and used again
             del self.receiving[packet_id]
-            if not future.cancelled() and future.result()[0] is Outcome.REFUSED:
+            if not done.cancelled() and done.result()[0] is Outcome.REFUSED:
                 self.forget(packet_id)
 
         future.add_done_callback(known)
 
-    def forget_until(self, packet_id: int, future: Future[bool]) -> None:
+    def forget_until(self, packet_id: int, future: Any) -> None:
         """The identifier is the client's again when `future` says that the store knows of it: once, however often and
         over how many connections that is asked for."""
         if self.forgetting is _NO_FUTURES:
             self.forgetting = {}
         self.forgetting[packet_id] = future
 
-        def stored(future: Future[bool]) -> None:
+        def stored(future: Any) -> None:
             del self.forgetting[packet_id]
             if not future.cancelled() and future.result():
                 self.forget(packet_id)
