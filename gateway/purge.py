@@ -15,12 +15,14 @@ PURGED_AT_ONCE = 1000
 
 
 class Purge:
-    """Of all that waits now. flying: the slots in flight. then: called by its queue when all of it is gone."""
+    """Of all that waits now. flying: the slots in flight. then: called by its queue when all of it is gone. left: how
+    many are still to be removed."""
 
-    __slots__ = ("_entries", "_last", "_spared", "then")
+    __slots__ = ("_entries", "_last", "_spared", "left", "then")
 
     def __init__(self, entries: Entries, flying: Collection[int], then: tuple[Callable[[], None], ...]) -> None:
         self._entries = entries
+        self.left = entries.count - len(flying)
         self._last = entries.ident[entries.last]
         self._spared = frozenset(flying)
         self.then = then
@@ -40,6 +42,7 @@ class Purge:
             entries.purged = entries.next[slot]
             if slot not in self._spared:
                 slots.append(slot)
+        self.left -= len(slots)
         return slots
 
     @property

@@ -392,13 +392,15 @@ class Queue:
                     known.pop(slot, None)
 
     def purge(self, *then: Callable[[], None]) -> int:
-        """What waits now is delivered no more, and leaves in the turns that follow; returns how many. then: called
-        when all of it is gone."""
+        """What waits now is delivered no more, and leaves in the turns that follow; returns how many, without those
+        that leave for an earlier purge, which has told of them. then: called when all of it is gone."""
+        leaving = 0
         if self._purge is not None:
+            leaving = self._purge.left
             then = (*self._purge.then, *then)
         self._purge = Purge(self.entries, self.flying, then)
         self.ledger.goes_on(self)
-        return self.depth
+        return max(0, self.depth - leaving)
 
     @property
     def is_purging(self) -> bool:

@@ -236,7 +236,8 @@ class Subscription(Protocol):
 
     def detach(self, lost: bool = False) -> None:
         """The consumer is gone: what is unsettled goes back to its old place. `lost` counts one attempt for the
-        oldest unsettled delivery of it (ruling 14: a connection that broke); the rest are RETURNED."""
+        oldest unsettled delivery of it (ruling 14: a connection that broke); the rest are RETURNED. From then on no
+        call does anything: what it held is others' by now (ruling 29)."""
 
     @property
     def unsettled(self) -> int:

@@ -142,6 +142,8 @@ filters = st.sampled_from([*[f"$queue/{queue}" for queue in POLICIES], SHARE, "o
 class Mqtt(House):
     def __init__(self) -> None:
         self.clients: dict[str, Client] = {}
+        self.old: list[Wire] = []
+        """Sockets of connections that another has taken over, and that have not ended yet."""
         super().__init__()
         listener = MqttSettings(listen=Address.parse("127.0.0.1:0"), max_in_flight=4, max_buffered=Octets(1))
         self.sessions = Sessions(self.gateway)
@@ -169,9 +171,12 @@ class Mqtt(House):
             assert self.core.get(f"mqtt.{client.name}").in_flight == len(in_flight)
             assert not client.connection.counters.protocol_errors
 
-    async def start(self, name: str, window: int, clean: bool) -> None:
-        """Also while it is connected: then it takes over."""
+    async def start(self, name: str, window: int, clean: bool, lingers: bool = False) -> None:
+        """Also while it is connected: then it takes over, and with `lingers` the old socket ends some time later."""
         client = self.clients[name]
+        if lingers and client.connection is not None:
+            client.wire.lingers = True
+            self.old.append(client.wire)
         client.gone()
         if clean:
             self.end_session(client)
@@ -330,13 +335,22 @@ class Mqtt(House):
             client.gone()
             self.run(self.settle_down())
 
-    @rule(name=clients, window=windows, clean=st.sampled_from([False, False, False, True]))
-    def starts(self, name: str, window: int, clean: bool) -> None:
-        self.run(self.start(name, window, clean))
+    @rule(name=clients, window=windows, clean=st.sampled_from([False, False, False, True]), lingers=yes)
+    def starts(self, name: str, window: int, clean: bool, lingers: bool) -> None:
+        self.run(self.start(name, window, clean, lingers))
+
+    @rule(number=numbers)
+    def an_old_socket_ends(self, number: int) -> None:
+        if self.old:
+            self.old.pop(number % len(self.old)).close()
+            self.run(self.settle_down())
 
     # the end
 
     async def finish(self) -> None:
+        for wire in self.old:
+            wire.close()
+        await self.settle_down()
         for name, client in self.clients.items():
             if client.connection is None:
                 await self.start(name, 3, False)

@@ -10,7 +10,7 @@ from transports.tcp import HIGH_WATER, TcpConnection
 
 class NoSocket(asyncio.Transport):
     """Takes all bytes at once and keeps them; with `stuck` they stay in its write buffer, as with a peer that does not
-    read."""
+    read. With `lingers` the peer does not end its side when ours is ended: only `close` ends it."""
 
     def __init__(self, protocol: TcpConnection) -> None:
         super().__init__()
@@ -21,6 +21,7 @@ class NoSocket(asyncio.Transport):
         self.stuck = False
         self.held = 0
         self.ended = False
+        self.lingers = False
 
     def writelines(self, parts: Any) -> None:
         data = b"".join(parts)
@@ -55,8 +56,9 @@ class NoSocket(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """The peer ends its side at once."""
-        self.close()
+        """The peer ends its side at once, if it does."""
+        if not self.lingers:
+            self.close()
 
     def close(self) -> None:
         if not self.ended:

@@ -19,6 +19,8 @@ from transports.mqtt.packets import (
     ConnAck,
     Connect,
     Disconnect,
+    PingReq,
+    PingResp,
     Property,
     Publish,
     Reason,
@@ -154,6 +156,43 @@ def test_retained_messages_survive_a_kill(daemon: Make, connected: Connected) ->
         one.subscribe("kept/#")
         assert one.take() == ("kept/2", b"2")
         one.nothing_comes()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("order", [1, -1], ids=["downwards", "upwards"])
+def test_clearing_retained_messages_of_nested_topics_leaves_none(
+    daemon: Make, connected: Connected, order: int, qos: int
+) -> None:
+    running = daemon()
+    nested = ["1", "1/2", "1/2/3", "1/2/3/4/5/6", "1/x", "/", "//", "a/", "/a"]
+
+    def retained() -> list[str]:
+        with connected(running) as reader:
+            reader.subscribe("#")
+            reader.send(PingReq())
+            return sorted(iter(lambda: getattr(reader.receive(), "topic", ""), ""))
+
+    with connected(running) as one:
+
+        def put(body: bytes, topics: list[str]) -> None:
+            one.send(*[Publish(topic, body, qos, True, False, n * qos) for n, topic in enumerate(topics, 1)])
+            one.send(PingReq())
+            while one.receive() != PingResp():
+                pass
+            one.publish("barrier")
+
+        put(b"x", nested)
+        assert retained() == sorted(nested)
+        for place, topic in enumerate(nested[::order], 1):  # one after the other
+            put(b"", [topic])
+            assert retained() == sorted(nested[::order][place:])
+        put(b"x", nested)
+        put(b"", nested[::order])  # all at once
+        assert retained() == []
+        put(b"y", nested)
+        put(b"", nested[::order])
+        running.restart()
+        assert retained() == []
 
 
 def test_a_stopping_daemon_waits_for_pubacks_and_says_why_it_goes(daemon: Make, connected: Connected) -> None:

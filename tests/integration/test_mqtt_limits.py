@@ -25,6 +25,7 @@ from transports.mqtt.packets import (
     Reason,
     Request,
     Subscribe,
+    Unsubscribe,
     Will,
 )
 
@@ -77,6 +78,7 @@ def counter(gateway: Daemon, name: str, reason: str, transport: str = "mqtt") ->
 
 CONNECT_AGAIN = encode(Connect("again"), V5)
 BIG = encode(Publish("a", b"x" * 5000), V5)
+MALFORMED = Reason.MALFORMED_PACKET
 BAD = [
     pytest.param(b"\x00\x00", Reason.MALFORMED_PACKET, id="packet type 0"),
     pytest.param(b"\x36\x05\x00\x01a\x00\x01", Reason.MALFORMED_PACKET, id="QoS 3"),
@@ -91,6 +93,8 @@ BAD = [
     pytest.param(b"\x80\x06\x00\x01\x00\x00\x01a", Reason.MALFORMED_PACKET, id="SUBSCRIBE with flags 0"),
     pytest.param(b"\x82\x03\x00\x01\x00", Reason.PROTOCOL_ERROR, id="SUBSCRIBE without a filter"),
     pytest.param(b"\xa2\x03\x00\x01\x00", Reason.PROTOCOL_ERROR, id="UNSUBSCRIBE without a filter"),
+    pytest.param(encode(Subscribe(1, (Request("a", 1), Request("", 1))), V5), MALFORMED, id="SUBSCRIBE to nothing"),
+    pytest.param(encode(Unsubscribe(1, ("a", "")), V5), MALFORMED, id="UNSUBSCRIBE from nothing"),
     pytest.param(CONNECT_AGAIN, Reason.PROTOCOL_ERROR, id="a second CONNECT"),
     pytest.param(encode(ConnAck(), V5), Reason.PROTOCOL_ERROR, id="a server's packet"),
     pytest.param(encode(Auth(0x19), V5), Reason.PROTOCOL_ERROR, id="AUTH without a method"),
@@ -139,6 +143,8 @@ def test_what_an_mqtt5_client_may_not_send_ends_its_connection(
         b"\x36\x05\x00\x01a\x00\x01",
         encode(Connect("again", V311), V311),
         encode(Publish("$SYS/x", b"", 1, packet_id=1), V311),
+        encode(Subscribe(1, (Request("a", 1), Request("", 1))), V311),
+        encode(Unsubscribe(1, ("a", "")), V311),
         b"\xf0\x00",
     ],
 )
@@ -161,6 +167,7 @@ def test_what_a_311_client_may_not_send_closes_its_connection(client: Open, data
         (b"\x10\x0d\x00\x04MQTT\x06\x02\x00\x00\x00\x00\x00", b"\x20\x03\x00\x84\x00"),
         (b"\x10\x0c\x00\x04MQTT\x04\x03\x00\x00\x00\x00", b""),
         (b"\x10\x0c\x00\x04MQTT\x04\x42\x00\x00\x00\x00", b""),
+        (encode(Connect("a", V311, will=Will("", b"x")), V311), b""),
     ],
 )
 def test_another_protocol_on_the_port_is_closed(client: Open, hello: bytes, answer: bytes) -> None:
@@ -268,6 +275,7 @@ def test_a_client_id_is_one_over_all_listeners(client: Open) -> None:
     [
         (Connect("a", will=Will("a/#", b"")), Reason.TOPIC_NAME_INVALID),
         (Connect("a", will=Will("$SYS/a", b"")), Reason.TOPIC_NAME_INVALID),
+        (Connect("a", will=Will("", b"x")), Reason.MALFORMED_PACKET),
         (Connect("a", properties={Property.AUTHENTICATION_METHOD: "SCRAM"}), Reason.BAD_AUTHENTICATION_METHOD),
         (Connect("x" * 2000), Reason.CLIENT_IDENTIFIER_NOT_VALID),
     ],

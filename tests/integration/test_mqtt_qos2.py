@@ -294,6 +294,42 @@ def test_identifiers_that_nobody_knows(life: Life) -> None:
     one.nothing_comes()
 
 
+@both
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize(
+    ("qos", "kind"), [(1, Type.PUBREC), (1, Type.PUBCOMP), (2, Type.PUBACK)], ids=["1 PUBREC", "1 PUBCOMP", "2 PUBACK"]
+)
+def test_an_acknowledgement_of_another_kind_than_the_qos_asks_for_ends_the_connection(
+    life: Life, qos: int, kind: Type, retained: bool, version: int
+) -> None:
+    """What was acknowledged before it, counts; it and all behind it does not, and what they speak of comes again."""
+    one = life.client("device", version, clean=False)
+    bodies = [b"0", b"1", b"2"]
+    if not retained:
+        one.subscribe(Request("t/#", qos))
+    with life.client() as other:
+        for number, body in enumerate(bodies, 1):
+            other.send(Publish(f"t/{number}", body, 2, retained, packet_id=number))
+            assert other.expect(Ack).type is Type.PUBREC
+    if retained:
+        one.subscribe(Request("t/#", qos))
+    sent = [one.expect(Publish) for _ in bodies]
+    right = Type.PUBACK if qos == 1 else Type.PUBREC
+    one.send(ack(right, sent[0].packet_id), ack(kind, sent[1].packet_id), ack(right, sent[2].packet_id))
+    if version == V5:
+        said = one.expect(Disconnect)
+        assert said.reason == Reason.PROTOCOL_ERROR
+        assert str(sent[1].packet_id) in said.properties[Property.REASON_STRING]
+    assert one.receive() is None
+    one = life.back(one, "device", False, version)
+    if qos == 2:
+        assert one.expect(Ack) == ack(Type.PUBREL, sent[0].packet_id)
+    again = [one.expect(Publish) for _ in bodies[1:]]
+    assert [(publish.payload, publish.packet_id, publish.dup) for publish in again] == [
+        (publish.payload, publish.packet_id, True) for publish in sent[1:]
+    ]
+
+
 @with_and_without_a_kill
 def test_what_is_gone_meanwhile_is_released(life: Life, kill: bool) -> None:
     """The client may have it, and would keep its identifier for ever."""

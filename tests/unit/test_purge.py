@@ -40,6 +40,23 @@ def test_a_turn_removes_some_of_many_and_the_end_is_told() -> None:
     assert kernel.leaks() == []
 
 
+def test_a_second_purge_tells_of_what_the_first_has_not() -> None:
+    kernel, ends = filled(MANY), []
+    worker = kernel.worker("q", credit=2)
+    kernel.run()
+    queue = kernel.queue("q")
+    assert queue.purge(lambda: ends.append(1)) == MANY - 2
+    assert queue.purge(lambda: ends.append(2)) == 0
+    kernel.dispatch()
+    worker.subscription.detach()  # what it gives back was spared by the first
+    kernel.accept(to("q", "later"))
+    kernel.commit()
+    assert queue.purge(lambda: ends.append(3)) == 3
+    turns(kernel)
+    assert (ends, queue.depth) == ([1, 2, 3], 0)
+    assert kernel.leaks() == []
+
+
 def test_an_empty_queue_is_purged_at_once() -> None:
     kernel, ends = filled(0), []
     assert kernel.queue("q").purge(lambda: ends.append(True)) == 0

@@ -58,7 +58,13 @@ class Bindings:
             raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
         except BindingsFullError as error:
             raise AmqpError(RESOURCE_ERROR, str(error)) from error
-        return Answer(frame, [] if view.policy.durable else None, lambda: self.gateway.unbind(binding))
+
+        def undo() -> None:
+            # It may be taken away by now, and an equal one be another's.
+            if any(one is binding for one in self.gateway.bindings(view.name)):
+                self.gateway.unbind(binding)
+
+        return Answer(frame, [] if view.policy.durable else None, undo)
 
     def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
         view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
@@ -112,7 +118,12 @@ class Bindings:
             self.declarations.bind_exchange(binding)
         except ValueError as error:
             raise AmqpError(PRECONDITION_FAILED, f"binding key {method.routing_key[:64]!r}: {error}") from error
-        return Answer(frame, [] if binding.durable else None, lambda: self.gateway.unbind_exchange(binding))
+
+        def undo() -> None:
+            if any(one is binding for one in self.gateway.exchange_bindings()):  # as above
+                self.gateway.unbind_exchange(binding)
+
+        return Answer(frame, [] if binding.durable else None, undo)
 
     def exchange_unbind(self, channel: int, method: amqp.Exchange.Unbind) -> Answer:
         binding = self._between(method)

@@ -158,7 +158,12 @@ class Declarations:
                 ExchangeBinding(exchange=full, to=alternate, otherwise=True, durable=wanted.durable, owner=OWNER)
             )
         changes = self.topology.add_exchange(wanted)
-        return Answer(frame, changes or None, lambda: full in self.topology.exchanges and self._remove_exchange(full))
+
+        def undo() -> None:
+            if self.topology.exchanges.get(full) is wanted:  # it may be gone by now, and another have its name
+                self._remove_exchange(full)
+
+        return Answer(frame, changes or None, undo)
 
     def _exchange_difference(self, wanted: Exchange, have: Exchange) -> str:
         for what in ("kind", "durable", "auto_delete", "internal", "alternate"):
@@ -245,7 +250,7 @@ class Declarations:
         undo: Callable[[], object] | None = None
         if view is None:
             view, changes = self._declare(method, name or "amq.gen-" + secrets.token_urlsafe(16))
-            undo = self._undo_declare(view.name)
+            undo = self._undo_declare(view)
         else:
             if view.name.startswith(RESERVED_QUEUES):
                 raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} has a reserved name")
@@ -304,11 +309,11 @@ class Declarations:
             self.gateway.keep(gone)
         return view, changes or None
 
-    def _undo_declare(self, name: str) -> Callable[[], object]:
+    def _undo_declare(self, view: QueueView) -> Callable[[], object]:
         def undo() -> None:
-            self.topology.remove_queue(name)
-            if self.gateway.queue(name) is not None:
-                self.gateway.delete(name)
+            if self.gateway.queue(view.name) is view:  # it may be gone by now, and another have its name
+                self.topology.remove_queue(view.name)
+                self.gateway.delete(view.name)
 
         return undo
 

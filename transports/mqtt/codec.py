@@ -318,12 +318,19 @@ def _read_ack(type: Type) -> _Read:
     return read
 
 
+def _read_filter(data: bytes, at: int, stop: int) -> tuple[str, int]:
+    filter, at = read_text(data, at, stop)
+    if not filter:
+        raise malformed("an empty topic filter")  # [MQTT-4.7.3-1]
+    return filter, at
+
+
 def _read_subscribe(data: bytes, at: int, stop: int, version: int) -> tuple[Subscribe, int]:
     packet_id, at = _packet_id(data, at, stop)
     properties, at = _properties(data, at, stop, version, Type.SUBSCRIBE)
     requests = []
     while at < stop:
-        filter, at = read_text(data, at, stop)
+        filter, at = _read_filter(data, at, stop)
         options, at = read_byte(data, at, stop)
         if options & 3 == 3 or options & (0xC0 if version == V5 else 0xFC) or options & 0x30 == 0x30:
             raise malformed("SUBSCRIBE has impossible options")  # [MQTT-3.8.3-5]
@@ -350,7 +357,7 @@ def _read_unsubscribe(data: bytes, at: int, stop: int, version: int) -> tuple[Un
     properties, at = _properties(data, at, stop, version, Type.UNSUBSCRIBE)
     filters = []
     while at < stop:
-        filter, at = read_text(data, at, stop)
+        filter, at = _read_filter(data, at, stop)
         filters.append(filter)
     if not filters:
         raise violation("UNSUBSCRIBE without a topic filter")  # [MQTT-3.10.3-2]

@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.crowd import Crowd
 from gateway.logs import log
-from gateway.transport import Gateway, Message, StateChange, TransportCounters, User
+from gateway.transport import Gateway, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
 from transports.mqtt.inbound import Terms, capabilities, negotiate
@@ -79,6 +79,7 @@ class MqttConnection(TcpConnection):
         "_connect",
         "_draining",
         "_heard",
+        "_let_in",
         "_outbound",
         "_patience",
         "_proof",
@@ -107,7 +108,9 @@ class MqttConnection(TcpConnection):
         self._session: Session | None = None
         self._outbound: Outbound | None = None
         self._subscriptions: Subscriptions | None = None
-        self._will: Message | None = None
+        self._will: CarriedWill | None = None
+        self._let_in = False
+        """CONNACK has said so."""
         self._heard = False
         self._quiet = 0.0
         """Seconds without a byte from the client, in which it could have sent one."""
@@ -190,7 +193,10 @@ class MqttConnection(TcpConnection):
     def _take(self, acks: list[Ack], publishes: list[Publish]) -> None:
         """PUBACKs first: they are durable with the next commit, which is that of the messages (ruling 13)."""
         if acks and self._outbound is not None:
-            self._outbound.acknowledge(acks)
+            try:
+                self._outbound.acknowledge(acks)
+            except ProtocolError as error:
+                self.fail(error.reason, error.why)
             if self._draining:
                 self._end_if_drained()
         if publishes and not self.closing:
@@ -256,7 +262,14 @@ class MqttConnection(TcpConnection):
         self._connect = connect
         self.version = connect.version
         shared = self.shared
-        terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        try:
+            terms = negotiate(connect, shared.settings, shared.name, lambda: f"auto-{secrets.token_hex(10)}")
+        except ProtocolError as error:
+            if self.version == V5:
+                raise
+            self._count_fault(error.reason, error.why)  # [MQTT-3.1.4-1 of 3.1.1]: without CONNACK
+            self._end(lost=False)
+            return
         if terms is Reason.TOPIC_NAME_INVALID and self.version == V311:  # [MQTT-3.1.4-1 of 3.1.1]
             self._count_fault(terms, "the topic of the will is no topic name")
             self._end(lost=False)
@@ -344,7 +357,7 @@ class MqttConnection(TcpConnection):
             self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID)
             return
         self._session = session
-        session.carried = None if terms.will is None else CarriedWill(terms.will, terms.will_delay)
+        session.carried = terms.carried_will
         if session.expiry <= 0 and not present:
             self._opened(terms, present)
             return
@@ -383,8 +396,9 @@ class MqttConnection(TcpConnection):
         log.debug(
             "client connected", transport=shared.name, peer=self.peer, client_id=self.client_id, session_present=present
         )
+        self._let_in = True
         self.publishing.session = self._session
-        self._will = terms.will  # not before: a client that was never let in leaves none
+        self._will = terms.carried_will  # not before: a client that was never let in leaves none
         self._patience = 1.5 * terms.keep_alive  # [MQTT-3.1.2-22]
         self._quiet = 0.0
         outbound = self._outbound = Outbound(
@@ -529,10 +543,10 @@ class MqttConnection(TcpConnection):
 
     def _disconnect(self, reason: Reason, properties: Properties5) -> None:
         """Tells an MQTT 5 client why [MQTT-3.14.0-1]: 3.1.1 has no such packet."""
-        if self.version != V5 or self._outbound is None:
+        if self.version != V5 or not self._let_in:
             return
         data = encode(Disconnect(reason, properties), V5)
-        if len(data) > self._outbound.max_packet_size:  # [MQTT-3.14.2-3]
+        if len(data) > self.max_packet_size:  # [MQTT-3.14.2-3]
             data = encode(Disconnect(reason), V5)
         self.send(data)
 
@@ -542,15 +556,24 @@ class MqttConnection(TcpConnection):
         self.close()
 
     def _release(self, lost: bool) -> None:
-        """lost: the connection broke, which counts an attempt for the oldest delivery it held (ruling 14)."""
-        session, self._session = self._session, None
-        if self._outbound is not None:
-            self._outbound.close(lost)
+        """Ends what it has; a second call finds nothing to end. lost: as in `let_go`."""
+        session = self._session
+        will = self.let_go(lost)
         if session is not None:
-            delay = self._terms.will_delay if self._terms is not None else 0.0
-            self.shared.sessions.close(session, self, self._will, delay)
+            self.shared.sessions.close(session, self, will)
         if self._authenticating is not None:
             self._authenticating.cancel()
+
+    def let_go(self, lost: bool = False) -> CarriedWill | None:
+        """Gives back what is unsettled and forgets the session, which may be another connection's from now on; returns
+        the will that is due. A second call does nothing. lost: the connection broke, which counts an attempt for the
+        oldest delivery it held (ruling 14)."""
+        outbound, self._outbound = self._outbound, None
+        will, self._will = self._will, None
+        self._session = self._subscriptions = self.publishing.session = None
+        if outbound is not None:
+            outbound.close(lost)
+        return will
 
     def lost(self, error: Exception | None) -> None:
         self.shared.connections.discard(self)
@@ -608,7 +631,7 @@ class MqttConnection(TcpConnection):
         reference = self.shared.settings.server_reference
         reason = Reason.USE_ANOTHER_SERVER if reference else Reason.SERVER_SHUTTING_DOWN
         properties: Properties5 = {Property.SERVER_REFERENCE: reference} if reference else {}
-        if self._outbound is None and self.version:  # CONNACK has no word for the end [MQTT-3.2.2-8]
+        if not self._let_in and self.version:  # CONNACK has no word for the end [MQTT-3.2.2-8]
             told = reason if reference else Reason.SERVER_UNAVAILABLE
             self.send(encode(ConnAck(told, False, properties), self.version))
         self._disconnect(reason, properties)

@@ -14,7 +14,7 @@ from gateway.message import NO_PROPERTIES, QUEUE_PREFIX, Message, to_topic
 from gateway.topics import check_name
 from transports.mqtt.packets import V5, Connect, Properties5, Property, ProtocolError, Publish, Reason, Will
 from transports.mqtt.properties import from_wire, is_topic_name
-from transports.mqtt.session import NEVER, is_client_id, is_reserved
+from transports.mqtt.session import NEVER, CarriedWill, is_client_id, is_reserved
 from transports.mqtt.settings import MqttSettings
 
 MAX_WINDOW = 65_535
@@ -33,8 +33,7 @@ class Terms(msgspec.Struct, frozen=True):
     window: int
     """How many messages of QoS 1 and 2 may be on their way to the client."""
     max_packet_size: int
-    will: Message | None
-    will_delay: float
+    carried_will: CarriedWill | None
     topic_aliases: int
     """How many we may use."""
 
@@ -56,14 +55,13 @@ def negotiate(connect: Connect, settings: MqttSettings, source: str, new_id: Cal
         expiry = math.inf if expiry == NEVER else expiry
     else:
         expiry = 0.0 if connect.clean_start else math.inf
-    will: Message | None = None
-    will_delay = 0.0
+    carried_will: CarriedWill | None = None
     if connect.will is not None:
         found = will_message(connect.will, source, client_id)
         if isinstance(found, Reason):
             return found
-        will = found
-        will_delay = float(connect.will.properties.get(Property.WILL_DELAY_INTERVAL, 0))
+        delay = connect.will.properties.get(Property.WILL_DELAY_INTERVAL, 0)
+        carried_will = CarriedWill(found, float(delay))
     return Terms(
         client_id,
         assigned,
@@ -71,8 +69,7 @@ def negotiate(connect: Connect, settings: MqttSettings, source: str, new_id: Cal
         min(expiry, float(settings.max_session_expiry)),
         min(asked.get(Property.RECEIVE_MAXIMUM, MAX_WINDOW), settings.max_in_flight),
         asked.get(Property.MAXIMUM_PACKET_SIZE, 1 << 32),
-        will,
-        will_delay,
+        carried_will,
         min(asked.get(Property.TOPIC_ALIAS_MAXIMUM, 0), settings.topic_alias_maximum),
     )
 
@@ -129,6 +126,8 @@ def _is_text(payload: bytes) -> bool:
 
 def will_message(will: Will, source: str, client_id: str) -> Message | Reason:
     """The message of a will. Raises ProtocolError."""
+    if not will.topic:  # [MQTT-4.7.3-1]
+        raise ProtocolError(Reason.MALFORMED_PACKET, "the topic of the will is empty")
     if check_name(will.topic):
         return Reason.TOPIC_NAME_INVALID
     _check_response_topic(will.properties)

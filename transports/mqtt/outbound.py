@@ -22,7 +22,7 @@ from gateway.transport import (
 from transports.mqtt.aliases import ServerAliases
 from transports.mqtt.consumer import MqttConsumer
 from transports.mqtt.encoding import encode
-from transports.mqtt.packets import Ack, Property, Reason, Type
+from transports.mqtt.packets import Ack, Property, ProtocolError, Reason, Type
 from transports.mqtt.properties import is_topic_name
 from transports.mqtt.publish_cache import PublishCache
 from transports.mqtt.retaining import Retaining
@@ -158,7 +158,10 @@ class Outbound:
             consumer.subscription.cancel()
 
     def close(self, lost: bool) -> None:
-        """The connection is gone: everything unsettled goes back (ruling 14)."""
+        """The connection has ended, or lost its session to another: everything unsettled goes back (ruling 14). Only
+        the first call does that, since by the next one the session may be another's."""
+        if not self._open:
+            return
         self._open = False
         self.pool.wakes.pop(self.retaining.read, None)
         for consumer in (*self.consumers.values(), *self._leaving):
@@ -275,16 +278,20 @@ class Outbound:
             self.pool.grant(octets=missing)
 
     def acknowledge(self, acks: Sequence[Ack]) -> None:
-        """PUBACKs, in their order."""
+        """PUBACKs, in their order. Raises ProtocolError for one that answers a message of QoS 2."""
         in_flight = self.session.in_flight
         freed = 0
         ids: list[int] = []
         forgotten: list[StateChange] = []
         current: MqttConsumer | None = None
+        wrong = 0
         for ack in acks:
             held = in_flight.get(ack.packet_id)
             consumer = held.consumer if held is not None else None
-            if held is None or held.qos == 2 or (consumer is not None and consumer.outbound is not self):
+            if held is not None and held.qos == 2:
+                wrong = ack.packet_id
+                break
+            if held is None or (consumer is not None and consumer.outbound is not self):
                 # A client's mistake, or it acknowledges to this connection what it got on an earlier one: that
                 # keeps its identifier and comes again.
                 self.counters.refusals["unknown-packet-identifier"] += 1
@@ -311,6 +318,8 @@ class Outbound:
             self.gateway.keep(forgotten)
         if freed:
             self.pool.grant(messages=freed)
+        if wrong:  # [MQTT-4.3.3-3]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"PUBACK of message {wrong}, which was sent with QoS 2")
 
     @staticmethod
     def _settle(consumer: MqttConsumer | None, ids: list[int]) -> None:
@@ -341,10 +350,13 @@ class Outbound:
             write()
 
     def received(self, packet_id: int, reason: int) -> None:
-        """PUBREC: the client has the message, or does not want it, and in either case it is done with [MQTT-4.3.3]."""
+        """PUBREC: the client has the message, or does not want it, and in either case it is done with [MQTT-4.3.3].
+        Raises ProtocolError if it was not sent with QoS 2."""
         session = self.session
         held = session.in_flight.get(packet_id)
-        if held is None or held.qos != 2:
+        if held is not None and held.qos != 2:  # [MQTT-4.3.2-3]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"PUBREC of message {packet_id}, which was sent with QoS 1")
+        if held is None:
             self.counters.refusals["unknown-packet-identifier"] += 1
             if reason < Reason.UNSPECIFIED_ERROR:  # else there is nothing to release
                 self.write([self._pubrel(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND)])
@@ -393,8 +405,10 @@ class Outbound:
         return encode(Ack(Type.PUBREL, packet_id, reason), self.version)
 
     def completed(self, packet_id: int) -> None:
-        """PUBCOMP: the identifier is free."""
+        """PUBCOMP: the identifier is free. Raises ProtocolError if its message was not sent with QoS 2."""
         held = self.session.in_flight.get(packet_id)
+        if held is not None and held.qos != 2:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"PUBCOMP of message {packet_id}, which was sent with QoS 1")
         if held is None or not held.released:
             self.counters.refusals["unknown-packet-identifier"] += 1
         else:

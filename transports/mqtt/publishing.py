@@ -224,7 +224,6 @@ class Publishing:
         else:
             reason = _PUBACK_REASONS[found[0]]
         if reason is Reason.QUOTA_EXCEEDED:
-            session.forget(packet_id)
             self.counters.refusals["queue-full"] += 1
             if connection.version == V311:
                 connection.refuse("a message was refused")
@@ -245,22 +244,23 @@ class Publishing:
             self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND))
             return
 
-        def free() -> None:
-            session.forget(packet_id)
-            self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id))
-
         def released(done: Future[bool]) -> None:
             if done.cancelled():
                 return
             if done.result():
-                free()
+                self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id))
             else:  # after a crash the store would take the identifier's next message for this one
                 connection.refuse("a message could not be released")
 
-        if session.recorded:
-            self.gateway.put([session.received_change(packet_id, False)]).add_done_callback(released)
-        else:
-            free()
+        if not session.recorded:
+            session.forget(packet_id)
+            self._complete(packet_id, self._ack(Type.PUBCOMP, packet_id))
+            return
+        future = session.forgetting.get(packet_id)
+        if future is None:
+            future = self.gateway.put([session.received_change(packet_id, False)])
+            session.forget_until(packet_id, future)
+        future.add_done_callback(released)
 
     def _complete(self, packet_id: int, data: bytes) -> None:
         counted = 0

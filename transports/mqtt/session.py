@@ -9,13 +9,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Sequence, Set
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from gateway.message import QUEUE_PREFIX, RESERVED_QUEUES, Message
 from gateway.topics import check_filter, check_name
-from gateway.transport import Binding, Options, StateChange
+from gateway.transport import Binding, Options, Outcome, StateChange
 from transports.mqtt.packets import Reason
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ SHARE_PREFIX = "$share/"
 MAX_CLIENT_ID_BYTES = 1024
 NEVER = 0xFFFF_FFFF
 """The Session Expiry Interval that stands for no end [MQTT-3.1.2.11.2]."""
+
+
+class Client(Protocol):
+    """A session's connection, as far as others need it."""
+
+    def let_go(self) -> CarriedWill | None:
+        """The session is another connection's from now on: give back what came from it and touch it no more, whatever
+        the socket still brings and however it ends. Returns the will that is due."""
+
+    def taken_over(self) -> None:
+        """Say so, and end the connection."""
 
 
 class Kind(enum.Enum):
@@ -144,9 +155,11 @@ class Session:
         "abandoned",
         "bindings",
         "carried",
+        "client",
         "client_id",
         "ended",
         "expiry",
+        "forgetting",
         "in_flight",
         "memberships",
         "owed",
@@ -165,6 +178,8 @@ class Session:
         self.bindings: dict[str, Binding] = {}
         """The bindings of its own queue, by filter, as the gateway has them."""
         self.memberships: dict[str, Membership] = {}
+        self.client: Client | None = None
+        """The connection that it belongs to, and that alone may change it; None while its client is away."""
         self.will: DelayedWill | None = None
         self.carried: CarriedWill | None = None
         self.recorded = False
@@ -173,7 +188,9 @@ class Session:
         self.received: Set[int] = _NOTHING
         """Packet identifiers of what the client has published with QoS 2 and not released yet."""
         self.receiving: dict[int, Any] = _NO_FUTURES
-        """Of these, by identifier, the Futures of messages whose Outcomes are not there yet."""
+        """Of these, by identifier, the Futures of messages whose Outcomes are not there yet,"""
+        self.forgetting: dict[int, Any] = _NO_FUTURES
+        """and those of releases that the store has not taken yet."""
         self.abandoned: Sequence[int] = ()
         """Packet identifiers of QoS 2 in flight whose message is gone: they are to be released."""
         self.owed: dict[str, Owed] = {}
@@ -263,11 +280,35 @@ class Session:
             self.received.discard(packet_id)
 
     def receive_until(self, packet_id: int, future: Any) -> None:
-        """What becomes of what was published under this identifier is known when `future` is done."""
+        """What becomes of what was published under this identifier is known when `future` is done, the Future of its
+        Outcomes, whichever connection waits for it by then. If it is refused the identifier is the client's again
+        [MQTT-4.3.3-9]."""
         if self.receiving is _NO_FUTURES:
             self.receiving = {}
         self.receiving[packet_id] = future
-        future.add_done_callback(lambda _: self.receiving.pop(packet_id, None))
+
+        def known(done: Any) -> None:
+            if self.receiving.get(packet_id) is not future:
+                return  # released before its answer, against the rules, and used again
+            del self.receiving[packet_id]
+            if not done.cancelled() and done.result()[0] is Outcome.REFUSED:
+                self.forget(packet_id)
+
+        future.add_done_callback(known)
+
+    def forget_until(self, packet_id: int, future: Any) -> None:
+        """The identifier is the client's again when `future` says that the store knows of it: once, however often and
+        over how many connections that is asked for."""
+        if self.forgetting is _NO_FUTURES:
+            self.forgetting = {}
+        self.forgetting[packet_id] = future
+
+        def stored(future: Any) -> None:
+            del self.forgetting[packet_id]
+            if not future.cancelled() and future.result():
+                self.forget(packet_id)
+
+        future.add_done_callback(stored)
 
     def release(self, packet_id: int) -> None:
         """PUBREC came. In the order of these PUBRELs go out, also on later connections [MQTT-4.6.0-4]."""

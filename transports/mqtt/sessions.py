@@ -10,7 +10,7 @@ import math
 from asyncio import Future
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -24,6 +24,8 @@ from transports.mqtt.session import (
     OWNER,
     QUEUE_NAMES,
     RECEIVED,
+    CarriedWill,
+    Client,
     DelayedWill,
     Kind,
     Owed,
@@ -39,13 +41,6 @@ from transports.mqtt.settings import MqttSettings
 _STATE = "session/"
 _IDENT_OCTETS = 8
 """Of QoS 2 in flight; a value of another length is a retained message's."""
-
-
-class Client(Protocol):
-    """A session's connection, as far as others need it."""
-
-    def taken_over(self) -> None:
-        """Another connection has this client id now: let go of the session at once (`Sessions.close`)."""
 
 
 class SessionsFullError(Exception):
@@ -70,7 +65,6 @@ class Sessions:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self._sessions: dict[str, Session] = {}
-        self._clients: dict[str, Client] = {}
         self._shares: dict[str, set[str]] = {}
         """Client ids of the members, by the share's queue."""
         self._next_due = math.inf
@@ -167,33 +161,42 @@ class Sessions:
     def open(
         self, client_id: str, clean_start: bool, expiry: float, client: Client, settings: MqttSettings
     ) -> tuple[Session, bool]:
-        """The client's session and whether it was there before. An earlier connection is closed first
+        """The client's session and whether it was there before. An earlier connection loses it, and is closed
         [MQTT-3.1.4-3]. Raises SessionsFullError, NameTakenError, and StoreRefusesError, which changes nothing."""
         session = self._sessions.get(client_id)
         goes_on = session is not None and not clean_start and self._goes_on(session)
         if expiry > 0 and not goes_on and self.gateway.refusing:
             raise StoreRefusesError(self.gateway.refusing)
-        earlier = self._clients.get(client_id)
-        if earlier is not None:
-            earlier.taken_over()
-        session = self._sessions.get(client_id)
-        if session is not None and not goes_on:  # [MQTT-3.1.2-4]
-            self._end(session)
-            session = None
-        present = session is not None
-        if session is None:
-            if len(self._sessions) >= settings.max_sessions:
-                raise SessionsFullError(f"there are {len(self._sessions)} MQTT sessions already")
-            session = Session(client_id)
-            if self.gateway.queue(session.queue) is not None:
-                raise NameTakenError(f"queue {session.queue} is not the MQTT transport's")
-            self.gateway.declare(session.queue, settings.session_policy(expiry > 0), OWNER)
-            self._sessions[client_id] = session
-        session.will = None  # [MQTT-3.1.3-9]
-        session.expiry = expiry
-        session.ended = None
-        self._clients[client_id] = client
+        earlier = session.client if session is not None else None
+        if session is not None and earlier is not None:
+            session.client = None
+            self._part(session, earlier.let_go())
+        try:
+            if session is not None and not goes_on:  # [MQTT-3.1.2-4]
+                self._end(session)
+                session = None
+            present = session is not None
+            if session is None:
+                session = self._make(client_id, expiry > 0, settings)
+            session.will = None  # [MQTT-3.1.3-9]
+            session.expiry = expiry
+            session.ended = None
+            session.client = client
+        finally:
+            if earlier is not None:
+                earlier.taken_over()  # only now, so that nothing of its end can reach the session (ruling 29)
         return session, present
+
+    def _make(self, client_id: str, lasts: bool, settings: MqttSettings) -> Session:
+        """Raises SessionsFullError and NameTakenError."""
+        if len(self._sessions) >= settings.max_sessions:
+            raise SessionsFullError(f"there are {len(self._sessions)} MQTT sessions already")
+        session = Session(client_id)
+        if self.gateway.queue(session.queue) is not None:
+            raise NameTakenError(f"queue {session.queue} is not the MQTT transport's")
+        self.gateway.declare(session.queue, settings.session_policy(lasts), OWNER)
+        self._sessions[client_id] = session
+        return session
 
     def _goes_on(self, session: Session) -> bool:
         """Whether its client finds it when it comes now: it outlives its connection, and no operator deleted it."""
@@ -204,31 +207,33 @@ class Sessions:
         """A new one that the store did not take: it goes with its client, who may be gone already."""
         if self._sessions.get(session.client_id) is not session:
             return
-        connected = self._clients.get(session.client_id)
-        if connected is None:
+        if session.client is None:
             self._end(session)
-        elif connected is client:
+        elif session.client is client:
             session.expiry = 0.0
 
-    def close(self, session: Session, client: Client, will: Message | None, will_delay: float) -> None:
-        """The client's connection is gone. `will` is what is to be published, at the latest when the session ends
-        [MQTT-3.1.2-8]."""
-        if self._clients.get(session.client_id) is not client:
+    def close(self, session: Session, client: Client, will: CarriedWill | None) -> None:
+        """The client's connection is gone; nothing happens if the session is another's by now. `will` is what is to be
+        published, at the latest when the session ends [MQTT-3.1.2-8]."""
+        if session.client is not client:
             return
-        del self._clients[session.client_id]
-        session.carried = None
-        now = self.gateway.now()
-        delay = min(will_delay, session.expiry)
-        if will is not None and delay > 0:
-            session.will = DelayedWill(will, now + delay)
-        elif will is not None:
-            self.publish(will)
+        session.client = None
+        self._part(session, will)
         if session.expiry <= 0:
             self._end(session)
             return
-        session.ended = now
+        session.ended = self.gateway.now()
         self._watch(session)
         self.keep(session)
+
+    def _part(self, session: Session, will: CarriedWill | None) -> None:
+        """Its connection let go of it, and leaves this will."""
+        session.carried = None
+        delay = min(will.delay, session.expiry) if will is not None else 0.0
+        if will is not None and delay > 0:
+            session.will = DelayedWill(will.message, self.gateway.now() + delay)
+        elif will is not None:
+            self.publish(will.message)
 
     def _end(self, session: Session) -> None:
         del self._sessions[session.client_id]
@@ -242,11 +247,14 @@ class Sessions:
         if session.recorded:
             self.gateway.keep([StateChange(OWNER, _STATE + session.client_id, None), *session.forget_ids()])
             for packet_id, future in session.receiving.items():
-                future.add_done_callback(partial(self._forget_id, session.received_change(packet_id, False)))
+                future.add_done_callback(partial(self._forget_id, session, packet_id))
 
-    def _forget_id(self, change: StateChange, _: Future[Any]) -> None:
-        """Of a message that was on its way when its session ended: its commit has come after that."""
-        self.gateway.keep([change])
+    def _forget_id(self, ended: Session, packet_id: int, _: Future[Any]) -> None:
+        """Of a message that was on its way when its session ended: its commit has come after that. The client's next
+        session may use the identifier already, and then it is no more the ended one's to forget."""
+        present = self._sessions.get(ended.client_id)
+        if present is None or not present.recorded or packet_id not in present.received:
+            self.gateway.keep([ended.received_change(packet_id, False)])
 
     def forget(self, session: Session) -> None:
         """Its queue was deleted by an operator: it is no more."""
@@ -326,8 +334,10 @@ class Sessions:
         return [self.change(session), session.owed_change()]
 
     def keep(self, session: Session) -> None:
-        """Makes durable what it is now, in the background."""
-        self.gateway.keep([self.change(session)])
+        """Makes durable what it is now, in the background. Of one that has ended there is nothing to keep: under its
+        client's name stands the next one."""
+        if self._sessions.get(session.client_id) is session:
+            self.gateway.keep([self.change(session)])
 
     def publish(self, will: Message, changes: Sequence[StateChange] = ()) -> None:
         future = self.gateway.accept((will,), changes)
