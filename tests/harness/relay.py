@@ -75,10 +75,14 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                target.sendall(data)
+                self._carry(data, source, target)
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
             with self._lock:
                 self._sockets.discard(one)
+
+    def _carry(self, data: bytes, source: socket.socket, target: socket.socket) -> None:
+        """What came goes on."""
+        target.sendall(data)

@@ -190,3 +190,25 @@ exports.goodbye = async (url) => {
   const [why] = await closed;
   console.log(`closed: ${why}`);
 };
+
+/** What its channel is told and its own close cross. */
+exports.crossing = (url) =>
+  connected(url, async (channel, connection) => {
+    channel.on('error', () => {}); // whether it says so is its own affair
+    channel.publish('closing.nowhere', 'k', Buffer.from('x'));
+    await channel.close();
+    const again = await connection.createChannel();
+    assert.equal((await again.checkQueue('orders')).messageCount, 0);
+  });
+
+/** What its connection is told and its own close cross. */
+exports.ending = async (url) => {
+  const connection = await amqp.connect(url);
+  connection.on('error', (error) => assert.equal(error.code, 540));
+  const channel = await connection.createChannel();
+  channel.on('error', () => {});
+  const refused = channel.consume('orders', () => {}, { noLocal: true });
+  for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate); // it is written then, a close at once
+  await connection.close();
+  await assert.rejects(refused);
+};

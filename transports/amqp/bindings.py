@@ -14,7 +14,7 @@ from gateway.transport import Binding, ExchangeBinding, QueueView, StateChange
 from transports.amqp.codec import encode_method
 from transports.amqp.declarations import Answer, Declarations
 from transports.amqp.errors import ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_ERROR, AmqpError
-from transports.amqp.topology import OWNER, Exchange
+from transports.amqp.topology import OWNER
 
 
 class Bindings:
@@ -36,8 +36,13 @@ class Bindings:
         return view.policy.durable and binding in self.gateway.bindings(view.name)
 
     def _binding(self, channel: int, method: amqp.Queue.Bind) -> tuple[QueueView, Binding]:
-        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        return view, self.topology.binding(exchange, view.name, key, method.arguments or {})
+        """In this order RabbitMQ looks, and tells what is wrong first."""
+        self._check_exchanges(method.exchange)
+        view = self.declarations.named(channel, method.queue)
+        exchange = self.declarations.exchange(method.exchange)
+        binding = self.topology.binding(exchange, view.name, self._key(method, view.name), method.arguments or {})
+        self.declarations.check_holder(view)
+        return view, binding
 
     def queue_bind(self, channel: int, method: amqp.Queue.Bind) -> Answer:
         view, binding = self._binding(channel, method)
@@ -67,29 +72,39 @@ class Bindings:
         return Answer(frame, [] if view.policy.durable else None, undo)
 
     def queue_unbind(self, channel: int, method: amqp.Queue.Unbind) -> Answer:
-        view, exchange, key = self._ends(channel, method.queue, method.exchange, method.routing_key)
-        binding = self.topology.binding(exchange, view.name, key, method.arguments or {})
+        """What is not bound, or has lost its queue or its exchange, is unbound already, as in RabbitMQ: two clients
+        that clean up need not know of each other."""
+        self._check_exchanges(method.exchange)
+        frame = encode_method(channel, amqp.Queue.UnbindOk)
+        view = self.declarations.find(self.declarations.name(channel, method.queue))
+        exchange = self.topology.exchanges.get(self.declarations.vhost.exchange(method.exchange))
+        if view is None or exchange is None:
+            return Answer(frame)
+        binding = self.topology.binding(exchange, view.name, self._key(method, view.name), method.arguments or {})
+        bindings = self.gateway.bindings(view.name)
         changes: list[StateChange] = []
-        if self.gateway.unbind(binding):
+        if binding in bindings:
+            self.declarations.check_holder(view)
+            self.gateway.unbind(binding)
             changes = self.declarations.drop_unbound({exchange.name})
         elif any(
             other.owner != OWNER and (other.exchange, other.filter) == (binding.exchange, binding.filter)
-            for other in self.gateway.bindings(view.name)
+            for other in bindings
         ):
             raise AmqpError(
                 ACCESS_REFUSED,
                 f"this binding of queue {self.declarations.vhost.own(view.name)!r} is made by the configuration",
             )
-        frame = encode_method(channel, amqp.Queue.UnbindOk)
         return Answer(frame, changes if changes or view.policy.durable else None)
 
-    def _ends(self, channel: int, queue: str, exchange: str, key: str) -> tuple[QueueView, Exchange, str]:
-        view = self.declarations.queue(channel, queue)
-        if exchange == DEFAULT_EXCHANGE:
+    def _key(self, method: amqp.Queue.Bind | amqp.Queue.Unbind, full: str) -> str:
+        own = "" if method.queue else self.declarations.vhost.own(full)
+        return method.routing_key or own  # [AMQP 1.7.2.3.queue]
+
+    @staticmethod
+    def _check_exchanges(*names: str) -> None:
+        if DEFAULT_EXCHANGE in names:
             raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
-        if not queue and not key:
-            key = self.declarations.vhost.own(view.name)  # [AMQP 1.7.2.3.queue]
-        return view, self.declarations.exchange(exchange), key
 
     # of exchanges to each other
 
@@ -98,9 +113,8 @@ class Bindings:
         binding = self._between(method)
         return binding.durable and binding in self.gateway.exchange_bindings()
 
-    def _between(self, method: amqp.Exchange.Bind | amqp.Exchange.Unbind) -> ExchangeBinding:
-        if DEFAULT_EXCHANGE in (method.source, method.destination):
-            raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
+    def _between(self, method: amqp.Exchange.Bind) -> ExchangeBinding:
+        self._check_exchanges(method.source, method.destination)
         source, to = self.declarations.exchange(method.source), self.declarations.exchange(method.destination)
         return self.topology.exchange_binding(source, to, method.routing_key, method.arguments or {})
 
@@ -126,7 +140,13 @@ class Bindings:
         return Answer(frame, [] if binding.durable else None, undo)
 
     def exchange_unbind(self, channel: int, method: amqp.Exchange.Unbind) -> Answer:
-        binding = self._between(method)
-        changes = self.declarations.drop_unbound({binding.exchange}) if self.gateway.unbind_exchange(binding) else []
+        """What is gone is unbound already, as in `queue_unbind`."""
+        self._check_exchanges(method.source, method.destination)
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.UnbindOk)
+        vhost, exchanges = self.declarations.vhost, self.topology.exchanges
+        source, to = exchanges.get(vhost.exchange(method.source)), exchanges.get(vhost.exchange(method.destination))
+        if source is None or to is None:
+            return Answer(frame)
+        binding = self.topology.exchange_binding(source, to, method.routing_key, method.arguments or {})
+        changes = self.declarations.drop_unbound({binding.exchange}) if self.gateway.unbind_exchange(binding) else []
         return Answer(frame, changes if changes or binding.durable else None)

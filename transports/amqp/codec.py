@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pamqp.base import Frame
 from pamqp.commands import INDEX_MAPPING, Basic
 
-from transports.amqp.errors import COMMAND_INVALID, FRAME_ERROR, AmqpError
+from transports.amqp.errors import COMMAND_INVALID, FRAME_ERROR, UNEXPECTED_FRAME, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -20,6 +20,8 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
 OVERHEAD = 8
 """Bytes of a frame besides its payload."""
+TOLERANCE = OVERHEAD
+"""Bytes that a frame may have beyond frame_max, as in RabbitMQ: some clients take it for the limit of the payload."""
 MIN_FRAME = 4096
 """The smallest frame_max a peer may ask for [AMQP 1.2, frame-min-size]."""
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -49,13 +51,13 @@ RawFrame = tuple[int, int, int, int]
 
 def split(data: bytes, limit: int, most: int = 1 << 30) -> tuple[list[RawFrame], int, AmqpError | None]:
     """The whole frames at the front of `data`, all or the first `most`, how many bytes they take, and why what follows
-    can't be read: a frame that is larger than `limit` or does not end as it should [AMQP 4.2.3]."""
+    can't be read: a frame that is larger than `limit` and TOLERANCE or does not end as it should [AMQP 4.2.3]."""
     frames: list[RawFrame] = []
     at, end = 0, len(data)
     unpack = _FRAME.unpack_from
     while at + 7 <= end and len(frames) < most:
         kind, channel, size = unpack(data, at)
-        if size + OVERHEAD > limit:
+        if size + OVERHEAD > limit + TOLERANCE:
             return frames, at, AmqpError(FRAME_ERROR, f"a frame of {size + OVERHEAD} bytes is above {limit}")
         begin = at + 7
         stop = begin + size
@@ -73,7 +75,7 @@ def lacks(buffer: bytearray, limit: int) -> bool:
     if len(buffer) < 7:
         return True
     size: int = _FRAME.unpack_from(buffer)[2] + OVERHEAD
-    return len(buffer) < size <= limit
+    return len(buffer) < size <= limit + TOLERANCE
 
 
 def method_index(data: bytes, begin: int, end: int) -> int:
@@ -205,9 +207,9 @@ def decode_content_header(data: bytes, begin: int, end: int) -> tuple[int, int]:
     """(body size, offset of the property flags) of a content header."""
     if begin + 12 > end:
         raise syntax_error("a content header is cut short")
-    class_id, _, size = _CONTENT.unpack_from(data, begin)
-    if class_id != _CLASS_BASIC:
-        raise syntax_error(f"a content header of class {class_id}")
+    class_id, weight, size = _CONTENT.unpack_from(data, begin)
+    if class_id != _CLASS_BASIC or weight:  # [AMQP 4.2.6.1]
+        raise AmqpError(UNEXPECTED_FRAME, f"a content header of class {class_id} and weight {weight}, not 60 and 0")
     return size, begin + 12
 
 

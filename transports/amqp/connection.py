@@ -40,6 +40,7 @@ from transports.amqp.errors import (
     COMMAND_INVALID,
     CONNECTION_FORCED,
     FRAME_ERROR,
+    NOT_ALLOWED,
     RESOURCE_ERROR,
     UNEXPECTED_FRAME,
     AmqpError,
@@ -231,6 +232,8 @@ class AmqpConnection(TcpConnection):
             else:
                 self._on_channel(channel, kind, data, begin, end)
         except AmqpError as error:
+            if not error.method and kind in (HEADER, BODY) and channel is not None and channel.assembling:
+                error.method = PUBLISH  # its content is a part of it
             self.failed(error, channel)
 
     def flush_all(self) -> None:
@@ -249,7 +252,7 @@ class AmqpConnection(TcpConnection):
         if kind == HEADER:
             self.publishing.header(channel, data, begin, end)
             return
-        if kind != METHOD:
+        if kind != METHOD:  # [AMQP 4.2.7]: heartbeats, too, are the connection's
             raise AmqpError(FRAME_ERROR, f"no frame of type {kind} on a channel")
         index = method_index(data, begin, end)
         if index == PUBLISH:
@@ -277,27 +280,32 @@ class AmqpConnection(TcpConnection):
             raise
 
     def _while_closing(self, channel: Channel, kind: int, data: bytes, begin: int, end: int) -> None:
+        """channel.close was sent. All is passed over but the client's own close, which has crossed it and is answered,
+        and close-ok, which alone ends the channel: it comes after a close that crossed, too [AMQP 1.5.2.5]."""
         if kind != METHOD:
             return
         index = method_index(data, begin, end)
         if index == amqp.Channel.Close.index:
             self.send(encode_method(channel.id, amqp.Channel.CloseOk))
-        if index in (amqp.Channel.Close.index, amqp.Channel.CloseOk.index):
+        elif index == amqp.Channel.CloseOk.index:
             self.forget(channel)
+        elif index == amqp.Channel.Open.index:  # whoever sends that waits for an answer, which can't come
+            raise AmqpError(CHANNEL_ERROR, f"channel {channel.id} is closed by channel.close-ok only", index)
 
     def _without_channel(self, kind: int, number: int, data: bytes, begin: int, end: int) -> None:
         """A frame of the connection itself, or of a channel that is not open."""
         if kind == HEARTBEAT:
-            if number:
-                raise AmqpError(COMMAND_INVALID, "a heartbeat on a channel")  # [AMQP 4.2.7]
+            if number or end > begin:
+                raise AmqpError(FRAME_ERROR, "a heartbeat is empty and on channel 0")  # [AMQP 4.2.7]
             return
         if kind not in (METHOD, HEADER, BODY):
             raise AmqpError(FRAME_ERROR, f"no frame type {kind}")
         index = method_index(data, begin, end) if kind == METHOD else 0
         if self.refused:
+            # A close that crossed ours is answered, and its sender's close-ok is still to come [AMQP 1.4.2.9].
             if index == amqp.Connection.Close.index and not number:
                 self.send(encode_method(0, amqp.Connection.CloseOk))
-            if index in (amqp.Connection.CloseOk.index, amqp.Connection.Close.index) and not number:
+            elif index == amqp.Connection.CloseOk.index and not number:
                 self.close()
             return
         if not number:
@@ -314,11 +322,13 @@ class AmqpConnection(TcpConnection):
                 raise
             return
         if self.handshake.step is not Step.DONE:
-            raise AmqpError(COMMAND_INVALID, "the connection is not open", index)
-        if number > self.channel_max:
-            raise AmqpError(CHANNEL_ERROR, f"channel {number} is above the negotiated {self.channel_max}", index)
+            raise AmqpError(UNEXPECTED_FRAME, "the connection is not open", index)
+        if kind != METHOD:
+            raise AmqpError(UNEXPECTED_FRAME, f"content on channel {number}, which is not open")
         if index != amqp.Channel.Open.index:
             raise AmqpError(CHANNEL_ERROR, f"channel {number} is not open", index)
+        if len(self.channels) >= self.channel_max:  # which counts channels, as in RabbitMQ; their numbers are free
+            raise AmqpError(NOT_ALLOWED, f"there are {self.channel_max} channels already: channel_max", index)
         if not self.places.left:
             most = self.settings.max_all_channels
             raise AmqpError(RESOURCE_ERROR, f"there are {most} channels already, of all connections", index)

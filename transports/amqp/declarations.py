@@ -84,20 +84,34 @@ class Declarations:
 
     def queue(self, channel: int, name: str) -> QueueView:
         """The queue a client names, if this client may use it."""
+        view = self.named(channel, name)
+        self.check_holder(view)
+        return view
+
+    def named(self, channel: int, name: str) -> QueueView:
+        """The queue a client names, which may be another's."""
+        full = self.name(channel, name)
+        view = self.find(full)
+        if view is None:
+            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', full)}")
+        return view
+
+    def name(self, channel: int, name: str) -> str:
+        """The core's name of the queue that a client names, which need not be there; "" is the one declared last."""
+        name = name or self.last_queue.get(channel, "")
         if not name:
-            name = self.last_queue.get(channel, "")
-            if not name:
-                raise AmqpError(NOT_FOUND, "no previously declared queue")
+            raise AmqpError(NOT_FOUND, "no previously declared queue")
         full = self.vhost.full(name)
         if full.startswith(RESERVED_QUEUES):
             raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', full)} has a reserved name")
-        view = None if name.startswith(DIRECT_REPLY) else self.gateway.queue(full)
-        if view is None:
-            raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', full)}")
-        self._check_holder(view)
-        return view
+        return full
 
-    def _check_holder(self, view: QueueView) -> None:
+    def find(self, full: str) -> QueueView | None:
+        """The queue of that name, of those that a client may name."""
+        return None if self.vhost.own(full).startswith(DIRECT_REPLY) else self.gateway.queue(full)
+
+    def check_holder(self, view: QueueView) -> None:
+        """Raises AmqpError if it is another connection's exclusive queue."""
         declared = self.topology.declared(view)
         if declared is not None and declared.exclusive and self.topology.holder(view.name) is not self.holder:
             locked = self.vhost.tell("queue", view.name)
@@ -119,6 +133,8 @@ class Declarations:
         frame = b"" if method.nowait else encode_method(channel, amqp.Exchange.DeclareOk)
         name = method.exchange
         if method.passive:
+            if name == DEFAULT_EXCHANGE:
+                raise AmqpError(ACCESS_REFUSED, "operation not permitted on the default exchange")
             self.exchange(name)
             return Answer(frame)
         arguments: Mapping[str, Any] = method.arguments or {}
@@ -254,7 +270,7 @@ class Declarations:
         else:
             if view.name.startswith(RESERVED_QUEUES):
                 raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} has a reserved name")
-            self._check_holder(view)
+            self.check_holder(view)
             if not method.passive:
                 self._check_equal(method, view)
         self.last_queue[channel] = name = self.vhost.own(view.name)
@@ -302,7 +318,7 @@ class Declarations:
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         arguments = dict(arguments)
-        declared = Declared(view.name, method.durable, method.exclusive, method.auto_delete, arguments, self.user)
+        declared = Declared(view.name, durable, method.exclusive, method.auto_delete, arguments, self.user)
         changes = self.topology.add_queue(declared, self.holder)
         gone += self.topology.forget(self.gateway.queues)
         if gone:
@@ -318,16 +334,26 @@ class Declarations:
         return undo
 
     def _check_equal(self, method: amqp.Queue.Declare, view: QueueView) -> None:
-        """A redeclaration asks for what there is [AMQP 1.7.2.1]."""
+        """A redeclaration asks for what there is [AMQP 1.7.2.1]. As in RabbitMQ, whether it is exclusive says more than
+        all other flags, and an exclusive queue is never durable."""
         arguments: Mapping[str, Any] = method.arguments or {}
         declared = self.topology.declared(view)
         if declared is None:
             have = Declared(view.name, view.policy.durable, False, False, {})
+        elif method.exclusive != declared.exclusive:
+            locked, have_it = self.vhost.tell("queue", view.name), _show(declared.exclusive)
+            raise AmqpError(
+                RESOURCE_LOCKED,
+                f"cannot obtain exclusive access to locked {locked}: "
+                f"'exclusive' is {_show(method.exclusive)} but current is {have_it}",
+            )
         else:
             have = declared
+        flags = {"durable": method.durable and not have.exclusive}
         for flag in ("durable", "exclusive", "auto_delete"):
-            if getattr(method, flag) != getattr(have, flag):
-                raise self._unequal(view.name, flag, getattr(method, flag), getattr(have, flag))
+            asked, there = flags.get(flag, getattr(method, flag)), getattr(have, flag)
+            if asked != there:
+                raise self._unequal(view.name, flag, asked, there)
         if declared is None:
             different = first_difference(arguments, view.policy, self.vhost)
             if different is not None:

@@ -15,8 +15,8 @@ from pamqp.base import Frame
 
 from gateway.transport import User
 from transports.amqp.codec import MIN_FRAME, PROTOCOL_HEADER, encode_method
-from transports.amqp.errors import ACCESS_REFUSED, COMMAND_INVALID, NOT_ALLOWED, AmqpError
-from transports.amqp.mechanisms import EXTERNAL, PASSWORDS, Claim, LoginError, claim
+from transports.amqp.errors import ACCESS_REFUSED, CHANNEL_ERROR, NOT_ALLOWED, AmqpError
+from transports.amqp.mechanisms import EXTERNAL, GUEST, PASSWORDS, Claim, LoginError, claim
 from transports.amqp.vhost import ROOT, Vhost
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Handshake:
         elif isinstance(method, amqp.Connection.UpdateSecret) and self.step is Step.DONE:
             self._start(self._update_secret(method))
         else:
-            raise AmqpError(COMMAND_INVALID, f"{method.name} is not expected now")
+            raise AmqpError(CHANNEL_ERROR, f"{method.name} is not expected now")
 
     def _start_ok(self, method: amqp.Connection.StartOk) -> None:
         capabilities = method.client_properties.get("capabilities")
@@ -153,14 +153,16 @@ class Handshake:
         self._login = self.connection.loop.create_task(work)
 
     async def _check(self, claimed: Claim) -> User | None:
-        """Who it is, or None; then reading goes on."""
+        """Who it is, or None; then reading goes on. Without users a password is not just any, but guest's: else nobody
+        would notice that it is a wrong one."""
         connection = self.connection
         name, password = claimed
+        user: User | None = None
         if password is None:
             user = connection.gateway.user(name)
-        else:
+        elif claimed == GUEST or not connection.gateway.anonymous:
             user = await connection.gateway.authenticate(name, password)
-        if user is None and connection.settings.allow_anonymous and (name, password) == ("guest", b"guest"):
+        if user is None and connection.settings.allow_anonymous and claimed == GUEST:
             user = User("")
         connection.resume("login")
         return user

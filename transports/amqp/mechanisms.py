@@ -3,7 +3,8 @@
 Its rule: EXTERNAL says nothing of its own; who the client is says its certificate, which an authority of `client_ca`
 has signed.
 
-PLAIN has the name and the password, behind a zero octet each [RFC 4616]. AMQPLAIN has them as `LOGIN` and `PASSWORD` of
+PLAIN has the name and the password, behind a zero octet each; before them may stand as whom to act, which nobody may
+but himself [RFC 4616]. AMQPLAIN has them as `LOGIN` and `PASSWORD` of
 a field table without its length. EXTERNAL has nothing, or the name again [RFC 4422]; the name is the one common name
 of the certificate's subject.
 """
@@ -25,6 +26,10 @@ class Claim(NamedTuple):
 
     name: str
     password: bytes | None
+
+
+GUEST = Claim("guest", b"guest")
+"""Who needs no user of the configuration: without `users`, and with `allow_anonymous`."""
 
 
 class LoginError(Exception):
@@ -49,6 +54,8 @@ def _plain(response: bytes) -> Claim:
     parts = response.split(b"\0")
     if len(parts) != 3:
         raise LoginError("the response of PLAIN is no such one")
+    if parts[0] not in (b"", parts[1]):
+        raise LoginError("the response of PLAIN asks to act as another user")
     try:
         return Claim(parts[1].decode(), parts[2])
     except UnicodeDecodeError:
