@@ -38,6 +38,16 @@ def other(server: Address) -> Iterator[Raw]:
     client.close()
 
 
+@pytest.fixture(params=["gateway", "rabbitmq"])
+def both(request: pytest.FixtureRequest) -> Address:
+    """The module's server, and RabbitMQ beside it: what a test sees is so in both."""
+    if request.param == "gateway":
+        server: Address = request.getfixturevalue("server")
+        return server
+    node: RabbitMq = request.getfixturevalue("rabbitmq")
+    return node.amqp
+
+
 @pytest.fixture
 def name() -> str:
     """Begins the names of a test's queues and exchanges there."""

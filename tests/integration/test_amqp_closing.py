@@ -24,7 +24,6 @@ from tests.harness.crossing import Crossing
 from tests.harness.daemon import Daemon
 from tests.harness.node import Node
 from tests.harness.process import Address
-from tests.harness.rabbitmq import RabbitMq
 from tests.integration.amqp_calls import put
 from tests.integration.amqp_raw import Raw
 
@@ -44,16 +43,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture
 def server(gateway: Daemon) -> Address:
     return gateway.address("amqp")
-
-
-@pytest.fixture(params=["gateway", "rabbitmq"])
-def both(request: pytest.FixtureRequest) -> Address:
-    """The gateway, and RabbitMQ beside it."""
-    if request.param == "gateway":
-        gateway: Daemon = request.getfixturevalue("gateway")
-        return gateway.address("amqp")
-    node: RabbitMq = request.getfixturevalue("rabbitmq")
-    return node.amqp
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ CHANNEL_ERRORS: list[tuple[str, Any, int]] = [
     ("exchange of another type", Exchange.Declare(exchange="amq.topic", exchange_type="direct", durable=True), 406),
     ("reserved exchange", Exchange.Declare(exchange="amq.mine"), 403),
     ("declare the default exchange", Exchange.Declare(exchange=""), 403),
+    ("passive declare of the default exchange", Exchange.Declare(exchange="", passive=True), 403),
     ("exchange argument", Exchange.Declare(exchange="e", arguments={"x-nonsense": "x"}), 406),
     ("alternate that is none", Exchange.Declare(exchange="e", arguments={"alternate-exchange": 7}), 406),
     ("default exchange as alternate", Exchange.Declare(exchange="e", arguments={"alternate-exchange": ""}), 406),
@@ -155,17 +156,20 @@ def test_a_channel_error(raw: Raw, method: Any, code: int) -> None:
 CONNECTION_ERRORS: list[tuple[str, Any, int, int]] = [
     ("channel not open", Basic.Qos(), 3, 504),
     ("channel open twice", commands.Channel.Open(), 1, 504),
-    ("channel above channel_max", commands.Channel.Open(), 21, 504),
-    ("channel method on 0", Basic.Qos(), 0, 503),
+    ("channel method on 0", Basic.Qos(), 0, 504),
+    ("channel.open on 0", commands.Channel.Open(), 0, 504),
+    ("close-ok that nobody waits for", commands.Connection.CloseOk(), 0, 504),
+    ("content on a channel that is not open", header.ContentHeader(0, 1), 3, 505),
+    ("content on channel 0", header.ContentHeader(0, 1), 0, 505),
     ("connection method on a channel", commands.Connection.Open(), 1, 503),
-    ("second connection.open", commands.Connection.Open(), 0, 503),
+    ("second connection.open", commands.Connection.Open(), 0, 504),
     ("a server's method", commands.Basic.GetEmpty(), 1, 503),
     ("unknown exchange type", Exchange.Declare(exchange="e", exchange_type="x-other"), 1, 503),
     ("immediate", Basic.Publish(immediate=True), 1, 540),
     ("prefetch_size", Basic.Qos(prefetch_size=1), 1, 540),
     ("no_local", Basic.Consume(queue="orders", no_local=True), 1, 540),
     ("recover without requeue", Basic.Recover(requeue=False), 1, 540),
-    ("second step of a login", commands.Connection.SecureOk("x"), 0, 503),
+    ("second step of a login", commands.Connection.SecureOk("x"), 0, 504),
     ("header without method", header.ContentHeader(0, 1), 1, 505),
     ("body without header", body.ContentBody(b"x"), 1, 505),
 ]
@@ -218,7 +222,8 @@ def test_unfinished_bodies_of_all_channels_are_limited(raw: Raw) -> None:
 
 def test_bad_expiration(raw: Raw) -> None:
     raw.send(Basic.Publish(), header.ContentHeader(0, 0, commands.Basic.Properties(expiration="soon")))
-    assert raw.expect(commands.Channel.Close).reply_code == 406
+    close = raw.expect(commands.Channel.Close)
+    assert (close.reply_code, close.class_id, close.method_id) == (406, 60, 40)  # a content is its publish's
 
 
 def test_a_message_names_its_own_user_or_none(raw: Raw) -> None:
@@ -278,8 +283,20 @@ def test_exclusive_queue_is_locked_to_others_and_ends_with_its_connection(raw: R
         (bytes.fromhex("01 0001 00000004 003c0050 ce"), 502),
         (bytes.fromhex("01 0001 00000004 00630001 ce"), 503),
         (bytes.fromhex("08 0001 00000000 ce"), 501),
+        (bytes.fromhex("08 0009 00000000 ce"), 501),
+        (bytes.fromhex("08 0000 00000001 00 ce"), 501),
     ],
-    ids=["too large", "no frame end", "frame type", "cut method", "cut ack", "unknown method", "heartbeat"],
+    ids=[
+        "too large",
+        "no frame end",
+        "frame type",
+        "cut method",
+        "cut ack",
+        "unknown method",
+        "heartbeat on a channel",
+        "heartbeat on a channel that is not open",
+        "heartbeat that is not empty",
+    ],
 )
 def test_broken_frames(raw: Raw, data: bytes, code: int) -> None:
     raw.socket.sendall(data)

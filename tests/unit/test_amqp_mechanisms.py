@@ -22,6 +22,13 @@ def test_plain_and_amqplain_say_the_same(name: str, password: str) -> None:
     assert claim("AMQPLAIN", encode_table([("LOGIN", name), ("PASSWORD", password)])[4:], None) == said
 
 
+def test_nobody_acts_as_another() -> None:
+    assert claim("PLAIN", b"ann\0ann\0secret", None) == Claim("ann", b"secret")
+    for response in (b"bob\0ann\0secret", b"x\0\0", b" \0ann\0secret"):
+        with pytest.raises(LoginError, match="another user"):
+            claim("PLAIN", response, None)
+
+
 def test_a_password_may_be_any_bytes() -> None:
     assert claim("PLAIN", b"\0ann\0\xff", None).password == b"\xff"
     assert claim("AMQPLAIN", b"\x05LOGINS\0\0\0\x01a\x08PASSWORDS\0\0\0\x01\xff", None).password == b"\xff"

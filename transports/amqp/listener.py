@@ -38,9 +38,11 @@ _topologies: WeakKeyDictionary[Gateway, Topology] = WeakKeyDictionary()
 class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """listen: address. vhosts: virtual hosts besides `/`, each with queues and exchanges of its own; a queue `q` of the
     virtual host `blue` is `vhost.blue/q` to all but its clients. allow_anonymous: guest/guest may come in although
-    users are configured.
+    users are configured, and the address may be beyond loopback although none are; without users guest/guest alone
+    may come in.
     heartbeat: seconds proposed to clients, 0 for none. frame_max: bytes of the largest frame, at least 4096.
-    channel_max: channels of a connection. max_message_size: bytes of a body; above it channel error 311.
+    channel_max: open channels of a connection, whatever their numbers. max_message_size: bytes of a body; above it
+    channel error 311.
     connect_timeout: seconds from the TCP connection to connection.open. tcp_keep_alive: seconds of silence after which
     the kernel asks whether a client is still there, 0 for never; for those without heartbeats.
     max_connections: of this listener; beyond it connection.open is refused with 530, and of those that never come so
