@@ -56,8 +56,8 @@ def told(raw: Raw, method: Any) -> int:
         assert answer.name == method.name + "Ok", answer
         return 0
     assert answer.class_id is not None and answer.class_id << 16 | (answer.method_id or 0) == method.index
-    raw.send(Channel.CloseOk())
-    raw.call(Channel.Open(), Channel.OpenOk)
+    raw.send(Channel.CloseOk(), Channel.Open())
+    raw.expect(Channel.OpenOk)
     return int(answer.reply_code or 0)
 
 
