@@ -181,11 +181,11 @@ def test_channels_by_the_thousand(daemon: Make) -> None:
             raw.socket.sendall(b"".join(frame.marshal(Channel.Open(), number) for number in range(2, 2049)))
             for _ in range(2, 2048):
                 raw.expect(Channel.OpenOk)
-            assert raw.expect(Connection.Close).reply_code == 504
+            assert raw.expect(Connection.Close).reply_code == 530
             raw.send(Connection.CloseOk(), 0)
             assert raw.read() is None
             raw.close()
-    assert metric(server, "gateway_transport_protocol_errors", reason="channel-error") == len(connections)
+    assert metric(server, "gateway_transport_protocol_errors", reason="not-allowed") == len(connections)
 
 
 def test_consumers_by_the_thousand(daemon: Make) -> None:
