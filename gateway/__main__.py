@@ -160,6 +160,7 @@ def explain(
     """
     from gateway import explain as explaining
     from gateway import tables
+    from gateway.document import nearest
     from gateway.message import QUEUE_PREFIX, Properties, to_topic
     from gateway.settings import load
     from gateway.topics import check_name
@@ -168,7 +169,8 @@ def explain(
     if why := check_name(topic.removeprefix(QUEUE_PREFIX)):
         raise ConfigError(f"--topic {topic!r} {why}")
     if source and source not in settings.transports:
-        raise ConfigError(f"--source {source!r}: the configuration has no such transport")
+        near = nearest(source, settings.transports, "transports")
+        raise ConfigError(f"--source {source!r}: the configuration has no such transport{near}")
     properties = Properties(headers=tuple(read_headers(header)))
     message = to_topic(topic, body.encode(), properties=properties, client_id=client_id, source=source)
     steps = explaining.explain(explaining.configured(settings), message)
