@@ -38,6 +38,22 @@ queues_app = typer.Typer(invoke_without_command=True)
 groups_app = typer.Typer(help="Groups of a queue: look, and release parked ones.", no_args_is_help=True)
 
 
+QUEUES = (
+    tables.name("queue"), tables.number("waiting", 100), tables.number("size", 60), tables.number("in flight", 95),
+    tables.number("oldest", 70), tables.number("consumers", 90), tables.number("groups", 50),
+    tables.number("parked", 80), tables.number("accepted", 40), tables.number("duplicates", 20),
+    tables.number("done", 35), tables.number("retried", 30), tables.number("dead", 85),
+)  # fmt: skip
+BINDINGS = (
+    tables.name("exchange"), tables.name("filter"), tables.name("queue"), tables.name("exchange after it"),
+    tables.text("sent to", 90), tables.text("only", 80), tables.text("made by", 70),
+)  # fmt: skip
+GROUPS = (
+    tables.name("group"), tables.word("state", 100), tables.number("waiting", 95), tables.number("in flight", 70),
+    tables.number("oldest", 80), tables.number("attempts", 90), tables.text("error", 60),
+)  # fmt: skip
+
+
 class Answer(msgspec.Struct, frozen=True):
     """The part of all answers that the commands read."""
 
@@ -208,10 +224,8 @@ def queues(
     if as_json:
         print_json(shown)
         return
-    columns = ("queue", "waiting>", "size>", "in flight>", "oldest>", "consumers>", "groups>", "parked>")
-    more = ("accepted>", "duplicates>", "done>", "retried>", "dead>")
     tables.show(
-        columns + more,
+        QUEUES,
         [
             (
                 queue["name"] + (" (removed)" if queue["removed"] else ""),
@@ -288,7 +302,7 @@ def bindings(
         print_json(found)
         return
     tables.show(
-        ("exchange", "filter", "queue", "exchange after it", "sent to", "only", "made by"),
+        BINDINGS,
         [
             (one["exchange"], one["filter"], one["queue"] or "", one["to_exchange"] or "", one["target"] or "",
              one["condition"], one["owner"])
@@ -317,7 +331,7 @@ def list_groups(
         print_json(found)
         return
     tables.show(
-        ("group", "state", "waiting>", "in flight>", "oldest>", "attempts>", "error"),
+        GROUPS,
         [
             (g["group"], g["state"], g["depth"], g["in_flight"], tables.age(g["head_age_seconds"]), g["attempts"],
              g["error"])
