@@ -63,6 +63,7 @@ class Answer(msgspec.Struct, frozen=True):
     messages: list[StoredView] = []
     next: int | None = None
     outcome: str = ""
+    retained: bool = False
     error: str = ""
     released: bool = False
 
@@ -125,7 +126,7 @@ def publish(
     password: Password = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish one message and say what became of it: stored, duplicate, unrouted or refused.
+    """Publish one message and say what became of it: stored, duplicate, retained, unrouted or refused.
 
     Example: gateway publish shop/7/orders '{"item": 42}' --header order-id=1001
     """
@@ -144,14 +145,17 @@ def publish(
     if not answer.outcome:
         raise GatewayError(answer.error or "the daemon did not say what became of it")
     if as_json:
-        print_json({"outcome": answer.outcome})
+        print_json({"outcome": answer.outcome} | ({"retained": True} if answer.retained else {}))
+    elif answer.retained:
+        kept = "kept for MQTT clients that subscribe later" if octets else "what was kept for later is cleared"
+        typer.echo(f"retained: {kept}; no route leads from {topic} to a queue")
     else:
         more = {
             "unrouted": f": no route leads from {topic} to a queue; see `gateway explain CONFIG --topic {topic}`",
             "refused": ": a queue is full, or the store; see `gateway queues`",
         }
         typer.echo(answer.outcome + more.get(answer.outcome, ""))
-    if answer.outcome in ("unrouted", "refused"):
+    if answer.outcome == "refused" or (answer.outcome == "unrouted" and not answer.retained):
         raise typer.Exit(1)
 
 
