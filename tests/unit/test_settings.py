@@ -268,7 +268,7 @@ routes:
   - {from: "a/#/b", to: nowhere, deliver_within: x}
   - {from: 5, to: nowhere}
   - 5
-  - {from: "b#", to: a, sorce: web}
+  - {from: "b#", to: a, surce: web}
   - {from: "c", to: c, source: wob, ack: stred}
   - {from: "d/#/e", to: b}
 transports:
@@ -283,7 +283,7 @@ transports:
         "7 routes[0].deliver_within", "7 routes[0].from", "7 routes[0].to",
         "8 routes[1].from", "8 routes[1].to",
         "9 routes[2]",
-        "10 routes[3].sorce", "10 routes[3].from",
+        "10 routes[3].surce", "10 routes[3].from",
         "11 routes[4].ack", "11 routes[4].source",
         "12 routes[5].from",
         "14 transports.web.max_body", "14 transports.web.listen",
@@ -295,7 +295,7 @@ def test_what_a_fault_leaves_unknown_is_not_held_against_its_neighbours(faults):
     """Each of these has one fault; what depends on the value that can't be read is not told besides."""
     for text in (
         "queues: {a: {group: 5, on_exhausted: park, group_in_flight: 2, dedup: {key: sha256, scope: group}}}",
-        "queues: {a: {gruop: x, on_exhausted: park}}",
+        "queues: {a: {grup: x, on_exhausted: park}}",
         "queues: {a: {delay: 8d, max_delay: x}}",
         "queues: {a: {group: '{topic[5]}'}}\nroutes: [{from: 5, to: a}]",
         "queues: {a: {group: '{topic[5]}'}}\nroutes: [{from: x/+, to: [a, 5]}]",
@@ -303,7 +303,7 @@ def test_what_a_fault_leaves_unknown_is_not_held_against_its_neighbours(faults):
         "admin: {listen: ':9', allow_anonymous: x}",
         "users_file: [x]\nadmin: {listen: ':9'}",
         "users_file: nope\nadmin: {listen: ':9'}",
-        "usres: {}\nadmin: {listen: ':9'}",
+        "userz: {}\nadmin: {listen: ':9'}",
         "users: {a: {password_hash: 5}}\nadmin: {listen: ':9'}",
         "transports: {l: {type: mqtt-client, url: 5, tls: {ca: x}, password: y}}",
         "transports: {l: {type: mqtt-client, url: 'mqtt://x'}}\n"

@@ -37,9 +37,14 @@ WIDTHS = [60, 80, 100, 120, 200]
 T = TypeVar("T")
 
 counts = st.integers(0, 10**6) | st.integers(0, 2**63 - 1)
-letters = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Mn", "Me", "Mc", "Cf", "Zs", "Zl", "Zp"])
+letters = st.characters(
+    codec="utf-8", exclude_categories=["Cc", "Cs", "Mn", "Me", "Mc", "Cf", "Zs", "Zl", "Zp"]
+).filter(
+    # What takes no cell can't be told by cells to be on this side of a column's edge or on that.
+    lambda char: cell_len(char) > 0
+)
 names = st.text("abcdefghij./-", min_size=1, max_size=24) | st.text(letters, min_size=1, max_size=255)
-words = st.text(max_size=300)
+words = st.text(letters | st.sampled_from(" \t\n\x1b[]"), max_size=300)
 
 
 def squeezed(text: str) -> str:
