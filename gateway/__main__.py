@@ -131,7 +131,8 @@ def _check_store(path: Path, save_to: Path | None, as_json: bool) -> None:
             f"{report.file}: {report.octets} bytes, {report.records} log records, {report.bodies} rows of bodies"
         )
         rows = [[one.queue, one.messages, one.lost] for one in found.queues]
-        tables.show(["queue", "messages>", "lost>"], rows, "it knows no queue")
+        columns = (tables.name("queue"), tables.number("messages", 90), tables.number("lost", 100))
+        tables.show(columns, rows, "it knows no queue")
         for problem in (*report.problems, *filter(None, [found.unreadable])):
             typer.echo(f"damaged: {problem}", err=True)
         if found.saved_to:
@@ -160,6 +161,7 @@ def explain(
     """
     from gateway import explain as explaining
     from gateway import tables
+    from gateway.document import nearest
     from gateway.message import QUEUE_PREFIX, Properties, to_topic
     from gateway.settings import load
     from gateway.topics import check_name
@@ -168,7 +170,8 @@ def explain(
     if why := check_name(topic.removeprefix(QUEUE_PREFIX)):
         raise ConfigError(f"--topic {topic!r} {why}")
     if source and source not in settings.transports:
-        raise ConfigError(f"--source {source!r}: the configuration has no such transport")
+        near = nearest(source, settings.transports, "transports")
+        raise ConfigError(f"--source {source!r}: the configuration has no such transport{near}")
     properties = Properties(headers=tuple(read_headers(header)))
     message = to_topic(topic, body.encode(), properties=properties, client_id=client_id, source=source)
     steps = explaining.explain(explaining.configured(settings), message)
@@ -183,7 +186,11 @@ def explain(
                 fate = f"sent to {step.target}, answered when delivered, in {step.within:g}s at most"
             fate = f"refused: {step.refused}" if step.refused else fate
             rows.append((step.queue, "; ".join(step.bindings), step.group, step.dedup_key, fate))
-        tables.show(("queue", "because", "group", "dedup key", "then"), rows, f"unrouted: nothing takes {topic}")
+        columns = (
+            tables.name("queue"), tables.text("because", 80), tables.text("group", 90), tables.text("dedup key", 70),
+            tables.text("then", 100),
+        )  # fmt: skip
+        tables.show(columns, rows, f"unrouted: nothing takes {topic}")
     if not steps:
         raise typer.Exit(1)
 

@@ -27,7 +27,7 @@ class Address(str):
         bracketed = host.startswith("[") and host.endswith("]")
         # A host with colons of its own is IPv6 and must stand in brackets, or the port would be a guess.
         readable = bracketed or ":" not in host
-        if not (port.isascii() and port.isdigit() and int(port) <= 65_535 and readable):
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535 and readable):
             raise ValueError(f"{value!r} is no address; write for example 127.0.0.1:1883, [::1]:1883 or :1883")
         address = cls(text.strip() if colon else f":{port}")
         address.host = host[1:-1] if bracketed else host
@@ -43,3 +43,39 @@ class Address(str):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    def clashes(self, other: Address) -> bool:
+        """Whether two sockets can't listen on both. Port 0 clashes with none; of a name it is known only that it is
+        the same as another, and that all interfaces have it."""
+        if self.port != other.port or not self.port:
+            return False
+        mine, theirs = _places(self.host), _places(other.host)
+        return not mine.isdisjoint(theirs) or _covers(mine, theirs) or _covers(theirs, mine)
+
+
+_ALL = {4: "0.0.0.0", 6: "::"}
+
+
+def _places(host: str) -> frozenset[str]:
+    """What the listening sockets of a host are bound to; one of IPv6 takes no IPv4."""
+    if not host:
+        return frozenset(_ALL.values())
+    if host == "localhost":
+        return frozenset(("127.0.0.1",))  # on some machines ::1, too
+    try:
+        return frozenset((str(ipaddress.ip_address(host)),))
+    except ValueError:
+        return frozenset((host.lower(),))
+
+
+def _covers(wide: frozenset[str], narrow: frozenset[str]) -> bool:
+    """All interfaces of a family cover each address of it, and those of both cover each name."""
+    if wide.issuperset(_ALL.values()):
+        return True
+    for place in narrow:
+        try:
+            if _ALL[ipaddress.ip_address(place).version] in wide:
+                return True
+        except ValueError:
+            continue  # a name
+    return False

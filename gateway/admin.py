@@ -19,6 +19,7 @@ from gateway import metrics, web
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.feed import MAX_CREDIT, Feed
 from gateway.http_peer import Limits
+from gateway.message import retains
 from gateway.openapi import Endpoint, arguments, document
 from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
 from gateway.policy import QueuePolicy
@@ -140,8 +141,11 @@ class Count(msgspec.Struct, frozen=True):
     messages: int
 
 
-class Published(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True, omit_defaults=True):
+    """retained: no queue wants it, and it is kept for MQTT clients that subscribe later, or has cleared what was."""
+
     outcome: Literal["stored", "duplicate", "unrouted", "refused"]
+    retained: bool = False
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -221,8 +225,8 @@ class Admin:
                      statuses={404: "There is no such queue or message"}),
             Endpoint("POST", f"{api}/redrive", "Moves dead letters back; a line of progress now and then",
                      self._redrive, Redrive, RedriveProgress, stream=True, statuses=_NO_QUEUE),
-            Endpoint("POST", f"{api}/publish", "Accepts a message (201 stored, 200 duplicate)", self._publish,
-                     MessageView, Published, statuses=refused),
+            Endpoint("POST", f"{api}/publish", "Accepts a message (201 stored or retained, 200 duplicate)",
+                     self._publish, MessageView, Published, statuses=refused),
             Endpoint("POST", f"{api}/explain", "Where a message would go, and why", self._explain, MessageView,
                      Explanation),
             Endpoint("POST", f"{api}/consume", "Delivers from a queue until the connection ends", self._consume,
@@ -368,7 +372,8 @@ class Admin:
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])
         status = 503 if outcome is Outcome.REFUSED and self.gateway.refusing else STATUS[outcome]
-        return web.as_json(Published(outcome.value), status)
+        retained = outcome is Outcome.UNROUTED and retains(message)
+        return web.as_json(Published(outcome.value, retained), 201 if retained else status)
 
     async def _explain(self, view: MessageView) -> Response:
         return web.as_json(Explanation(list(self.operations.explain(build(view, view.source or NAME, NAME)))))

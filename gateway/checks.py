@@ -5,8 +5,9 @@ Its rule: each check names the key to change; one that has nothing to look at sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -24,18 +25,37 @@ if TYPE_CHECKING:
 RESERVED = (*RESERVED_QUEUES, "amq.")
 """Beginnings of queue names that belong to sessions and shares, to outboxes, and to AMQP (ruling 25)."""
 MAX_NAME_BYTES = 255
+OPEN = "allow_anonymous"
+
+
+class PlacedRoute(NamedTuple):
+    """A route that could be read. number: in the file's list, which may have others."""
+
+    number: int
+    node: Node
+    route: Route
 
 
 class Checks:
-    """Looks at settings whose types are right. `root` tells where each key stands; a section that could not be read
-    is there, although the settings lack it."""
+    """Looks at what could be read of settings. `root` tells where each key stands; a section that could not be read is
+    there, although the settings lack it, and of a value that could not be read nothing is said (`Node.is_unread`)."""
 
-    def __init__(self, settings: Settings, root: Node, faults: Faults) -> None:
+    def __init__(self, settings: Settings, root: Node, faults: Faults, routes: Sequence[PlacedRoute]) -> None:
         self.settings = settings
         self.root = root
         self.faults = faults
+        self.routes = routes
         self.queues = root.keys("queues")
         self.transports = root.keys("transports")
+        # Each asks what is installed, which takes milliseconds; routes ask for each of their targets.
+        self._kind_is_link = cache(plugins.is_link)
+        self._target_check = cache(plugins.target_check)
+
+    def _has_queue(self, name: str) -> bool:
+        return name in self.queues or self.root.is_unread("queues")
+
+    def _has_transport(self, name: str) -> bool:
+        return name in self.transports or self.root.is_unread("transports")
 
     def run(self) -> None:
         self._check_queues()
@@ -44,6 +64,8 @@ class Checks:
         self._check_listeners()
 
     def _fault(self, text: str, *keys: str) -> None:
+        if self.root.is_unread(*keys):
+            return  # what was looked at is a default
         self.faults.add(self.root.child(*keys).line, ".".join(keys), text)
 
     def _check_queues(self) -> None:
@@ -60,7 +82,7 @@ class Checks:
         target = policy.dead_letter
         if not isinstance(target, str):
             self._fault("expected the name of a queue", *place, "dead_letter")
-        elif target not in self.queues and target not in (DEAD_LETTERS, DISCARD):
+        elif target not in (DEAD_LETTERS, DISCARD) and not self._has_queue(target):
             near = nearest(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
             self._fault(f'no queue is named "{target}"{near}', *place, "dead_letter")
         for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
@@ -70,14 +92,14 @@ class Checks:
                 Template(text)
             except ValueError as error:
                 self._fault(str(error), *place, key, *(["key"] if key == "dedup" else []))
-        if policy.group is None:
+        if policy.group is None and not self.root.is_unread(*place, "group"):
             if policy.on_exhausted == "park":
                 self._fault("park holds a group; give the queue a group", *place, "on_exhausted")
             if policy.group_in_flight > 1:
                 self._fault("needs a group; a queue without one has no such limit", *place, "group_in_flight")
             if policy.dedup and policy.dedup.scope == "group":
                 self._fault("scope group needs a group", *place, "dedup", "scope")
-        if policy.delay > policy.max_delay:
+        if policy.delay > policy.max_delay and not self.root.is_unread(*place, "max_delay"):
             self._fault("is longer than max_delay", *place, "delay")
         if policy.max_bytes is not None and policy.max_bytes <= 0:
             self._fault("must be above 0; leave it out for no limit", *place, "max_bytes")
@@ -103,38 +125,74 @@ class Checks:
                 )
 
     def _check_routes(self) -> None:
-        nodes = self.root.child("routes").value
-        for number, route in enumerate(self.settings.routes):
-            # The routes were decoded all or none, so node and route agree.
-            node = nodes[number] if isinstance(nodes, list) else self.root
-            key = f"routes[{number}]"
-            if why := check_filter(route.filter):
-                self.faults.add(node.child("from").line, f"{key}.from", f'"{route.filter}" {why}')
+        for placed in self.routes:
+            number, node, route = placed
+            if why := check_filter(route.filter, mqtt=True):
+                self._route_fault(placed, "from", f'"{route.filter}" {why}')
             elif route.filter.startswith("$queue/"):
-                text = "what is sent to $queue/ goes straight to that queue, past the routes"
-                self.faults.add(node.child("from").line, f"{key}.from", text)
-            if route.source is not None and route.source not in self.transports:
+                self._route_fault(
+                    placed, "from", "what is sent to $queue/ goes straight to that queue, past the routes"
+                )
+            if route.source is not None and not self._has_transport(route.source):
                 near = nearest(route.source, self.transports, "transports")
-                text = f'no transport is named "{route.source}"{near}'
-                self.faults.add(node.child("source").line, f"{key}.source", text)
+                self._route_fault(placed, "source", f'no transport is named "{route.source}"{near}')
             if not route.targets:
-                self.faults.add(node.child("to").line, f"{key}.to", "names no queue")
+                self._route_fault(placed, "to", "names no queue")
             for target in route.targets:
                 if why := self._bad_target(target):
-                    self.faults.add(node.child("to").line, f"{key}.to", why)
+                    self._route_fault(placed, "to", why)
+                elif not node.is_unread("from") and (why := self._short_topic(route, target)):
+                    self._route_fault(placed, "to", why)
             if route.ack == "delivered":
-                if why := self._bad_delivery(number, route):
-                    self.faults.add(node.child("ack").line, f"{key}.ack", why)
-            elif node.says("deliver_within"):
-                text = "means something with `ack: delivered` only"
-                self.faults.add(node.child("deliver_within").line, f"{key}.deliver_within", text)
+                is_told = node.is_unread("to") or node.is_unread("from") or node.is_unread("source")
+                if not is_told and (why := self._bad_delivery(number, route)):
+                    self._route_fault(placed, "ack", why)
+            elif node.says("deliver_within") and not node.is_unread("ack"):
+                self._route_fault(placed, "deliver_within", "means something with `ack: delivered` only")
+        self._check_levels()
+
+    def _route_fault(self, placed: PlacedRoute, key: str, text: str) -> None:
+        if not placed.node.is_unread(key):
+            self.faults.add(placed.node.child(key).line, f"routes[{placed.number}].{key}", text)
+
+    def _short_topic(self, route: Route, target: str) -> str:
+        """Why no message of a route can have an address at a link, or ""."""
+        path = links.parse(target, self.queues).template
+        levels = _levels(route.filter)
+        if path is None or levels is None or (needs := Template(path).least_levels) <= levels:
+            return ""
+        return _too_short(path, needs, route.filter, levels)
+
+    def _check_levels(self) -> None:
+        """Templates of queues that no message of a route has a value for: all of them would be dead letters."""
+        for name, policy in self.settings.queues.items():
+            self._check_levels_of(policy, name, "queues", name)
+        for name, section in self.settings.transports.items():
+            outbox = getattr(section, "outbox", None)
+            if isinstance(outbox, QueuePolicy):
+                self._check_levels_of(outbox, links.outbox(name), "transports", name, "outbox")
+
+    def _check_levels_of(self, policy: QueuePolicy, queue: str, *place: str) -> None:
+        dedup = policy.dedup
+        key = dedup.key if dedup is not None and dedup.required and dedup.key != "sha256" else None
+        for keys, text in ((("group",), policy.group), (("dedup", "key"), key)):
+            needs = _least_levels(text)
+            for number, node, route in self.routes if needs else ():
+                levels = None if node.is_unread("from") else _levels(route.filter)
+                leads = any(links.parse(target, self.queues).queue == queue for target in route.targets)
+                if leads and levels is not None and levels < needs:
+                    told = _too_short(str(text), needs, route.filter, levels)
+                    self._fault(f"{told}, which routes[{number}] brings here", *place, *keys)
+                    break
 
     def _bad_delivery(self, number: int, route: Route) -> str:
         """Why a route can't be acknowledged when it is delivered: its messages may be kept nowhere (ruling 23)."""
         found = [links.parse(target, self.queues) for target in route.targets]
         if len(found) != 1 or found[0].link is None:
             return "delivered: needs one target, which is a link"
-        for other, another in enumerate(self.settings.routes):
+        for other, node, another in self.routes:
+            if any(node.is_unread(key) for key in ("from", "source", "ack")):
+                continue
             is_told = another.ack == "delivered" and other > number
             if other != number and not is_told and _share_messages(route, found[0].link, another):
                 return f"delivered: routes[{other}] takes some of these messages, too, and then they would be refused"
@@ -143,12 +201,12 @@ class Checks:
     def _bad_target(self, target: str) -> str:
         queue, link, path = links.parse(target, self.queues)
         if link is None or path is None:
-            if queue in self.queues or queue == DEAD_LETTERS:
+            if queue == DEAD_LETTERS or self._has_queue(queue):
                 return ""
             if queue in self.transports and self._is_link(queue):
                 return f'"{queue}" is a link; say where it sends, as in "{queue}:{{topic}}"'
             return f'no queue is named "{queue}"{nearest(queue, self.queues, "queues")}'
-        if link not in self.transports:
+        if not self._has_transport(link):
             return f'no link is named "{link}"{nearest(link, self.transports, "transports")}'
         if not self._is_link(link):
             kind = self.settings.transports[link].type
@@ -156,7 +214,7 @@ class Checks:
         if not path:
             return f'says no place at the link; write for example "{link}:{{topic}}"'
         section = self.settings.transports.get(link)
-        if section is not None and (why := plugins.check_target(section.type, path)):
+        if section is not None and (why := self._target_check(section.type)(path)):
             return why
         try:
             Template(path)
@@ -167,7 +225,7 @@ class Checks:
     def _is_link(self, name: str) -> bool:
         """Also of a transport whose section has a fault or whose plugin can't be imported: it may be one."""
         found = self.settings.transports.get(name)
-        return found is None or isinstance(found, plugins.Unloaded) or plugins.is_link(found.type)
+        return found is None or isinstance(found, plugins.Unloaded) or self._kind_is_link(found.type)
 
     def _check_transports(self) -> None:
         """What a transport says of queues of ours."""
@@ -176,7 +234,7 @@ class Checks:
                 self._fault("a link has no colon in its name: routes write LINK:TARGET", "transports", name)
             for key in ("queue", "unroutable"):
                 queue = getattr(section, key, None)
-                if isinstance(queue, str) and queue not in self.queues and queue != DEAD_LETTERS:
+                if isinstance(queue, str) and queue != DEAD_LETTERS and not self._has_queue(queue):
                     near = nearest(queue, self.queues, "queues")
                     self._fault(f'no queue is named "{queue}"{near}', "transports", name, key)
             policy = getattr(section, "outbox", None)
@@ -184,31 +242,56 @@ class Checks:
                 self._check_policy(policy, "transports", name, "outbox")
 
     def _check_listeners(self) -> None:
-        listeners: list[tuple[tuple[str, ...], Any]] = [
-            (("transports", name), transport) for name, transport in self.settings.transports.items()
-        ]
+        # The admin API first: it has an address that the file may not say, and what the file says can be changed.
+        listeners: list[tuple[tuple[str, ...], Any]] = []
         if self.settings.admin is not None:
             listeners.append((("admin",), self.settings.admin))
+        listeners += [(("transports", name), transport) for name, transport in self.settings.transports.items()]
+        open_ports: list[tuple[Address, str]] = []
         for keys, section in listeners:
             # Also where the plugin can't be imported yet: it will listen when it can.
             said = section.section if isinstance(section, plugins.Unloaded) else msgspec.structs.asdict(section)
             text = said.get("listen")
-            if text is None:
+            if text is None or self.root.is_unread(*keys, "listen"):
                 continue
             try:
                 address = Address.parse(text)
             except ValueError as error:
                 self._fault(str(error), *keys, "listen")
                 continue
+            for other, owner in open_ports:
+                if address.clashes(other):
+                    self._fault(f"{address} is taken: {owner} listens on {other}", *keys, "listen")
+                    break
+            open_ports.append((address, ".".join(keys)))
             # Users that have a fault are users nevertheless; an empty file of users has none.
             has_users = bool(self.settings.users) or bool(self.root.keys("users"))
-            if not address.loopback and not has_users and said.get("allow_anonymous", False) is not True:
+            is_told = any(self.root.is_unread(*place) for place in (("users",), ("users_file",), (*keys, OPEN)))
+            if not address.loopback and not has_users and not is_told and said.get(OPEN, False) is not True:
                 self._fault(
                     f"{address} can be reached from other machines and there are no users: add `users`, listen on "
-                    f"127.0.0.1, or write `allow_anonymous: true` here",
+                    f"127.0.0.1, or write `{OPEN}: true` here",
                     *keys,
                     "listen",
                 )
+
+
+def _levels(filter: str) -> int | None:
+    """How many levels each topic has that a filter matches; None if they are not equally many."""
+    return None if filter.endswith("#") else filter.count("/") + 1
+
+
+def _least_levels(text: str | None) -> int:
+    """See Template; 0 for what is none, which is told elsewhere."""
+    try:
+        return Template(text).least_levels if text is not None else 0
+    except ValueError:
+        return 0
+
+
+def _too_short(template: str, needs: int, filter: str, levels: int) -> str:
+    has = "1 level" if levels == 1 else f"{levels} levels"
+    return f"{template} needs a topic of {needs} levels (topic[0] is the first), and {filter} has {has}"
 
 
 def _share_messages(route: Route, link: str, other: Route) -> bool:

@@ -38,6 +38,22 @@ queues_app = typer.Typer(invoke_without_command=True)
 groups_app = typer.Typer(help="Groups of a queue: look, and release parked ones.", no_args_is_help=True)
 
 
+QUEUES = (
+    tables.name("queue"), tables.number("waiting", 100), tables.number("size", 60), tables.number("in flight", 95),
+    tables.number("oldest", 70), tables.number("consumers", 90), tables.number("groups", 50),
+    tables.number("parked", 80), tables.number("accepted", 40), tables.number("duplicates", 20),
+    tables.number("done", 35), tables.number("retried", 30), tables.number("dead", 85),
+)  # fmt: skip
+BINDINGS = (
+    tables.name("exchange"), tables.name("filter"), tables.name("queue"), tables.name("exchange after it"),
+    tables.text("sent to", 90), tables.text("only", 80), tables.text("made by", 70),
+)  # fmt: skip
+GROUPS = (
+    tables.name("group"), tables.word("state", 100), tables.number("waiting", 95), tables.number("in flight", 70),
+    tables.number("oldest", 80), tables.number("attempts", 90), tables.text("error", 60),
+)  # fmt: skip
+
+
 class Answer(msgspec.Struct, frozen=True):
     """The part of all answers that the commands read."""
 
@@ -47,6 +63,7 @@ class Answer(msgspec.Struct, frozen=True):
     messages: list[StoredView] = []
     next: int | None = None
     outcome: str = ""
+    retained: bool = False
     error: str = ""
     released: bool = False
 
@@ -109,7 +126,7 @@ def publish(
     password: Password = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish one message and say what became of it: stored, duplicate, unrouted or refused.
+    """Publish one message and say what became of it: stored, duplicate, retained, unrouted or refused.
 
     Example: gateway publish shop/7/orders '{"item": 42}' --header order-id=1001
     """
@@ -128,14 +145,17 @@ def publish(
     if not answer.outcome:
         raise GatewayError(answer.error or "the daemon did not say what became of it")
     if as_json:
-        print_json({"outcome": answer.outcome})
+        print_json({"outcome": answer.outcome} | ({"retained": True} if answer.retained else {}))
+    elif answer.retained:
+        kept = "kept for MQTT clients that subscribe later" if octets else "what was kept for later is cleared"
+        typer.echo(f"retained: {kept}; no route leads from {topic} to a queue")
     else:
         more = {
             "unrouted": f": no route leads from {topic} to a queue; see `gateway explain CONFIG --topic {topic}`",
             "refused": ": a queue is full, or the store; see `gateway queues`",
         }
         typer.echo(answer.outcome + more.get(answer.outcome, ""))
-    if answer.outcome in ("unrouted", "refused"):
+    if answer.outcome == "refused" or (answer.outcome == "unrouted" and not answer.retained):
         raise typer.Exit(1)
 
 
@@ -208,10 +228,8 @@ def queues(
     if as_json:
         print_json(shown)
         return
-    columns = ("queue", "waiting>", "size>", "in flight>", "oldest>", "consumers>", "groups>", "parked>")
-    more = ("accepted>", "duplicates>", "done>", "retried>", "dead>")
     tables.show(
-        columns + more,
+        QUEUES,
         [
             (
                 queue["name"] + (" (removed)" if queue["removed"] else ""),
@@ -288,7 +306,7 @@ def bindings(
         print_json(found)
         return
     tables.show(
-        ("exchange", "filter", "queue", "exchange after it", "sent to", "only", "made by"),
+        BINDINGS,
         [
             (one["exchange"], one["filter"], one["queue"] or "", one["to_exchange"] or "", one["target"] or "",
              one["condition"], one["owner"])
@@ -317,7 +335,7 @@ def list_groups(
         print_json(found)
         return
     tables.show(
-        ("group", "state", "waiting>", "in flight>", "oldest>", "attempts>", "error"),
+        GROUPS,
         [
             (g["group"], g["state"], g["depth"], g["in_flight"], tables.age(g["head_age_seconds"]), g["attempts"],
              g["error"])

@@ -21,6 +21,13 @@ class Finding(NamedTuple):
     fatal: bool
 
 
+def why_unreadable(error: OSError | ValueError) -> str:
+    """In words, of an error of `Path.read_text`: a ValueError is text that is none, or a path that can be none."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"is no path ({error})"
+
+
 @runtime_checkable
 class NamesFiles(Protocol):
     """A section of settings that can look at its files."""
@@ -32,7 +39,7 @@ class NamesFiles(Protocol):
 
 def look(section: object, node: Node, place: str, now: float, faults: Faults, warnings: Faults) -> None:
     """Of that section and all in it; `place` are the keys that lead there, with dots."""
-    if isinstance(section, NamesFiles):
+    if isinstance(section, NamesFiles) and not node.unread:  # else it would look at what nobody wrote
         for finding in section.look_at_files(now):
             into = faults if finding.fatal else warnings
             into.add(node.child(finding.key).line, f"{place}.{finding.key}", finding.text)

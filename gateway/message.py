@@ -87,6 +87,12 @@ def to_topic(topic: str, body: bytes, **fields: Any) -> Message:
     return Message(topic, body, **fields)
 
 
+def retains(message: Message) -> bool:
+    """It is kept as its topic's retained message, or clears that one, also when no binding matches (UNROUTED). Not
+    where it is sent straight to a queue, or to another exchange than MQTT's topics are in."""
+    return message.retain and message.exchange == TOPIC_EXCHANGE
+
+
 def check_destination(topic: str) -> str | None:
     """Why no client may publish to this topic, as MQTT and HTTP name it, or None if one may."""
     if not topic.startswith("$"):

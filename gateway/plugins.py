@@ -105,13 +105,14 @@ def is_link(kind: str) -> bool:
         return False
 
 
-def check_target(kind: str, template: str) -> str:
-    """Why no link of this type can send there, or "": what its class says by `check_target`, if it has one."""
+def target_check(kind: str) -> Callable[[str], str]:
+    """Tells why no link of this type can send to a template, or "": what its class says by `check_target`, if it has
+    one."""
     try:
         check: Callable[[str], str] | None = getattr(load(kind), "check_target", None)
     except GatewayError:
-        return ""
-    return check(template) if check is not None else ""
+        check = None
+    return check if check is not None else lambda template: ""
 
 
 def create(name: str, settings: msgspec.Struct) -> Transport:

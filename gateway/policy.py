@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+MAX_SECONDS = 1e10
+"""Longer durations are refused: clocks and timers could not hold every one."""
+MAX_OCTETS = (1 << 62) - 1
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3, "k": 1024, "m": 1024**2, "g": 1024**3}
 # These run on the config alone, never on what a client sent.
@@ -23,13 +26,18 @@ class Seconds(float):
     @classmethod
     def parse(cls, value: Any) -> Seconds:
         """Raises ValueError that says what a duration looks like."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-            return cls(value)
-        if isinstance(value, str):
+        found: float | None = None
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found = value
+        elif isinstance(value, str):
             text = value.strip()
             parts = _DURATION.findall(text)
             if parts and "".join(number + unit for number, unit in parts) == text:
-                return cls(sum(float(number) * _UNITS[unit] for number, unit in parts))
+                found = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        if found is not None and found > MAX_SECONDS:
+            raise ValueError(f"{value!r} is longer than {MAX_SECONDS:.0f} seconds, some 300 years")
+        if found is not None and found >= 0:
+            return cls(found)
         raise ValueError(f"{value!r} is no duration; write for example 500ms, 30s, 5m or 1h30m")
 
 
@@ -59,12 +67,16 @@ class Octets(int):
     @classmethod
     def parse(cls, value: Any) -> Octets:
         """Raises ValueError that says what a size looks like."""
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return cls(value)
-        if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        size: float | None = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            size = value
+        elif isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
             unit = _SIZES.get(found[2].lower())
-            if unit is not None:
-                return cls(float(found[1]) * unit)
+            size = float(found[1]) * unit if unit is not None else None
+        if size is not None and size > MAX_OCTETS:
+            raise ValueError(f"{value!r} is more than {MAX_OCTETS} bytes, which no machine has")
+        if size is not None and size >= 0:
+            return cls(size)
         raise ValueError(f"{value!r} is no size; write for example 65536, 64KB, 10MB or 2GB")
 
 

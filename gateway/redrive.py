@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 dead_letters_app = typer.Typer(help="Messages that could not be delivered: look, and redrive.", no_args_is_help=True)
 
+DEAD_LETTER_COLUMNS = (
+    tables.number("id", None), tables.name("queue"), tables.name("topic"), tables.name("died in"),
+    tables.word("reason", 100), tables.number("attempts", 90), tables.text("error", 80), tables.word("last", 60),
+    tables.text("body", 70),
+)  # fmt: skip
+
 
 def _dead_letter_queues(client: AdminClient, queue: str | None) -> list[str]:
     """The queue asked for, or all that are some queue's dead letters."""
@@ -101,9 +107,7 @@ def list_dead_letters(
             (death.queue, death.reason, death.attempts, death.error, tables.moment(death.last)) if death else ("",) * 5
         )
         rows.append((stored.id, stored.queue, stored.message.topic, *why, tables.body(stored.message, 40)))
-    tables.show(
-        ("id>", "queue", "topic", "died in", "reason", "attempts>", "error", "last", "body"), rows, "no dead letters"
-    )
+    tables.show(DEAD_LETTER_COLUMNS, rows, "no dead letters")
 
 
 @dead_letters_app.command("show")
@@ -137,7 +141,7 @@ def show_dead_letter(
              f"{': ' + death.error if death.error else ''} (came {tables.moment(death.first)})")
         )  # fmt: skip
     rows.append((f"body ({stored.message.body.encoding})", stored.message.body.text))
-    tables.show((), rows, "")
+    tables.show(tables.PAIRS, rows, "")
 
 
 def _find(client: AdminClient, names: list[str], id: int) -> StoredView:

@@ -6,6 +6,7 @@ Its rule: both follow from the types alone; a key that no type names is a fault,
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from gateway.address import Address
-from gateway.document import Faults, Node, nearest, resolve
+from gateway.document import Faults, Node, find_near, is_ambiguous, nearest, resolve
+from gateway.files import why_unreadable
 from gateway.policy import Octets, Seconds, SecondsRange, decode_custom, encode_custom
 
+_OF_A_SETTING = re.compile(r"(\w+)(?:\[(\d+)\])?(?:: | (?=must ))")
 FAILED = object()
 """What stands for a value that could not be read; its faults are noted."""
 
@@ -72,8 +75,17 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
     return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
+def _stand_in(kind: Any) -> Any:
+    """What stands where a setting without a default could not be read; whoever checks asks the node first."""
+    members, _ = _split(kind)
+    return "" if str in members else FAILED
+
+
 class Decoder:
-    """Reads nodes into values of a type. `special` reads the types it names by a function of its own."""
+    """Reads nodes into values of a type. `special` reads the types it names by a function of its own.
+
+    What can be read is read whatever stands beside it: a Struct has its default where a value of it failed, and its
+    node says so (`Node.unread`), so that the rest of it can be checked, too."""
 
     def __init__(self, faults: Faults, folder: Path, special: Mapping[Any, Reader] | None = None) -> None:
         self.faults = faults
@@ -85,7 +97,7 @@ class Decoder:
         if node.faulty:
             return FAILED
         members, _ = _split(kind)
-        for member in members:
+        for member in (kind, *members):
             if member in self.special:
                 return self.special[member](node, key)
         value = node.value
@@ -102,7 +114,8 @@ class Decoder:
             if origin in (list, tuple) and isinstance(value, list):
                 inner = get_args(member)[0]
                 found = [self.decode(item, inner, f"{key}[{n}]") for n, item in enumerate(value)]
-                return FAILED if FAILED in found else origin(found)
+                # A list that lacks an item is another list: nothing is checked of it.
+                return FAILED if any(item is FAILED for item in found) else origin(found)
             if origin in (list, tuple) and value is None:
                 return origin()
         return self._leaf(node, kind, key)
@@ -113,29 +126,58 @@ class Decoder:
         if not given and node.value not in (None, {}):
             return self._wrong(node, kind, key)
         fields = _fields(kind)
-        before = len(self.faults)
         values: dict[str, Any] = {}
         for name, item in given.items():
             path = f"{key}.{name}" if key else name
             secret = name.removesuffix("_file")
             if field := fields.get(name):
-                values[field.name] = self.decode(item, field.type, path)
+                value = self.decode(item, field.type, path)
             elif secret != name and secret in fields and _is_text(fields[secret].type):
                 if secret in given:
                     self.faults.add(item.line, path, f"give either {secret} or {name}")
-                values[fields[secret].name] = self._secret(item, path)
+                field, value = fields[secret], self._secret(item, path)
             else:
                 self.faults.add(item.line, path, f"unknown key{nearest(name, fields, 'keys')}")
+                # Which this is meant to be, unless that is there as well.
+                node.unread.update(near for near in find_near(name, fields) if near not in given)
+                continue
+            if value is FAILED:
+                node.unread.add(field.encode_name)
+            else:
+                values[field.name] = value
         for field in fields.values():
             if field.required and field.name not in values:
-                self.faults.add(node.line, key, f'missing key "{field.encode_name}"')
-        if len(self.faults) > before:
+                if field.encode_name not in node.unread:
+                    self.faults.add(node.line, key, f'missing key "{field.encode_name}"')
+                node.unread.add(field.encode_name)
+                values[field.name] = _stand_in(field.type)
+        if any(value is FAILED for value in values.values()):
             return FAILED
+        return self._make(node, kind, key, values, fields)
+
+    def _make(
+        self, node: Node, kind: type[msgspec.Struct], key: str, values: dict[str, Any], fields: Mapping[str, Any]
+    ) -> Any:
         try:
             return kind(**values)
         except (ValueError, TypeError) as error:  # what a `__post_init__` says
-            self.faults.add(node.line, key, str(error))
+            if not node.unread:
+                self._refused(node, key, str(error), fields)
             return FAILED
+
+    def _refused(self, node: Node, key: str, text: str, fields: Mapping[str, Any]) -> None:
+        """Notes it of the setting that it begins with: `url: expected ...`, `subscribe[1]: ...`, `ttl must ...`."""
+        found = _OF_A_SETTING.match(text)
+        if found is None or found[1] not in fields:
+            self.faults.add(node.line, key, text)
+            return
+        place = node.child(found[1])
+        path = f"{key}.{found[1]}" if key else found[1]
+        if found[2] is not None:
+            path += f"[{found[2]}]"
+            if isinstance(place.value, list) and int(found[2]) < len(place.value):
+                place = place.value[int(found[2])]
+        self.faults.add(place.line, path, text[found.end() :])
 
     def _secret(self, node: Node, key: str) -> Any:
         if not isinstance(node.value, str):
@@ -143,19 +185,23 @@ class Decoder:
         path = self.folder / node.value
         try:
             return path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "is not UTF-8 text"
-            self.faults.add(node.line, key, f"{path} cannot be read: {why}")
+        except (OSError, ValueError) as error:
+            self.faults.add(node.line, key, f"{path} cannot be read: {why_unreadable(error)}")
             return FAILED
 
     def _leaf(self, node: Node, kind: Any, key: str) -> Any:
+        if is_ambiguous(node.value) and not _is_text(kind):
+            digits = str(node.value).lstrip("+-").lstrip("0") or "0"
+            text = f"{node.value} is octal to some and decimal to others; write {digits}, or 0x... for another base"
+            self.faults.add(node.line, key, text)
+            return FAILED
         try:
             return msgspec.convert(node.plain(), kind, dec_hook=decode_custom)
         except msgspec.ValidationError as error:
             # A secret of digits from the environment is still text, and "${PORT}" in quotes still a number: there
             # the quotes belong to the place, as in {port: "${PORT}"}, and not to the value.
             other = node.text if _is_text(kind) or node.text is None else resolve(node.text)
-            if node.text is None or other == node.value:
+            if node.text is None or (other == node.value and type(other) is type(node.value)):
                 return self._wrong(node, kind, key, error)
             return self._leaf(Node(node.line, other), kind, key)
 
@@ -170,6 +216,11 @@ class Decoder:
         # A value meant as text may be a secret; any other is shown.
         if not scalar:
             got = "a list" if isinstance(value, list) else "keys and values"
+            if isinstance(value, dict) and any(str in _split(member)[0] for member in members):
+                names = ", ".join(value)
+                # `{topic}` and `{body.id}` without quotes are mappings to YAML.
+                if len(value) == 1 and value[names].value is None:
+                    got += f'; a template is put in quotes, "{{{names}}}"'
         elif _is_text(kind):
             got = _NAMES[type(value)] + ("; put it in quotes" if value is not None else "")
         else:

@@ -15,11 +15,11 @@ import msgspec
 
 from gateway import plugins
 from gateway.address import Address
-from gateway.checks import Checks
+from gateway.checks import Checks, PlacedRoute
 from gateway.dedup import MAX_KEYS
-from gateway.document import Faults, Node, nearest, read
+from gateway.document import USER_PREFIX, Faults, Node, find_near, nearest, read
 from gateway.errors import ConfigError
-from gateway.files import look
+from gateway.files import look, why_unreadable
 from gateway.logs import log
 from gateway.policy import DEAD_LETTERS, DISCARD, Octets, QueuePolicy, Seconds
 from gateway.retained import MAX_OCTETS
@@ -113,7 +113,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole configuration.
+    """A whole configuration. Keys that begin with `x-` are the user's own: a place for anchors.
 
     transports: by name; each one's settings are of its plugin's own type.
     users: by name; none means that everybody is let in, on loopback. users_file: a file with more of them, one
@@ -162,7 +162,12 @@ class _Loader:
         self.faults = faults
         self.strict = strict
         self.warnings = warnings
-        special = {TransportSettings: self._transport, AdminSettings: self._admin}
+        self.routes: list[PlacedRoute] = []
+        special = {
+            TransportSettings: self._transport,
+            AdminSettings: self._admin,
+            tuple[Route, ...]: self._routes,
+        }
         self.decoder = Decoder(faults, path.parent, special)
 
     def load(self) -> Settings:
@@ -174,15 +179,20 @@ class _Loader:
         given = self.root.value if isinstance(self.root.value, dict) else {}
         fields = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
         for key, node in given.items():
+            if key.startswith(USER_PREFIX):
+                continue
             if key not in fields:
                 self.faults.add(node.line, key, f"unknown key{nearest(key, fields, 'keys')}")
+                self.root.unread.update(near for near in find_near(key, fields) if near not in given)
                 continue
             value = self.decoder.decode(node, fields[key].type, key)
-            if value is not FAILED:
+            if value is FAILED:
+                self.root.unread.add(key)
+            else:
                 values[key] = value
         settings = Settings(**values)
         settings = msgspec.structs.replace(settings, users=self._users(settings), queues=self._dead_letters(settings))
-        Checks(settings, self.root, self.faults).run()
+        Checks(settings, self.root, self.faults, self.routes).run()
         if self.warnings is not None:
             for name, section in settings.transports.items():
                 node = self.root.child("transports", name)
@@ -222,20 +232,35 @@ class _Loader:
             return plugins.Unloaded(kind.value, section, str(error))
         return self.decoder.struct(node, found.Settings, key)
 
+    def _routes(self, node: Node, key: str) -> Any:
+        """Each by itself: one that can't be read does not keep the others from being checked."""
+        if node.value is None:
+            return ()
+        if not isinstance(node.value, list):
+            self.faults.add(node.line, key, "expected a list, as in [{from: shop/+/orders, to: orders}]")
+            return FAILED
+        for number, item in enumerate(node.value):
+            route = self.decoder.decode(item, Route, f"{key}[{number}]")
+            if route is not FAILED:
+                self.routes.append(PlacedRoute(number, item, route))
+        return tuple(placed.route for placed in self.routes)
+
     def _users(self, settings: Settings) -> dict[str, UserSettings]:
         users = dict(settings.users)
         lines = {name: self.root.child("users", name).line for name in users}
         for name, user in users.items():
-            self._check_hash(self.faults, lines[name], f"users.{name}.password_hash", user.password_hash)
+            if not self.root.is_unread("users", name, "password_hash"):
+                self._check_hash(self.faults, lines[name], f"users.{name}.password_hash", user.password_hash)
             self._check_scram(lines[name], f"users.{name}.scram", user.scram)
         if settings.users_file is None:
             return users
         path = self.path.parent / settings.users_file
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "is not UTF-8 text"
-            self.faults.add(self.root.child("users_file").line, "users_file", f"{path} cannot be read: {why}")
+        except (OSError, ValueError) as error:
+            why = f"{path} cannot be read: {why_unreadable(error)}"
+            self.faults.add(self.root.child("users_file").line, "users_file", why)
+            self.root.unread.add("users_file")
             return users
         there = Faults(str(path))
         for number, line in enumerate(text.splitlines(), 1):
@@ -295,6 +320,7 @@ def json_schema() -> dict[str, Any]:
         sections.append({"if": {"properties": {"type": {"const": kind}}}, "then": section})
     schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gateway.yaml"}
     schema |= writer.object(Settings)
+    schema["patternProperties"] = {f"^{USER_PREFIX}": {"description": "Your own: a place for anchors."}}
     schema["properties"]["admin"] = {"anyOf": [schema["properties"]["admin"], {"const": False}]}
     kinds = [section["if"]["properties"]["type"]["const"] for section in sections]
     transport = {"type": "object", "required": ["type"], "properties": {"type": {"enum": kinds}}, "allOf": sections}

@@ -1,16 +1,19 @@
 """Owns what the command line shows to people: tables, sizes, ages and messages.
 
-Its rule: what clients sent is shown as plain text and can't steer the terminal.
+Its rule: what clients sent is shown as plain text and can't steer the terminal; whatever the width, names are there and
+no number is cut: where there is no room, whole columns are left out, those of the least weight first, and it is said.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,26 +21,115 @@ from rich.text import Text
 from gateway.logs import printable
 from gateway.views import MessageView
 
-WIDTH_OF_A_FILE = 240
+TEXT_IN_A_FILE = 240
+"""Where there is no terminal, only longer texts are folded."""
+LEAST_NAME = 12
+LEAST_TEXT = 16
+GAP = 2
+
+
+class Column(NamedTuple):
+    """weight: what has less is left out before what has more; None: never. whole: a value stands on one line, or the
+    column is left out. right: aligned so, as numbers are."""
+
+    title: str
+    weight: int | None = None
+    whole: bool = False
+    right: bool = False
+
+
+def name(title: str) -> Column:
+    """Of queues, topics, groups: always there, folded where there is no room."""
+    return Column(title)
+
+
+def number(title: str, weight: int | None) -> Column:
+    """Also sizes and ages."""
+    return Column(title, weight, whole=True, right=True)
+
+
+def word(title: str, weight: int) -> Column:
+    """Times, and values of which there are a few."""
+    return Column(title, weight, whole=True)
+
+
+def text(title: str, weight: int) -> Column:
+    """Folded where there is no room."""
+    return Column(title, weight)
+
+
+PAIRS = (name(""), text("", 1))
+"""Of a table without a head: what it is, and the value."""
 
 
 def console() -> Console:
-    """The standard output. In a pipe nothing is wrapped to a terminal's width."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE, highlight=False, markup=False)
+    """The standard output, as wide as the terminal or as COLUMNS says. What goes elsewhere is as wide as it must be."""
+    measured = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if measured else sys.maxsize, highlight=False, markup=False, emoji=False)
 
 
-def show(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
-    """A table; a column whose name ends in `>` is aligned to the right. Without columns there is no head. `empty` is
-    said if there are no rows."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=bool(columns))
-    for column in columns:
-        right = column.endswith(">")
-        table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
-    count = 0
-    for row in rows:
-        table.add_row(*[Text(printable("" if cell is None else str(cell))) for cell in row])
-        count += 1
-    console().print(table if count else Text(empty))
+def show(columns: Sequence[Column], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    """A table. Without titles there is no head. `empty` is said if there are no rows."""
+    cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]
+    out = console()
+    if not cells:
+        out.print(Text(empty))
+        return
+    longest = [max(cell_len(row[place]) for row in cells) for place in range(len(columns))]
+    widths = fit(columns, longest, out.width)
+    has_head = any(column.title for column in columns)
+    table = Table(box=box.SIMPLE_HEAD if has_head else None, show_edge=False, pad_edge=False, show_header=has_head)
+    table.padding = (0, GAP - (1 if has_head else 0), 0, 0)  # the box has a blank between columns
+    for place, width in widths.items():
+        column = columns[place]
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*[Text(row[place]) for place in widths])
+    out.print(table)
+    left_out = [column.title for place, column in enumerate(columns) if place not in widths and longest[place]]
+    if left_out:
+        out.print(Text(f"no room for: {', '.join(left_out)}; --json has all"))
+
+
+def fit(columns: Sequence[Column], longest: Sequence[int], room: int) -> Mapping[int, int]:
+    """The columns that there is room for, by place, each with its width. longest: the longest cell of each."""
+    folds = sum(column.weight is None and not column.whole for column in columns)
+    name_floor = max(LEAST_NAME, room // (2 * folds or 1))
+    wanted, least = [], []
+    for column, length in zip(columns, longest, strict=True):
+        head = max(map(cell_len, column.title.split()), default=1)  # a title may stand on several lines
+        folded = not column.whole and column.weight is not None
+        wanted.append(max(min(length, TEXT_IN_A_FILE) if folded else length, cell_len(column.title), 1))
+        floor = length if column.whole else LEAST_TEXT if folded else name_floor
+        least.append(max(head, min(length, floor)))
+    shown = list(range(len(columns)))
+
+    def spare() -> int:
+        return room - sum(least[place] for place in shown) - GAP * (len(shown) - 1)
+
+    def worth(place: int) -> tuple[bool, int]:
+        """A column without a value is left out before all others."""
+        return longest[place] > 0, columns[place].weight or 0
+
+    while spare() < 0 and (
+        optional := [place for place in shown if columns[place].weight is not None or not longest[place]]
+    ):
+        shown.remove(min(optional, key=worth))
+    names = [place for place in shown if columns[place].weight is None and not columns[place].whole]
+    whole = [place for place in shown if columns[place].whole]
+    if spare() < 0:  # narrower than any terminal: the names share what there is
+        for place in names:
+            least[place] = 1
+    for places in (names, whole, [place for place in shown if place not in names and place not in whole]):
+        _share(least, wanted, places, spare())
+    return {place: least[place] for place in shown}
+
+
+def _share(widths: list[int], wanted: Sequence[int], places: Sequence[int], spare: int) -> None:
+    """Gives what is there to the columns that want more, the narrowest first."""
+    while spare > 0 and (needy := [place for place in places if widths[place] < wanted[place]]):
+        widths[min(needy, key=lambda place: widths[place])] += 1
+        spare -= 1
 
 
 def size(octets: float) -> str:

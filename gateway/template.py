@@ -71,7 +71,7 @@ def _variable(name: str) -> Callable[[Fields], Any]:
         return lambda fields: fields.message.client_id or None
     if name.startswith("topic[") and name.endswith("]"):
         number = name[6:-1]
-        if not number.isascii() or not number.isdigit():
+        if not number.isascii() or not number.isdigit() or len(number) > 9:
             raise ValueError(f"{{{name}}}: a topic level is a number from 0, as in {{topic[1]}}")
         place = int(number)
         return lambda fields: fields.levels[place] if place < len(fields.levels) else None
@@ -156,6 +156,12 @@ class Template:
             self.render = self._plain(only[1])
         else:
             self.render = self._render
+
+    @property
+    def least_levels(self) -> int:
+        """How many levels a topic must have for each `{topic[n]}` without a default to have a value."""
+        numbers = [part[0].strip() for part in self._parts if not isinstance(part, str) and part[2] is None]
+        return max((int(name[6:-1]) + 1 for name in numbers if name.startswith("topic[")), default=0)
 
     def find(self, fields: Fields) -> str | None:
         """As `render`; None where a variable without a default is not there at all."""

@@ -1,6 +1,7 @@
 """Owns HTTP as a way in (`http`: POST /topics/TOPIC) and as a way out (`webhook`: a queue to a URL).
 
-Its rule: a status is made from an Outcome and a Verdict from a status, by the two tables below and nothing else.
+Its rule: a status is made from an Outcome and a Verdict from a status, by the two tables below and nothing else, but
+for a message that no queue wants and that is retained: it is kept, 201.
 The file is also the example of a complete plugin: a Settings struct, `run`, and for a way out a `send`.
 """
 
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from gateway import web
 from gateway.address import Address
 from gateway.http_peer import Limits
-from gateway.message import Message, Properties, check_destination, to_topic
+from gateway.message import Message, Properties, check_destination, retains, to_topic
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
@@ -104,10 +105,12 @@ class Http:
             raise
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])
-        answer = {"outcome": outcome.value}
-        if outcome is Outcome.UNROUTED:
-            answer["error"] = f"no route leads from {message.topic} to a queue"
+        answer: dict[str, Any] = {"outcome": outcome.value}
         status = STATUS[outcome]
+        if outcome is Outcome.UNROUTED and retains(message):
+            answer["retained"], status = True, 201
+        elif outcome is Outcome.UNROUTED:
+            answer["error"] = f"no route leads from {message.topic} to a queue"
         if outcome is Outcome.REFUSED:
             self.counters.refusals["queue-full"] += 1
             answer["error"] = self.gateway.refusing or "a queue is full, or a link did not deliver it; try again later"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.files import Finding
+from gateway.files import Finding, why_unreadable
 
 _VERSION, _UTC_TIME = 0xA0, 0x17
 
@@ -27,8 +27,8 @@ def look_at(cert: str | None, key: str | None, authorities: tuple[str, str | Non
         try:
             with open(path, "rb"):
                 readable.add(setting)
-        except OSError as error:
-            yield Finding(setting, f"{path}: {error.strerror or error}", True)
+        except (OSError, ValueError) as error:
+            yield Finding(setting, f"{path}: {why_unreadable(error)}", True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if cert is not None and readable >= {"cert", *(["key"] if key is not None else [])}:
         try:

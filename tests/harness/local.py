@@ -29,7 +29,7 @@ from gateway.transport import Transport
 
 @contextlib.asynccontextmanager
 async def local_gateway(
-    config: str = "", users: Mapping[str, str] | None = None, drain_timeout: float = 5.0
+    config: str = "{}", users: Mapping[str, str] | None = None, drain_timeout: float = 5.0
 ) -> AsyncIterator[tuple[LocalGateway, Operator]]:
     """config: queues and routes in YAML. users: argon2 hashes by name."""
     settings = _settings(config)

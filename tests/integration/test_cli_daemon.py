@@ -98,6 +98,20 @@ def test_publish_says_what_became_of_it(gateway):
     assert "topic: has a wildcard" in gateway("publish", "a/#", status=1).stderr
 
 
+def test_publish_of_what_is_retained_and_no_queue_wants(gateway):
+    said = gateway("publish", "state/1", "on", "--retain", "--header", "a=b").stdout
+    assert said == "retained: kept for MQTT clients that subscribe later; no route leads from state/1 to a queue\n"
+    assert json.loads(gateway("publish", "state/1", "on", "--retain", "--json").stdout) == {
+        "outcome": "unrouted",
+        "retained": True,
+    }
+    said = gateway("publish", "state/1", "--retain").stdout
+    assert said == "retained: what was kept for later is cleared; no route leads from state/1 to a queue\n"
+    # Nothing is retained of what is sent straight to a queue, nor without --retain.
+    assert gateway("publish", "$queue/nowhere", "x", "--retain", status=1).stdout.startswith("unrouted: ")
+    assert gateway("publish", "state/1", "on", status=1).stdout.startswith("unrouted: ")
+
+
 def test_publish_from_standard_input_keeps_every_byte(gateway):
     octets = bytes(range(256))
     gateway("publish", "$queue/tables.dead", "-", "--content-type", "x/y", "--client-id", "dev", stdin=octets)

@@ -89,6 +89,9 @@ def test_status_is_the_outcome(daemon):
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     unrouted = post(running, "nowhere")
     assert (unrouted.status_code, unrouted.json()["error"]) == (404, "no route leads from nowhere to a queue")
+    retained = post(running, "nowhere", x_message_retain="1")
+    assert (retained.status_code, retained.json()) == (201, {"outcome": "unrouted", "retained": True})
+    assert post(running, "$queue/nowhere", x_message_retain="1").status_code == 404
     assert post(running, "$queue/all").status_code == 201
     assert len(messages(running, "q")) == 2
 

@@ -46,7 +46,7 @@ def test_a_link_has_an_outbox_and_explain_tells_where_it_sends(tmp_path: Path) -
         ("transports:\n  rabbit:\n    type: amqp-client\n    url: amqp://x\n    unroutable: lost\nqueues: {last: }",
          '5: transports.rabbit.unroutable: no queue is named "lost"; did you mean "last"?'),
         ("transports:\n  rabbit: {type: amqp-client, url: 'mqtt://:secret@x'}",
-         "2: transports.rabbit: url: expected amqp:// or amqps:// and a host, as in amqps://rabbit.example/vhost"),
+         "2: transports.rabbit.url: expected amqp:// or amqps:// and a host, as in amqps://rabbit.example/vhost"),
         ("transports:\n  rabbit:\n    type: amqp-client\n    url: amqp://x\n    prefetsch: 5",
          '5: transports.rabbit.prefetsch: unknown key; did you mean "prefetch"?'),
     ],

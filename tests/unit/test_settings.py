@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
-from gateway import plugins
+from gateway import plugins, web
 from gateway.access import hash_password
 from gateway.address import Address
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ListenError
 from gateway.policy import QueuePolicy
 from gateway.settings import Settings, load
 
@@ -40,8 +41,8 @@ def faults(read, tmp_path: Path):
     return faults
 
 
-def test_empty_file_is_all_defaults(read):
-    settings = read("")
+def test_empty_braces_are_all_defaults(read):
+    settings = read("{}")
     assert settings == Settings()
     assert settings.store.path == "./data"
     assert settings.store.reserve == settings.max_backlog == 64 << 20
@@ -188,7 +189,7 @@ FAULTS = [
     ("transports: {hook: {type: webhook, queue: a, url: 'http://x'}}\nqueues: {b: }",
      '1: transports.hook.queue: no queue is named "a"; known queues: b'),
     ("transports: {hook: {type: webhook, queue: a, url: 'ftp://x'}}\nqueues: {a: }",
-     "1: transports.hook: url: expected an address such as https://shop.example/hook"),
+     "1: transports.hook.url: expected an address such as https://shop.example/hook"),
     ("transports: {hook: {type: webhook, queue: a, url: 'http://x', in_flight: 0}}\nqueues: {a: }",
      "1: transports.hook.in_flight: expected a whole number >= 1 and <= 1000, got 0"),
     ("admin: {listen: 0.0.0.0:1}",
@@ -203,6 +204,38 @@ FAULTS = [
     ("log: {level: loud}", '1: log.level: expected one of debug, info, warning, error, got "loud"'),
     ("drain_timeout: -1", "1: drain_timeout: -1 is no duration; write for example 500ms, 30s, 5m or 1h30m"),
     ("store: {memory: 'yes'}", '1: store.memory: expected true or false, got "yes"'),
+    ("transports: {m: {type: mqtt, listen: 127.0.0.1:1883}, w: {type: http, listen: 127.0.0.1:1883}}",
+     "1: transports.w.listen: 127.0.0.1:1883 is taken: transports.m listens on 127.0.0.1:1883"),
+    ("transports:\n  m: {type: mqtt, listen: 127.0.0.1:8080}",
+     "2: transports.m.listen: 127.0.0.1:8080 is taken: admin listens on 127.0.0.1:8080"),
+    ("queues:\n  q:\n    group: '{topic[5]}'\nroutes: [{from: x/+, to: q}]",
+     "3: queues.q.group: {topic[5]} needs a topic of 6 levels (topic[0] is the first), and x/+ has 2 levels, which "
+     "routes[0] brings here"),
+    ("queues:\n  q: {dedup: {key: 'a{topic[1]}'}}\nroutes: [{from: x/#, to: q}, {from: x, to: [dead-letters, q]}]",
+     "2: queues.q.dedup.key: a{topic[1]} needs a topic of 2 levels (topic[0] is the first), and x has 1 level, which "
+     "routes[1] brings here"),
+    ("transports: {l: {type: mqtt-client, url: 'mqtt://x'}}\nroutes:\n  - {from: a/b, to: 'l:{topic[0]}/{topic[2]}'}",
+     "3: routes[0].to: {topic[0]}/{topic[2]} needs a topic of 3 levels (topic[0] is the first), and a/b has 2 levels"),
+    ("transports:\n  l: {type: mqtt-client, url: 'mqtt://x', outbox: {group: '{topic[7]}'}}\n"
+     "routes: [{from: a/b, to: 'l:{topic}'}]",
+     "2: transports.l.outbox.group: {topic[7]} needs a topic of 8 levels (topic[0] is the first), and a/b has 2 "
+     "levels, which routes[0] brings here"),
+    ("queues: {q: }\nroutes: [{from: a/#/b, to: q}]", '2: routes[0].from: "a/#/b" has # before its last level'),
+    ("transports:\n  l: {type: mqtt-client, url: 'mqtt://x', subscribe: [a, a/#/b]}",
+     "2: transports.l.subscribe[1]: 'a/#/b' has # before its last level"),
+    ("queues: {q: {max_messages: 010}}",
+     "1: queues.q.max_messages: 010 is octal to some and decimal to others; write 10, or 0x... for another base"),
+    ("queues: {q: {max_bytes: '010'}}",
+     "1: queues.q.max_bytes: 010 is octal to some and decimal to others; write 10, or 0x... for another base"),
+    ("queues: {q: {ttl: -01}}",
+     "1: queues.q.ttl: -01 is octal to some and decimal to others; write 1, or 0x... for another base"),
+    ("transports: {l: {type: amqp-client, url: 'amqp://x', topology: {queues: {q: {arguments: {x-max: 010}}}}}}",
+     "1: transports.l.topology.queues.q.arguments.x-max: 010 is octal to some and decimal to others; write 10, or "
+     "0x... for another base"),
+    ("queues: {q: {group: {topic}}}",
+     '1: queues.q.group: expected text, got keys and values; a template is put in quotes, "{topic}"'),
+    ("users: {a: {password_hash_file: \"a\\0b\"}}",
+     "1: users.a.password_hash_file: a\\x00b cannot be read: is no path (embedded null byte)"),
     ("- a", "1: a configuration is a mapping of keys, as in `store: {path: ./data}`"),
 ]  # fmt: skip
 
@@ -223,6 +256,88 @@ routes:
 drain_timeout: x
 """)
     assert [line.split(":")[1] for line in found] == ["2", "4", "4", "5", "7", "8"]
+
+
+def test_a_fault_hides_no_other(faults):
+    found = faults("""
+queues:
+  a: {ttl: x, group: "{topc}", dead_letter: nope, on_exhausted: park}
+  b: 5
+  c: {max_bytes: 0, dedup: {window: x, key: "{"}}
+routes:
+  - {from: "a/#/b", to: nowhere, deliver_within: x}
+  - {from: 5, to: nowhere}
+  - 5
+  - {from: "b#", to: a, surce: web}
+  - {from: "c", to: c, source: wob, ack: stred}
+  - {from: "d/#/e", to: b}
+transports:
+  web: {type: http, max_body: x, listen: 127.0.0.1:8080}
+  hook: {type: webhook, queue: nope, url: "http://x", timeout: x}
+""")
+    places = [line.split(": ")[0].removeprefix("gateway.yaml:") + " " + line.split(": ")[1] for line in found]
+    assert places == [
+        "3 queues.a.ttl", "3 queues.a.dead_letter", "3 queues.a.group",
+        "4 queues.b",
+        "5 queues.c.dedup.window", "5 queues.c.dedup.key", "5 queues.c.max_bytes",
+        "7 routes[0].deliver_within", "7 routes[0].from", "7 routes[0].to",
+        "8 routes[1].from", "8 routes[1].to",
+        "9 routes[2]",
+        "10 routes[3].surce", "10 routes[3].from",
+        "11 routes[4].ack", "11 routes[4].source",
+        "12 routes[5].from",
+        "14 transports.web.max_body", "14 transports.web.listen",
+        "15 transports.hook.timeout", "15 transports.hook.queue",
+    ]  # fmt: skip
+
+
+def test_what_a_fault_leaves_unknown_is_not_held_against_its_neighbours(faults):
+    """Each of these has one fault; what depends on the value that can't be read is not told besides."""
+    for text in (
+        "queues: {a: {group: 5, on_exhausted: park, group_in_flight: 2, dedup: {key: sha256, scope: group}}}",
+        "queues: {a: {grup: x, on_exhausted: park}}",
+        "queues: {a: {delay: 8d, max_delay: x}}",
+        "queues: {a: {group: '{topic[5]}'}}\nroutes: [{from: 5, to: a}]",
+        "queues: {a: {group: '{topic[5]}'}}\nroutes: [{from: x/+, to: [a, 5]}]",
+        "admin: {listen: x}\ntransports: {web: {type: http, listen: 127.0.0.1:8080}}",
+        "admin: {listen: ':9', allow_anonymous: x}",
+        "users_file: [x]\nadmin: {listen: ':9'}",
+        "users_file: nope\nadmin: {listen: ':9'}",
+        "userz: {}\nadmin: {listen: ':9'}",
+        "users: {a: {password_hash: 5}}\nadmin: {listen: ':9'}",
+        "transports: {l: {type: mqtt-client, url: 5, tls: {ca: x}, password: y}}",
+        "transports: {l: {type: mqtt-client, url: 'mqtt://x'}}\n"
+        "routes: [{from: a/b, to: 'l:x', ack: delivered}, {from: 5, to: 'l:x'}]",
+        "transports: {l: {type: mqtt-client, url: 'mqtt://x'}}\n"
+        "routes: [{from: a/b, to: 'l:x', ack: delivred, deliver_within: 5s}]",
+    ):
+        assert len(faults(text)) == 1, text
+
+
+def test_templates_with_a_default_or_where_some_topics_have_the_level(read):
+    read("queues: {a: {group: '{topic[5]|x}'}}\nroutes: [{from: x/+, to: a}]")
+    read("queues: {a: {group: '{topic[5]}'}}\nroutes: [{from: x/#, to: a}, {from: '#', to: a}]")
+    read("queues: {a: {group: '{topic[1]}'}}\nroutes: [{from: x/+, to: a}]")
+    read("queues: {a: {dedup: {key: '{topic[5]}', required: false}}}\nroutes: [{from: x/+, to: a}]")
+
+
+def test_text_with_a_leading_zero_is_text_as_it_stands(read):
+    assert read("queues: {a: {group: 010}}").queues["a"].group == "010"
+    settings = read("transports: {l: {type: mqtt-client, url: 'mqtt://x', username: u, password: '${P}'}}", P="0123")
+    assert settings.transports["l"].password == "0123"
+
+
+def test_keys_that_begin_with_x_are_the_users_own(read, faults):
+    settings = read("""
+x-defaults: &defaults {max_deliveries: 3, retry_delay: 1s}
+x-anything: [1, {a: ["${NOT_SET}"]}]
+queues:
+  a: {<<: *defaults, ttl: 5s}
+  b: *defaults
+""")
+    assert [settings.queues[name].max_deliveries for name in "ab"] == [3, 3]
+    assert faults("queues: {a: {x-own: 1}}")[0].startswith("gateway.yaml:1: queues.a.x-own: unknown key")
+    assert faults("X-own: 1")[0].startswith("gateway.yaml:1: X-own: unknown key")
 
 
 def test_a_queue_with_a_fault_is_still_one_that_a_route_may_name(faults):
@@ -309,6 +424,42 @@ def test_a_plugin_that_fails_to_import_stops_only_a_strict_check(tmp_path, monke
 def test_address(text, host, port):
     address = Address.parse(text)
     assert (address.host, address.port) == (host, port)
+
+
+HOSTS = ["", "0.0.0.0", "[::]", "127.0.0.1", "127.0.0.2", "[::1]", "localhost"]
+
+
+# Whether `localhost` has an address of IPv6, too, is the machine's.
+PAIRS = [pair for pair in itertools.product(HOSTS, HOSTS) if not ("localhost" in pair and "::" in "".join(pair))]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_addresses_clash_where_the_kernel_says_so(first, second):
+    """Against real sockets, which are opened as the daemon opens its own."""
+    held = web.listen("first", Address.parse(f"{first}:0"))
+    port = held[0].getsockname()[1]
+    try:
+        for one in web.listen("second", Address.parse(f"{second}:{port}")):
+            one.close()
+        clashed = False
+    except ListenError as error:
+        if "in use" not in str(error):
+            raise
+        clashed = True
+    finally:
+        for one in held:
+            one.close()
+    assert Address.parse(f"{first}:{port}").clashes(Address.parse(f"{second}:{port}")) is clashed
+    assert Address.parse(f"{second}:{port}").clashes(Address.parse(f"{first}:{port}")) is clashed
+
+
+def test_addresses_of_names_and_of_free_ports():
+    def clash(first: str, second: str) -> bool:
+        return Address.parse(first).clashes(Address.parse(second))
+
+    assert clash("broker.example:1", "Broker.example:1") and clash(":1", "broker.example:1")
+    assert not clash("broker.example:1", "other.example:1") and not clash("127.0.0.1:1", "127.0.0.1:2")
+    assert not clash("127.0.0.1:0", "127.0.0.1:0") and clash("[::1]:5", "[0:0:0:0:0:0:0:1]:5")
 
 
 @pytest.mark.parametrize("text", ["", "a", "a:b", "a:70000", "::1:80", "a:-1", None, True, "a:\u0661"])

@@ -56,6 +56,12 @@ def test_both_refuse(text, tmp_path):
         load(tmp_path / "gateway.yaml", {})
 
 
+def test_it_knows_the_users_own_keys(tmp_path):
+    jsonschema.validate({"x-defaults": {"anything": [1]}}, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"y-defaults": {}}, json_schema())
+
+
 def test_it_knows_secret_files_and_variables():
     value = {"users": {"a": {"password_hash_file": "x"}}, "queues": {"a": {"max_deliveries": "${N}"}}, "admin": False}
     jsonschema.validate(value, json_schema())

@@ -113,7 +113,7 @@ class MqttClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         if self.password is not None and self.username is None and place.username is None:
             raise ValueError("password: needs a username")
         for number, filter in enumerate(self.subscribe):
-            if why := check_filter(filter):
+            if why := check_filter(filter, mqtt=True):
                 raise ValueError(f"subscribe[{number}]: {filter!r} {why}")
         if len(set(self.subscribe)) < len(self.subscribe):
             raise ValueError("subscribe: a filter stands twice")
