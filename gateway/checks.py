@@ -28,10 +28,11 @@ MAX_NAME_BYTES = 255
 
 class Checks:
     """Looks at settings whose types are right. `root` tells where each key stands; a section that could not be read
-    is there, although the settings lack it."""
+    is there, although the settings lack it. warnings: what may be meant, and will surprise who did not mean it."""
 
-    def __init__(self, settings: Settings, root: Node, faults: Faults) -> None:
+    def __init__(self, settings: Settings, root: Node, faults: Faults, warnings: Faults) -> None:
         self.settings = settings
+        self.warnings = warnings
         self.root = root
         self.faults = faults
         self.queues = root.keys("queues")
@@ -89,6 +90,7 @@ class Checks:
             self._fault("a queue of the configuration does not expire; take this key out", *place, "expires")
 
     def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
+        """A circle is a way to try again later, and drops what no consumer rejects (ruling 30)."""
         told: set[str] = set()
         for start in queues:
             chain: list[str] = []
@@ -98,8 +100,12 @@ class Checks:
                 name = queues[name].dead_letter
             if name == start and start not in told:
                 told.update(chain)
-                self._fault(
-                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}", "queues", start, "dead_letter"
+                self.warnings.add(
+                    self.root.child("queues", start, "dead_letter").line,
+                    f"queues.{start}.dead_letter",
+                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}. A message goes round as often "
+                    "as a consumer rejects it on the way; one that comes back to a queue where it died before without "
+                    "that (expired, exhausted, overflow) is dropped, counted and logged",
                 )
 
     def _check_routes(self) -> None:

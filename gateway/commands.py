@@ -14,6 +14,7 @@ import typer
 
 from gateway import tables
 from gateway.errors import ConfigError, GatewayError
+from gateway.gather import DeadOnArrival
 from gateway.logs import printable
 from gateway.message import RESERVED_QUEUES
 from gateway.policy import Seconds
@@ -47,6 +48,7 @@ class Answer(msgspec.Struct, frozen=True):
     messages: list[StoredView] = []
     next: int | None = None
     outcome: str = ""
+    dead_on_arrival: list[DeadOnArrival] = []
     error: str = ""
     released: bool = False
 
@@ -109,7 +111,8 @@ def publish(
     password: Password = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish one message and say what became of it: stored, duplicate, unrouted or refused.
+    """Publish one message and say what became of it: stored, duplicate, unrouted or refused, or dead on arrival in a
+    queue that lacks a value for it.
 
     Example: gateway publish shop/7/orders '{"item": 42}' --header order-id=1001
     """
@@ -128,13 +131,16 @@ def publish(
     if not answer.outcome:
         raise GatewayError(answer.error or "the daemon did not say what became of it")
     if as_json:
-        print_json({"outcome": answer.outcome})
+        print_json({"outcome": answer.outcome, "dead_on_arrival": answer.dead_on_arrival})
     else:
         more = {
             "unrouted": f": no route leads from {topic} to a queue; see `gateway explain CONFIG --topic {topic}`",
             "refused": ": a queue is full, or the store; see `gateway queues`",
         }
         typer.echo(answer.outcome + more.get(answer.outcome, ""))
+        for dead in answer.dead_on_arrival:
+            fate = f"it is a dead letter in {', '.join(dead.kept_in)}" if dead.kept_in else "it was dropped"
+            typer.echo(printable(f"queue {dead.queue} could not take it: {dead.why}; {fate}"))
     if answer.outcome in ("unrouted", "refused"):
         raise typer.Exit(1)
 

@@ -116,6 +116,7 @@ class Core:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
         accept.outcomes = self.intake.take(accept.messages, accept.offer)
         accept.counts, self.counts = self.counts, []
+        accept.invalid = self.intake.take_invalid() if self.intake.invalid else ()
         gather = self.gather
         gather.accepts.append(accept)
         if self.intake.waits:
