@@ -141,7 +141,7 @@ class Count(msgspec.Struct, frozen=True):
     messages: int
 
 
-class Published(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True, omit_defaults=True):
     """dead_on_arrival: the queues that could not take it; for them it is a dead letter."""
 
     outcome: Literal["stored", "duplicate", "unrouted", "refused"]

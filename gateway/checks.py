@@ -80,8 +80,9 @@ class Checks:
                 self._fault("scope group needs a group", *place, "dedup", "scope")
         if policy.delay > policy.max_delay:
             self._fault("is longer than max_delay", *place, "delay")
-        if policy.max_bytes is not None and policy.max_bytes <= 0:
-            self._fault("must be above 0; leave it out for no limit", *place, "max_bytes")
+        for key, limit in (("max_messages", policy.max_messages), ("max_bytes", policy.max_bytes)):
+            if limit is not None and limit <= 0:
+                self._fault("must be above 0; leave it out for no limit", *place, key)
         if policy.ack_timeout is not None and policy.ack_timeout <= 0:
             self._fault("must be above 0; leave it out for no timeout", *place, "ack_timeout")
         if policy.dedup and policy.dedup.window <= 0:

@@ -141,7 +141,7 @@ def publish(
         for dead in answer.dead_on_arrival:
             fate = f"it is a dead letter in {', '.join(dead.kept_in)}" if dead.kept_in else "it was dropped"
             typer.echo(printable(f"queue {dead.queue} could not take it: {dead.why}; {fate}"))
-    if answer.outcome in ("unrouted", "refused"):
+    if answer.outcome in ("unrouted", "refused") or answer.dead_on_arrival:
         raise typer.Exit(1)
 
 

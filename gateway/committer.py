@@ -14,7 +14,7 @@ from gateway.compaction import rescue
 from gateway.core import Core
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
 from gateway.flow import Pressure
-from gateway.gather import Accept, DeadOnArrival
+from gateway.gather import Accept
 from gateway.logs import log
 from gateway.message import Message
 from gateway.metrics import CommitStats
@@ -115,24 +115,13 @@ class Committer:
             if not future.done():
                 future.set_result(outcomes)
 
-        self.core.accept(Accept(batch, changes, resolve, offer=offer))
-        self._relieve()
-        self.poke()
+        self.take(Accept(batch, changes, resolve, offer=offer))
         return future
 
-    def publish(self, message: Message) -> asyncio.Future[tuple[Outcome, Sequence[DeadOnArrival]]]:
-        """As `accept`, for one message, whose sender wants to know of queues that could not take it, too."""
-        future: asyncio.Future[tuple[Outcome, Sequence[DeadOnArrival]]] = self._loop.create_future()
-
-        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
-            if not future.done():
-                future.set_result((outcomes[0], accept.invalid if outcomes[0] is not Outcome.REFUSED else ()))
-
-        accept = Accept((message,), (), resolve)
+    def take(self, accept: Accept) -> None:
         self.core.accept(accept)
         self._relieve()
         self.poke()
-        return future
 
     def put(self, changes: Sequence[StateChange] = ()) -> asyncio.Future[bool]:
         future: asyncio.Future[bool] = self._loop.create_future()

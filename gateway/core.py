@@ -206,7 +206,7 @@ class Core:
             if queue.deleted:
                 self._give_up(queue, stored)
                 continue
-            slots = queue.store(stored, now)
+            slots = queue.store(stored)
             if self.awaited and not queue.policy.durable:
                 self.awaited.stored(slots, stored)
             queue.counters.accepted += len(stored)
@@ -217,7 +217,7 @@ class Core:
             if not queue.policy.refuses:
                 limited[queue] = None
         for queue in limited:
-            queue.evict()
+            queue.evict_stored()
         for move in gather.relocations:
             entries = move.queue.entries
             if entries.holds(move.slot, move.ident) and entries.row[move.slot] == move.old_row:

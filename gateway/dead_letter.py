@@ -28,7 +28,7 @@ UNSTORED_OCTETS = 160
 """What a message that is kept in memory only counts beside its body."""
 
 MAX_DEATHS = 32
-"""Of a message that dies again and again the latest are kept, and the first."""
+"""Of a message that dies again and again the latest are kept, and the first, and how many of a kind there were."""
 MAX_UNDECIDED = 128
 """All deaths are kept that tell whether a message goes round in a circle, and no message dies more often by itself."""
 _TEXT_HEAD_OCTETS = 4
@@ -64,9 +64,21 @@ def died(
     death = Death(queue, reason.value, attempts, error, first, last, exchange, topic)
     deaths = (death, *extra.deaths)
     latest = max(MAX_DEATHS - 1, undecided)
-    if len(deaths) > latest:
-        deaths = (*deaths[:latest], deaths[-1])
+    if len(deaths) > latest + 1:
+        deaths = _shortened(deaths, latest)
     return Extra(extra.options, deaths, group if group is not None else extra.group, sequence, undecided)
+
+
+def _shortened(deaths: tuple[Death, ...], latest: int) -> tuple[Death, ...]:
+    """So many of the latest, and the first. Consumers count how often a message came back, so what is left out still
+    counts in the one of its kind that stays."""
+    kept = [*deaths[:latest], deaths[-1]]
+    places = {(death.queue, death.reason): place for place, death in reversed(list(enumerate(kept)))}
+    for death in deaths[latest:-1]:
+        place = places.get((death.queue, death.reason))
+        if place is not None:
+            kept[place] = msgspec.structs.replace(kept[place], count=kept[place].count + death.count)
+    return tuple(kept)
 
 
 def closes_circle(extra: Extra, queue: str) -> bool:

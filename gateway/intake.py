@@ -289,7 +289,7 @@ class Intake:
 
 def _times(message: Message, policy: QueuePolicy, now: float) -> tuple[float, float]:
     """When it expires and from when it may be delivered; 0 for never and at once."""
-    ttl, delay = message.ttl, message.delay or policy.delay
+    ttl, delay = message.ttl, message.delay if message.delay is not None else policy.delay
     if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
         ttl = policy.ttl
     return 0.0 if ttl is None else now + ttl, now + min(delay, policy.max_delay) if delay else 0.0

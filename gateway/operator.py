@@ -5,6 +5,7 @@ Its rule: whatever moves a message moves it in one record, by the core.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from operator import attrgetter, itemgetter
@@ -21,7 +22,7 @@ from gateway.declarations import CONFIG, OWNER
 from gateway.entries import Walk
 from gateway.errors import GatewayError
 from gateway.explain import explain
-from gateway.gather import DeadOnArrival
+from gateway.gather import Accept, DeadOnArrival
 from gateway.ledger import Counters
 from gateway.local import LocalGateway
 from gateway.message import Message
@@ -340,7 +341,16 @@ class Operator:
         return count
 
     async def publish(self, message: Message) -> tuple[Outcome, Sequence[DeadOnArrival]]:
-        return await self._committer.publish(message)
+        answered: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+            if not answered.done():
+                answered.set_result(outcomes)
+
+        accept = Accept((message,), (), resolve)
+        self._committer.take(accept)
+        (outcome,) = await answered
+        return outcome, accept.invalid if outcome is not Outcome.REFUSED else ()
 
     def explain(self, message: Message) -> Sequence[Step]:
         return explain(self._core, message)

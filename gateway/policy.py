@@ -12,6 +12,8 @@ import msgspec
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "kb": 1024, "mb": 1024**2, "gb": 1024**3, "k": 1024, "m": 1024**2, "g": 1024**3}
+_MOST_SECONDS = 1000 * 365 * 86400.0
+"""A time that is farther away can't be told from never."""
 # These run on the config alone, never on what a client sent.
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
@@ -23,13 +25,16 @@ class Seconds(float):
     @classmethod
     def parse(cls, value: Any) -> Seconds:
         """Raises ValueError that says what a duration looks like."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS:
             return cls(value)
         if isinstance(value, str):
             text = value.strip()
             parts = _DURATION.findall(text)
             if parts and "".join(number + unit for number, unit in parts) == text:
-                return cls(sum(float(number) * _UNITS[unit] for number, unit in parts))
+                seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+                if seconds <= _MOST_SECONDS:
+                    return cls(seconds)
+                raise ValueError(f"{value[:64]!r} is longer than 1000 years; leave it out for no end")
         raise ValueError(f"{value!r} is no duration; write for example 500ms, 30s, 5m or 1h30m")
 
 
@@ -61,10 +66,10 @@ class Octets(int):
         """Raises ValueError that says what a size looks like."""
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(value)
-        if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
-            unit = _SIZES.get(found[2].lower())
+        if isinstance(value, str) and len(value) <= 64 and (found := _SIZE.fullmatch(value.strip())):
+            number, unit = found[1], _SIZES.get(found[2].lower())
             if unit is not None:
-                return cls(float(found[1]) * unit)
+                return cls(float(number) * unit if "." in number else int(number) * unit)
         raise ValueError(f"{value!r} is no size; write for example 65536, 64KB, 10MB or 2GB")
 
 
@@ -122,7 +127,8 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_deliveries: attempts after which `on_exhausted` decides; None: no limit.
     retry_delay: doubles from the first to the second value with each attempt, with jitter; None: at once.
     dead_letter: queue that gets what can't be delivered, an exchange for AMQP queues, or `none` to discard.
-    ttl, delay, max_delay: seconds. max_messages, max_bytes: None for no limit.
+    ttl, delay, max_delay: seconds; a ttl of 0 is for a consumer that is waiting now. max_messages, max_bytes: None for
+    no limit; with 0 nothing waits here, and what no consumer takes at once meets `overflow`.
     max_groups: groups that hold messages; a message of one more is refused.
     overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight;
     `refuse-dead-letter` refuses the message and makes a dead letter of it besides, each time that it is offered.
@@ -144,7 +150,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ttl: Seconds | None = None
     delay: Seconds = Seconds(0)
     max_delay: Seconds = Seconds(7 * 86400)
-    max_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_messages: Annotated[int, msgspec.Meta(ge=0)] | None = None
     max_bytes: Octets | None = None
     max_groups: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     overflow: Literal["refuse", "refuse-dead-letter", "drop-oldest", "dead-letter"] = "refuse"

@@ -91,11 +91,20 @@ def test_a_poisoned_message_is_found_and_redriven(gateway):
 def test_publish_says_what_became_of_it(gateway):
     assert gateway("publish", "once/1", "x", "--header", "id=1").stdout == "stored\n"
     assert json.loads(gateway("publish", "once/1", "x", "--header", "id=1", "--json").stdout) == {
-        "outcome": "duplicate"
+        "outcome": "duplicate",
+        "dead_on_arrival": [],
     }
     assert gateway("publish", "once/1", "x", "--header", "id=2", status=1).stdout.startswith("refused: a queue is full")
     assert gateway("publish", "nowhere", status=1).stdout.startswith("unrouted: no route leads from nowhere")
     assert "topic: has a wildcard" in gateway("publish", "a/#", status=1).stderr
+
+
+def test_publish_says_that_a_message_is_a_dead_letter_at_once(gateway):
+    why = "queue once could not take it: {header[id]} is missing; it is a dead letter in dead-letters\n"
+    assert gateway("publish", "once/1", "x", status=1).stdout == "stored\n" + why
+    found = json.loads(gateway("publish", "once/1", "x", "--json", status=1).stdout)
+    dead = {"queue": "once", "kept_in": ["dead-letters"], "why": "{header[id]} is missing"}
+    assert found == {"outcome": "stored", "dead_on_arrival": [dead]}
 
 
 def test_publish_from_standard_input_keeps_every_byte(gateway):

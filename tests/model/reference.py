@@ -160,7 +160,7 @@ class Reference:
         entry = self._add(queue, message, group=value(policy.group, message))
         times = [time for time in (message.ttl, policy.ttl) if time is not None]
         entry.expires = now + min(times) if times else 0.0
-        delay = message.delay or policy.delay
+        delay = message.delay if message.delay is not None else policy.delay
         entry.delay = entry.due = now + min(delay, policy.max_delay) if delay else 0.0
         if policy.dedup is not None:
             self.keys[self._key(queue, message)] = (now + policy.dedup.window, GATHERING)
