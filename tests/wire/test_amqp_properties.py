@@ -102,6 +102,7 @@ def test_a_message_that_says_nothing_takes_three_bytes() -> None:
     assert subject.encode(Message("a", b""), False) == subject.PERSISTENT
     assert subject.encode(Message("a", b"", qos=0), True) == subject.TRANSIENT
     assert subject.decode(b"\0\0", 0, 2) is subject.NOTHING_SAID
+    assert subject.NOTHING_SAID.delay is None and subject.NOTHING_SAID.ttl is None
     assert subject.encode(Message("a", b"", qos=0, properties=subject.NOTHING_SAID.properties), True) == b"\0\0"
     content = subject.decode(subject.PERSISTENT, 0, 3)
     assert content == subject.Content(NO_PROPERTIES, 1, False, None, None)

@@ -107,7 +107,7 @@ class Content(NamedTuple):
 
 
 NO_MODE = Properties(delivery_mode=0)
-NOTHING_SAID = Content(NO_MODE, 0, False, None, 0.0)
+NOTHING_SAID = Content(NO_MODE, 0, False, None, None)
 """Of a content header without any property."""
 
 
