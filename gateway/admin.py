@@ -18,6 +18,7 @@ from starlette.routing import Route
 from gateway import metrics, web
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.feed import MAX_CREDIT, Feed
+from gateway.gather import DeadOnArrival
 from gateway.http_peer import Limits
 from gateway.message import retains
 from gateway.openapi import Endpoint, arguments, document
@@ -142,10 +143,12 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
-    """retained: no queue wants it, and it is kept for MQTT clients that subscribe later, or has cleared what was."""
+    """retained: no queue wants it, and it is kept for MQTT clients that subscribe later, or has cleared what was.
+    dead_on_arrival: the queues that could not take it; for them it is a dead letter."""
 
     outcome: Literal["stored", "duplicate", "unrouted", "refused"]
     retained: bool = False
+    dead_on_arrival: list[DeadOnArrival] = []
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -370,10 +373,10 @@ class Admin:
         self._must_be_ready()
         message = build(view, NAME, NAME)
         self.counters.messages_in += 1
-        (outcome,) = await self.gateway.accept([message])
+        outcome, dead = await self.operations.publish(message)
         status = 503 if outcome is Outcome.REFUSED and self.gateway.refusing else STATUS[outcome]
         retained = outcome is Outcome.UNROUTED and retains(message)
-        return web.as_json(Published(outcome.value, retained), 201 if retained else status)
+        return web.as_json(Published(outcome.value, retained, list(dead)), 201 if retained else status)
 
     async def _explain(self, view: MessageView) -> Response:
         return web.as_json(Explanation(list(self.operations.explain(build(view, view.source or NAME, NAME)))))

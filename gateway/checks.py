@@ -38,10 +38,14 @@ class PlacedRoute(NamedTuple):
 
 class Checks:
     """Looks at what could be read of settings. `root` tells where each key stands; a section that could not be read is
-    there, although the settings lack it, and of a value that could not be read nothing is said (`Node.is_unread`)."""
+    there, although the settings lack it, and of a value that could not be read nothing is said (`Node.is_unread`).
+    warnings: what may be meant, and will surprise who did not mean it."""
 
-    def __init__(self, settings: Settings, root: Node, faults: Faults, routes: Sequence[PlacedRoute]) -> None:
+    def __init__(
+        self, settings: Settings, root: Node, faults: Faults, warnings: Faults, routes: Sequence[PlacedRoute]
+    ) -> None:
         self.settings = settings
+        self.warnings = warnings
         self.root = root
         self.faults = faults
         self.routes = routes
@@ -101,8 +105,9 @@ class Checks:
                 self._fault("scope group needs a group", *place, "dedup", "scope")
         if policy.delay > policy.max_delay and not self.root.is_unread(*place, "max_delay"):
             self._fault("is longer than max_delay", *place, "delay")
-        if policy.max_bytes is not None and policy.max_bytes <= 0:
-            self._fault("must be above 0; leave it out for no limit", *place, "max_bytes")
+        for key, limit in (("max_messages", policy.max_messages), ("max_bytes", policy.max_bytes)):
+            if limit is not None and limit <= 0:
+                self._fault("must be above 0; leave it out for no limit", *place, key)
         if policy.ack_timeout is not None and policy.ack_timeout <= 0:
             self._fault("must be above 0; leave it out for no timeout", *place, "ack_timeout")
         if policy.dedup and policy.dedup.window <= 0:
@@ -111,6 +116,7 @@ class Checks:
             self._fault("a queue of the configuration does not expire; take this key out", *place, "expires")
 
     def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
+        """A circle is a way to try again later, and drops what no consumer rejects (ruling 30)."""
         told: set[str] = set()
         for start in queues:
             chain: list[str] = []
@@ -120,8 +126,12 @@ class Checks:
                 name = queues[name].dead_letter
             if name == start and start not in told:
                 told.update(chain)
-                self._fault(
-                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}", "queues", start, "dead_letter"
+                self.warnings.add(
+                    self.root.child("queues", start, "dead_letter").line,
+                    f"queues.{start}.dead_letter",
+                    f"dead letters go round in a circle: {' -> '.join([*chain, start])}. A message goes round as often "
+                    "as a consumer rejects it on the way; one that comes back to a queue where it died before without "
+                    "that (expired, exhausted, overflow) is dropped, counted and logged",
                 )
 
     def _check_routes(self) -> None:

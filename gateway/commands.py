@@ -14,6 +14,7 @@ import typer
 
 from gateway import tables
 from gateway.errors import ConfigError, GatewayError
+from gateway.gather import DeadOnArrival
 from gateway.logs import printable
 from gateway.message import RESERVED_QUEUES
 from gateway.policy import Seconds
@@ -64,6 +65,7 @@ class Answer(msgspec.Struct, frozen=True):
     next: int | None = None
     outcome: str = ""
     retained: bool = False
+    dead_on_arrival: list[DeadOnArrival] = []
     error: str = ""
     released: bool = False
 
@@ -126,7 +128,8 @@ def publish(
     password: Password = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish one message and say what became of it: stored, duplicate, retained, unrouted or refused.
+    """Publish one message and say what became of it: stored, duplicate, retained, unrouted or refused, or dead on
+    arrival in a queue that lacks a value for it.
 
     Example: gateway publish shop/7/orders '{"item": 42}' --header order-id=1001
     """
@@ -145,7 +148,12 @@ def publish(
     if not answer.outcome:
         raise GatewayError(answer.error or "the daemon did not say what became of it")
     if as_json:
-        print_json({"outcome": answer.outcome} | ({"retained": True} if answer.retained else {}))
+        found: dict[str, Any] = {"outcome": answer.outcome}
+        if answer.retained:
+            found["retained"] = True
+        if answer.dead_on_arrival:
+            found["dead_on_arrival"] = answer.dead_on_arrival
+        print_json(found)
     elif answer.retained:
         kept = "kept for MQTT clients that subscribe later" if octets else "what was kept for later is cleared"
         typer.echo(f"retained: {kept}; no route leads from {topic} to a queue")
@@ -155,7 +163,11 @@ def publish(
             "refused": ": a queue is full, or the store; see `gateway queues`",
         }
         typer.echo(answer.outcome + more.get(answer.outcome, ""))
-    if answer.outcome == "refused" or (answer.outcome == "unrouted" and not answer.retained):
+        for dead in answer.dead_on_arrival:
+            fate = f"it is a dead letter in {', '.join(dead.kept_in)}" if dead.kept_in else "it was dropped"
+            typer.echo(printable(f"queue {dead.queue} could not take it: {dead.why}; {fate}"))
+    is_lost = answer.outcome == "refused" or (answer.outcome == "unrouted" and not answer.retained)
+    if is_lost or answer.dead_on_arrival:
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gateway.compaction import rescue
 from gateway.core import Core
@@ -42,6 +42,15 @@ class _Written(NamedTuple):
     last_id: int
     room: int
     error: StoreError | None
+
+
+T = TypeVar("T")
+
+
+def _tell(future: asyncio.Future[T], answer: T) -> None:
+    """Unless it was cancelled, which changes nothing else."""
+    if not future.done():
+        future.set_result(answer)
 
 
 class Committer:
@@ -110,39 +119,26 @@ class Committer:
         self, batch: Sequence[Message], changes: Sequence[StateChange] = (), offer: Offer = PLAIN
     ) -> asyncio.Future[Sequence[Outcome]]:
         future: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
+        self.take(Accept(batch, changes, lambda outcomes, _: _tell(future, outcomes), offer=offer))
+        return future
 
-        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
-            if not future.done():
-                future.set_result(outcomes)
-
-        self.core.accept(Accept(batch, changes, resolve, offer=offer))
+    def take(self, accept: Accept) -> None:
+        """What all of these calls come to: `accept.resolve` gets the answer."""
+        self.core.accept(accept)
         self._relieve()
         self.poke()
-        return future
 
     def put(self, changes: Sequence[StateChange] = ()) -> asyncio.Future[bool]:
         future: asyncio.Future[bool] = self._loop.create_future()
-
-        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
-            if not future.done():
-                future.set_result(ok)
-
-        self.core.accept(Accept((), changes, resolve))
-        self.poke()
+        self.take(Accept((), changes, lambda _, ok: _tell(future, ok)))
         return future
 
     def keep(self, changes: Sequence[StateChange]) -> None:
-        self.core.accept(Accept((), changes, _nobody_waits, insists=True))
-        self.poke()
+        self.take(Accept((), changes, _nobody_waits, insists=True))
 
     def purge(self, name: str) -> asyncio.Future[int]:
         future: asyncio.Future[int] = self._loop.create_future()
-
-        def stored(_: object) -> None:
-            if not future.done():
-                future.set_result(count)
-
-        count = self.core.get(name).purge(lambda: self.put().add_done_callback(stored))
+        count = self.core.get(name).purge(lambda: self.put().add_done_callback(lambda _: _tell(future, count)))
         return future
 
     def _refuse_all(self) -> None:
@@ -305,8 +301,8 @@ class Committer:
 
     def _relieve(self) -> None:
         """Reading pauses while more is accepted than the disk takes (ruling 22)."""
-        core = self.core
-        backlog = core.gather.octets + (core.committing.octets if core.committing is not None else 0)
+        core, committing = self.core, self.core.committing
+        backlog = core.gather.octets + (committing.octets if committing is not None else 0)
         high = backlog > (self._max_backlog // 2 if self.pressure.high else self._max_backlog)
         core.overloaded = backlog > 2 * self._max_backlog
         if high != self.pressure.high:

@@ -116,6 +116,7 @@ class Core:
         """Decides at once; what becomes true with the next commit stands in `accept.outcomes`."""
         accept.outcomes = self.intake.take(accept.messages, accept.offer)
         accept.counts, self.counts = self.counts, []
+        accept.invalid = self.intake.take_invalid() if self.intake.invalid else ()
         gather = self.gather
         gather.accepts.append(accept)
         if self.intake.waits:
@@ -205,7 +206,7 @@ class Core:
             if queue.deleted:
                 self._give_up(queue, stored)
                 continue
-            slots = queue.store(stored, now)
+            slots = queue.store(stored)
             if self.awaited and not queue.policy.durable:
                 self.awaited.stored(slots, stored)
             queue.counters.accepted += len(stored)
@@ -216,7 +217,7 @@ class Core:
             if not queue.policy.refuses:
                 limited[queue] = None
         for queue in limited:
-            queue.evict()
+            queue.evict_stored()
         for move in gather.relocations:
             entries = move.queue.entries
             if entries.holds(move.slot, move.ident) and entries.row[move.slot] == move.old_row:

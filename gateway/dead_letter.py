@@ -28,7 +28,9 @@ UNSTORED_OCTETS = 160
 """What a message that is kept in memory only counts beside its body."""
 
 MAX_DEATHS = 32
-"""Of a message that dies again and again the latest are kept, and the first."""
+"""Of a message that dies again and again the latest are kept, and the first, and how many of a kind there were."""
+MAX_UNDECIDED = 128
+"""All deaths are kept that tell whether a message goes round in a circle, and no message dies more often by itself."""
 _TEXT_HEAD_OCTETS = 4
 
 
@@ -57,12 +59,33 @@ def died(
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
     since redrive puts it back there. `sent`: the message with the address that it had, if it has another now."""
+    undecided = 0 if reason is Reason.REJECTED else extra.undecided + 1
     exchange, topic = (sent.exchange, sent.topic) if sent is not None else (None, None)
     death = Death(queue, reason.value, attempts, error, first, last, exchange, topic)
     deaths = (death, *extra.deaths)
-    if len(deaths) > MAX_DEATHS:
-        deaths = (*deaths[: MAX_DEATHS - 1], deaths[-1])
-    return Extra(extra.options, deaths, group if group is not None else extra.group, sequence)
+    latest = max(MAX_DEATHS - 1, undecided)
+    if len(deaths) > latest + 1:
+        deaths = _shortened(deaths, latest)
+    return Extra(extra.options, deaths, group if group is not None else extra.group, sequence, undecided)
+
+
+def _shortened(deaths: tuple[Death, ...], latest: int) -> tuple[Death, ...]:
+    """So many of the latest, and the first. Consumers count how often a message came back, so what is left out still
+    counts in the one of its kind that stays."""
+    kept = [*deaths[:latest], deaths[-1]]
+    places = {(death.queue, death.reason): place for place, death in reversed(list(enumerate(kept)))}
+    for death in deaths[latest:-1]:
+        place = places.get((death.queue, death.reason))
+        if place is not None:
+            kept[place] = msgspec.structs.replace(kept[place], count=kept[place].count + death.count)
+    return tuple(kept)
+
+
+def closes_circle(extra: Extra, queue: str) -> bool:
+    """Whether a dead letter with this history may not enter the queue: it died there before, and from then on nobody
+    has rejected it (ruling 30). RabbitMQ has the same rule; a rejection lets it go round for ever."""
+    undecided = extra.undecided
+    return undecided > MAX_UNDECIDED or any(death.queue == queue for death in extra.deaths[:undecided])
 
 
 class DeadLetters:
@@ -86,13 +109,19 @@ class DeadLetters:
                 return False
             message, targets = self.routes(queue, sent)
             octets += _readdressing_octets(sent, message)
-            if reason is not Reason.REJECTED:
-                # A circle that no consumer ever broke would turn for ever, as in RabbitMQ.
-                been = {queue.name, *(death.queue for death in self._core.extras[entries.extra[slot]].deaths)}
-                targets = [found for found in targets if found.name not in been]
         else:
-            targets = self._queues_named(queue, target)
-        if any(found.is_full(octets) and found.may_refuse() for found in targets):
+            targets = self._queues_named(target)
+        extra = NO_EXTRA
+        circled = 0
+        if targets:
+            old, group = self._core.extras[entries.extra[slot]], queue.groups.name(entries.group[slot])
+            first, last = entries.accepted[slot], self._core.now()
+            extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot], sent)
+            found_in_all = len(targets)
+            targets = [found for found in targets if not closes_circle(extra, found.name)]
+            circled = found_in_all - len(targets)
+        # What goes back to its own queue takes the room that it leaves.
+        if any(found is not queue and found.is_full(octets) and found.may_refuse() for found in targets):
             return False
         if any(found.policy.durable for found in targets) and not self._has_place(queue, slot, message):
             return False
@@ -101,23 +130,20 @@ class DeadLetters:
             ranked = message or queue.message(slot)  # there stands its priority
             if ranked is None:
                 return False
+        queue.counters.circled += circled
         if not targets:
             queue.counters.dropped += 1
             return True
         queue.counters.dead_lettered += 1
-        old = self._core.extras[entries.extra[slot]]
-        group = queue.groups.name(entries.group[slot])
-        first, last = entries.accepted[slot], self._core.now()
-        extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot], sent)
         for found in targets:
             self.move(queue, slot, found, extra, message, _priority_in(found, ranked))
         return True
 
-    def _queues_named(self, queue: Queue, name: str) -> list[Queue]:
+    def _queues_named(self, name: str) -> list[Queue]:
         if name == DISCARD:
             return []
         found = self._core.queues.get(name) or self._core.queues.get(DEAD_LETTERS)
-        return [found] if found is not None and found is not queue else []
+        return [found] if found is not None else []
 
     def _has_place(self, queue: Queue, slot: int, message: Message | None) -> bool:
         return bool(queue.entries.row[slot]) or message is not None or queue.message(slot) is not None
@@ -126,7 +152,7 @@ class DeadLetters:
         """Where a message that this queue gives up goes, and as which message."""
         target = queue.policy.dead_letter
         if not isinstance(target, ExchangeTarget):
-            return message, self._queues_named(queue, target)
+            return message, self._queues_named(target)
         topic = target.topic
         if topic is None:
             # The routing key stays as a client of AMQP sees it.
@@ -136,6 +162,11 @@ class DeadLetters:
         message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
         return message, [found for found, _ in self._core.router.route(message)]
 
+    def routes_unstored(self, queue: Queue, message: Message) -> tuple[Message, list[Queue]]:
+        """As `routes`, for one that the queue never had, and therefore can't get back."""
+        dead, targets = self.routes(queue, message)
+        return dead, [found for found in targets if found is not queue]
+
     def refuses(self, queue: Queue, octets: int) -> bool:
         return bool(self._core.refusing and queue.policy.durable) or (queue.is_full(octets) and queue.may_refuse())
 
@@ -144,11 +175,13 @@ class DeadLetters:
         policy = queue.policy
         if policy.overflow != "dead-letter" or not isinstance(policy.dead_letter, str):
             return False
-        return any(self.refuses(found, octets) for found in self._queues_named(queue, policy.dead_letter))
+        # What closes a circle is dropped, and so makes room.
+        bins = [found for found in self._queues_named(policy.dead_letter) if found is not queue]
+        return any(self.refuses(found, octets) for found in bins)
 
     def bury_refused(self, queue: Queue, message: Message, octets: int, now: float) -> None:
         """What a full queue refuses goes to its dead letters, where there is room; its sender is told all the same."""
-        dead, bins = self.routes(queue, message)
+        dead, bins = self.routes_unstored(queue, message)
         open_bins = [found for found in bins if not self.refuses(found, octets)]
         if open_bins:
             self.bury_unstored(queue, dead, open_bins, Reason.OVERFLOW, "", now, message)
@@ -166,6 +199,8 @@ class DeadLetters:
         """A message that its queue never had goes to the dead letters: a template had no value for it (ruling 10), or
         it was refused. `sent`: as it was, before it got another address."""
         self._core.counts.append((queue.counters, "dead_lettered" if targets else "dropped"))
+        if reason is Reason.INVALID:
+            self._core.counts.append((queue.counters, "dead_on_arrival"))
         readdressed = sent if sent is not message else None
         extra = died(NO_EXTRA, queue.name, reason, 0, error, now, now, None, 0, readdressed)
         row = offset = length = 0

@@ -37,7 +37,7 @@ def explain(core: Core, message: Message) -> list[Step]:
             keepers.add(binding.queue)
         bindings.setdefault((binding.queue, binding.options.target), []).append(_describe(binding))
         if binding.options.within is not None:
-            within[binding.queue] = binding.options.within
+            within[binding.queue] = min(within.get(binding.queue, binding.options.within), binding.options.within)
     steps: dict[tuple[str, str | None, str | None], Step] = {}
     for (queue, template), lines in bindings.items():
         step = _step(core.queues[queue], template, tuple(lines), fields)

@@ -53,17 +53,28 @@ class Relocation(NamedTuple):
     offset: int
 
 
+class DeadOnArrival(msgspec.Struct, frozen=True):
+    """A message that one queue could not take: a template of it has no value, and `why` says which. It is a dead letter
+    in the queues `kept_in`, and dropped if there is none."""
+
+    queue: str
+    kept_in: tuple[str, ...]
+    why: str
+
+
 class Accept:
     """One call of `accept`, `put` or `keep`. outcomes are what will be true once the commit is done, and counts,
     (counters of a queue, which), what is counted then: a call that is decided again counts once. insists: its changes
     are true already, so they are never refused. offer: as `Gateway.accept` has it.
-    waits: its messages that a link must deliver; open: how many of these must be known before it is answered."""
+    waits: its messages that a link must deliver; open: how many of these must be known before it is answered.
+    invalid: what of it became a dead letter at once."""
 
     __slots__ = (
         "changes",
         "committed",
         "counts",
         "insists",
+        "invalid",
         "messages",
         "offer",
         "open",
@@ -87,6 +98,7 @@ class Accept:
         self.insists = insists
         self.outcomes: list[Outcome] = []
         self.counts: Sequence[tuple[Counters, str]] = ()
+        self.invalid: Sequence[DeadOnArrival] = ()
         self.waits: Sequence[Wait] = ()
         self.open = 0
         self.committed = False

@@ -12,11 +12,12 @@ import msgspec
 
 from gateway.awaited import Wait
 from gateway.dead_letter import UNSTORED_OCTETS, Reason
-from gateway.gather import Accept, Pending
+from gateway.gather import Accept, DeadOnArrival, Pending
 from gateway.message import TOPIC_EXCHANGE, Message
 from gateway.order import Grouped
 from gateway.policy import QueuePolicy
 from gateway.records import Extra
+from gateway.router import merge_options
 from gateway.template import Fields, MissingValueError, Template
 from gateway.transport import NO_OPTIONS, PLAIN, Offer, Options, Outcome
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Intake:
     """Of one core. All that it does stands in the core's present Gather and is undone if that is not committed."""
 
-    __slots__ = ("_core", "_ends", "_outcomes", "_targets", "waits")
+    __slots__ = ("_core", "_ends", "_outcomes", "_targets", "invalid", "waits")
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -36,6 +37,8 @@ class Intake:
         """Of this call, so far."""
         self.waits: list[tuple[int, Queue, int, float]] = []
         """What of this call a link must deliver: place in the call, queue, ident there, and until when."""
+        self.invalid: list[DeadOnArrival] = []
+        """What of this call can't be what a queue wants of it."""
         self._targets: dict[str, Template] = {}
         """Of the configured routes, by their text."""
         self._ends: dict[float, float] = {}
@@ -53,6 +56,11 @@ class Intake:
         for message in messages:
             outcomes.append(decide(message, now, route(message)))  # noqa: PERF401 - its length is asked for meanwhile
         return outcomes
+
+    def take_invalid(self) -> Sequence[DeadOnArrival]:
+        """Of the call that was just taken."""
+        invalid, self.invalid = self.invalid, []
+        return invalid
 
     def take_waits(self, accept: Accept) -> list[Wait]:
         """Of the call that was just taken."""
@@ -107,15 +115,16 @@ class Intake:
                 return Outcome.REFUSED
             group: str | None = None
             digest: bytes | None = None
+            if options.within is not None:
+                within = options.within if within is None else min(within, options.within)
             if queue.reads_fields or options.target is not None:
                 if fields is None:
                     fields = Fields(message)
                 try:
                     if options.target is not None:
-                        within = options.within if options.within is not None else within
                         options = self._address(options, options.target, fields)
-                        if any(planned[0] is queue and planned[1].target == options.target for planned in plan):
-                            continue  # two templates of one text: one entry for each distinct target (ruling 8)
+                        if self._joins(plan, queue, options):
+                            continue
                     if queue.group_template is not None:
                         group = queue.group_template.render(fields)
                     if queue.dedup_key is not None:
@@ -123,7 +132,7 @@ class Intake:
                         if key is not None:
                             digest = core.dedup.digest(queue.name, group if queue.dedup_by_group else None, key)
                 except MissingValueError as error:
-                    dead, bins = core.dead_letters.routes(queue, message)
+                    dead, bins = core.dead_letters.routes_unstored(queue, message)
                     if any(core.dead_letters.refuses(found, octets) for found in bins):
                         core.counts.append((queue.counters, "refused"))
                         return Outcome.REFUSED
@@ -158,6 +167,7 @@ class Intake:
             core.gather.live.append((queue, message, options))
         for queue, dead, bins, why in invalid or ():
             core.dead_letters.bury_unstored(queue, dead, bins, Reason.INVALID, why, now, message)
+            self.invalid.append(DeadOnArrival(queue.name, tuple([found.name for found in bins]), why))
         if retains:
             self._retain(message, now)
         return Outcome.STORED if plan or live or invalid else Outcome.DUPLICATE
@@ -168,6 +178,16 @@ class Intake:
         if template is None:
             template = self._targets[text] = Template(text)
         return msgspec.structs.replace(options, target=template.render(fields))
+
+    @staticmethod
+    def _joins(plan: list[tuple[Queue, Options, str | None, bytes | None]], queue: Queue, options: Options) -> bool:
+        """Whether the plan has an entry for this target already, by a template of another text, which then serves both
+        bindings: one entry for each distinct target (ruling 8)."""
+        for place, (planned, known, group, digest) in enumerate(plan):
+            if planned is queue and known.target == options.target:
+                plan[place] = (queue, merge_options(known, options), group, digest)
+                return True
+        return False
 
     def _store_awaited(
         self,
@@ -182,8 +202,9 @@ class Intake:
         """One that a link must deliver before its sender is answered: nothing else may keep it (ruling 23), or it would
         be there although it is REFUSED. fails: it can't be what a queue wants of it."""
         core = self._core
-        if fails or len(plan) != 1:
-            core.refused["delivered-and-stored" if len(plan) > 1 else "invalid"] += 1
+        is_kept = len(plan) > 1 or (bool(plan) and plan[0][0].policy.durable)
+        if fails or is_kept or not plan:
+            core.refused["delivered-and-stored" if is_kept else "invalid"] += 1
             return Outcome.REFUSED
         self.waits.append((len(self._outcomes), plan[0][0], core.next_ident, now + within))
         self._store(message, plan, octets, now)
@@ -268,7 +289,7 @@ class Intake:
 
 def _times(message: Message, policy: QueuePolicy, now: float) -> tuple[float, float]:
     """When it expires and from when it may be delivered; 0 for never and at once."""
-    ttl, delay = message.ttl, message.delay or policy.delay
+    ttl, delay = message.ttl, message.delay if message.delay is not None else policy.delay
     if policy.ttl is not None and (ttl is None or policy.ttl < ttl):
         ttl = policy.ttl
     return 0.0 if ttl is None else now + ttl, now + min(delay, policy.max_delay) if delay else 0.0

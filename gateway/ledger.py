@@ -87,7 +87,9 @@ class Counters:
 
     __slots__ = (
         "accepted",
+        "circled",
         "dead_lettered",
+        "dead_on_arrival",
         "delivered",
         "dropped",
         "duplicates",
@@ -109,7 +111,9 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     accepted: int
+    circled: int
     dead_lettered: int
+    dead_on_arrival: int
     delivered: int
     dropped: int
     duplicates: int

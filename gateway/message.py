@@ -57,7 +57,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     exchange: the exchange it was sent to; `amq.topic` is the shared topic space.
     qos: 0, 1 or 2 as sent; AMQP's delivery_mode 2 is QoS 1, any other is QoS 0.
     ttl: seconds from accept until the message expires, None for never; 0 expires unless delivered at once.
-    delay: seconds from accept until it may be delivered, bounded by the queue's `max_delay`.
+    delay: seconds from accept until it may be delivered, bounded by the queue's `max_delay`; 0 for at once, also where
+    the queue has a delay of its own, and None for what the queue says.
     source: name of the transport that accepted it; client_id: the sender's id there ("" if it has none).
     """
 
@@ -68,7 +69,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     retain: bool = False
     properties: Properties = NO_PROPERTIES
     ttl: float | None = None
-    delay: float = 0.0
+    delay: float | None = None
     source: str = ""
     client_id: str = ""
 

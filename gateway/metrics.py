@@ -110,6 +110,8 @@ _QUEUE_COUNTERS = {
     "dead_lettered": "Messages that went to the dead letters",
     "expired": "Messages whose ttl ran out",
     "dropped": "Messages dropped by a stated policy",
+    "circled": "Dead letters that were not stored in a queue since they would have gone round in a circle",
+    "dead_on_arrival": "Messages that were dead letters as they came, since a template had no value for them",
     "stale_settlements": "Settlements of deliveries that the consumer no longer held",
 }
 _TRANSPORT_COUNTERS = {

@@ -10,10 +10,11 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from gateway.gather import DeadOnArrival
 from gateway.message import Message
 from gateway.metrics import CommitStats, Holdings, TransportCounters
 from gateway.topics import matches
-from gateway.transport import Death
+from gateway.transport import Death, Outcome
 
 
 class QueueStats(msgspec.Struct, frozen=True):
@@ -41,6 +42,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     expired: int
     dropped: int
     stale_settlements: int
+    circled: int = 0
+    dead_on_arrival: int = 0
     session: bool = False
     """One client's own, as MQTT sessions are; /metrics sums them."""
     removed: bool = False
@@ -177,6 +180,10 @@ class Operations(Protocol):
 
     async def delete_queue(self, name: str) -> int:
         """Deletes a queue that the configuration does not name. Raises UnknownQueueError, GatewayError if it does."""
+        ...
+
+    async def publish(self, message: Message) -> tuple[Outcome, Sequence[DeadOnArrival]]:
+        """What became of it, as `Gateway.accept` has it, and the queues for which it was a dead letter at once."""
         ...
 
     def explain(self, message: Message) -> Sequence[Step]:

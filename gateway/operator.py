@@ -5,6 +5,7 @@ Its rule: whatever moves a message moves it in one record, by the core.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from operator import attrgetter, itemgetter
@@ -21,6 +22,7 @@ from gateway.declarations import CONFIG, OWNER
 from gateway.entries import Walk
 from gateway.errors import GatewayError
 from gateway.explain import explain
+from gateway.gather import Accept, DeadOnArrival
 from gateway.ledger import Counters
 from gateway.local import LocalGateway
 from gateway.message import Message
@@ -38,6 +40,7 @@ from gateway.order import Grouped
 from gateway.queue import Queue
 from gateway.slices import PORTION, Slices, in_order, portions
 from gateway.template import Fields, MissingValueError
+from gateway.transport import Outcome
 
 REDRIVE_SLICE = 200
 PACE_SECONDS = 0.05
@@ -315,7 +318,12 @@ class Operator:
             return ""  # somebody took it meanwhile
         # A body that is in memory only is there now, since its entry is neither on disk nor in flight.
         core.dead_letters.move(
-            source, slot, target, msgspec.structs.replace(extra, group=group, sequence=0), group=group or ""
+            source,
+            slot,
+            target,
+            # An operator's word breaks a circle as a consumer's does.
+            msgspec.structs.replace(extra, group=group, sequence=0, undecided=0),
+            group=group or "",
         )
         source.remove((slot,))
         core.wake(source)
@@ -331,6 +339,18 @@ class Operator:
         count = self._core.delete(name)
         await self._committer.put()
         return count
+
+    async def publish(self, message: Message) -> tuple[Outcome, Sequence[DeadOnArrival]]:
+        answered: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def resolve(outcomes: Sequence[Outcome], ok: bool) -> None:
+            if not answered.done():
+                answered.set_result(outcomes)
+
+        accept = Accept((message,), (), resolve)
+        self._committer.take(accept)
+        (outcome,) = await answered
+        return outcome, accept.invalid if outcome is not Outcome.REFUSED else ()
 
     def explain(self, message: Message) -> Sequence[Step]:
         return explain(self._core, message)

@@ -70,9 +70,10 @@ class Octets(int):
         size: float | None = None
         if isinstance(value, int) and not isinstance(value, bool):
             size = value
-        elif isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
-            unit = _SIZES.get(found[2].lower())
-            size = float(found[1]) * unit if unit is not None else None
+        elif isinstance(value, str) and len(value) <= 64 and (found := _SIZE.fullmatch(value.strip())):
+            number, unit = found[1], _SIZES.get(found[2].lower())
+            if unit is not None:
+                size = float(number) * unit if "." in number else int(number) * unit
         if size is not None and size > MAX_OCTETS:
             raise ValueError(f"{value!r} is more than {MAX_OCTETS} bytes, which no machine has")
         if size is not None and size >= 0:
@@ -134,7 +135,8 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_deliveries: attempts after which `on_exhausted` decides; None: no limit.
     retry_delay: doubles from the first to the second value with each attempt, with jitter; None: at once.
     dead_letter: queue that gets what can't be delivered, an exchange for AMQP queues, or `none` to discard.
-    ttl, delay, max_delay: seconds. max_messages, max_bytes: None for no limit.
+    ttl, delay, max_delay: seconds; a ttl of 0 is for a consumer that is waiting now. max_messages, max_bytes: None for
+    no limit; with 0 nothing waits here, and what no consumer takes at once meets `overflow`.
     max_groups: groups that hold messages; a message of one more is refused.
     overflow: what happens at a limit; `drop-oldest` and `dead-letter` take the oldest that is not in flight;
     `refuse-dead-letter` refuses the message and makes a dead letter of it besides, each time that it is offered.
@@ -156,7 +158,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ttl: Seconds | None = None
     delay: Seconds = Seconds(0)
     max_delay: Seconds = Seconds(7 * 86400)
-    max_messages: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_messages: Annotated[int, msgspec.Meta(ge=0)] | None = None
     max_bytes: Octets | None = None
     max_groups: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     overflow: Literal["refuse", "refuse-dead-letter", "drop-oldest", "dead-letter"] = "refuse"

@@ -77,8 +77,12 @@ class Queue:
 
     __slots__ = (
         "_again",
+        "_crowded",
+        "_cut_short",
+        "_keeps_nothing",
         "_leaving",
         "_memory",
+        "_now_or_never",
         "_over",
         "_placing",
         "_prioritized",
@@ -147,8 +151,14 @@ class Queue:
         self.idle_since = ledger.now()
         self._leaving: dict[QueueSubscription, None] = {}
         """Cancelled, and not yet detached."""
+        self._crowded = False
+        """What was stored since the last dispatch has no room, and goes to those who wait now or leaves."""
+        self._cut_short = False
+        """The last dispatch has not looked at all that is ready; another follows."""
         self._over = False
         """Above its limits, because a dead letter was refused or it was being purged."""
+        self._now_or_never: set[int] = set()
+        """With a ttl of 0, and stored since the last dispatch: for whoever has credit at the next one."""
         self._purge: Purge | None = None
         self._returning: deque[Return] = deque()
         """On their way back. Nothing is delivered until all are there, so that the oldest is again the first."""
@@ -181,6 +191,7 @@ class Queue:
         self.reads_fields = self.group_template is not None or policy.dedup is not None
         self.is_timed = policy.ttl is not None or bool(policy.delay)
         self.rank()
+        self._keeps_nothing = 0 in (policy.max_messages, policy.max_bytes)
         self.is_limited = policy.max_messages is not None or policy.max_bytes is not None or not policy.durable
         # What is in flight has no longer than what goes out from now on, and no time-out if that has none.
         latest = None if policy.ack_timeout is None else self.ledger.now() + policy.ack_timeout
@@ -276,13 +287,15 @@ class Queue:
         """Refuses when full; with another overflow only if there is nothing to drop (ruling 18)."""
         if self.policy.refuses:
             return True
+        if self._keeps_nothing:
+            return False  # but what comes, and that may be taken at once
         staying = len(self.order.parked) if isinstance(self.order, Grouped) else 0
         staying += sum(slot not in self.flying for slot in self._begun)
         return self.depth + self.pending_count == staying
 
-    def store(self, entries: Sequence[Pending], now: float) -> Sequence[int]:
+    def store(self, entries: Sequence[Pending]) -> Sequence[int]:
         """Committed entries, the last by arrival, and their slots."""
-        enqueue, resident, slots = self._placing.add, self.resident, self._place(entries, now)
+        enqueue, resident, slots = self._placing.add, self.resident, self._place(entries)
         octets = volatile = 0
         for slot, entry in zip(slots, entries, strict=True):
             if entry.message is not None:
@@ -292,19 +305,19 @@ class Queue:
                     volatile += entry.length + RESIDENT_OCTETS
             if entry.expires:
                 self.expiries.watch(slot)
+                if entry.expires == entry.accepted:
+                    self._now_or_never.add(slot)
             enqueue(slot, entry.due)
         self._memory.octets += octets
         self._memory.volatile += volatile
         return slots
 
-    def _place(self, entries: Sequence[Pending], now: float) -> Sequence[int]:
+    def _place(self, entries: Sequence[Pending]) -> Sequence[int]:
         add = self.entries.add
-        # A ttl of 0 is for whoever is ready at the moment it could be delivered.
-        expires = [now if one.expires and one.expires == one.accepted else one.expires for one in entries]
         if len(entries) < COLUMNS_FROM or not self.entries.is_dense:
             return [
-                add(one.ident, one.row, one.offset, one.length, until, one.accepted, one.group, one.extra)
-                for one, until in zip(entries, expires, strict=True)
+                add(one.ident, one.row, one.offset, one.length, one.expires, one.accepted, one.group, one.extra)
+                for one in entries
             ]
         return self.entries.extend(
             {
@@ -312,7 +325,7 @@ class Queue:
                 "row": array("q", [one.row for one in entries]),
                 "offset": array("I", [one.offset for one in entries]),
                 "length": array("I", [one.length for one in entries]),
-                "expires": array("d", expires),
+                "expires": array("d", [one.expires for one in entries]),
                 "accepted": array("d", [one.accepted for one in entries]),
                 "group": array("I", [one.group for one in entries]),
                 "extra": array("I", [one.extra for one in entries]),
@@ -334,9 +347,18 @@ class Queue:
             self.order.extend(slots)
         return slots
 
+    def evict_stored(self) -> None:
+        """As `evict`, now that more was stored. With a limit of 0 that is for whoever waits now: these have their turn
+        first."""
+        if self._keeps_nothing and not self.is_purging:
+            self._crowded = True
+        else:
+            self.evict()
+
     def evict(self) -> None:
         """Drops or dead-letters the oldest that are not in flight until the limits hold again."""
         policy = self.policy
+        self._crowded = False
         self._over = self.is_purging or self.unsure is not None  # when that has ended it is looked at again
         if self._over or policy.refuses:
             return  # since a reload; what is here stays (ruling 24)
@@ -390,6 +412,8 @@ class Queue:
             if known:
                 for slot in slots:
                     known.pop(slot, None)
+        if self._now_or_never:
+            self._now_or_never.difference_update(slots)
 
     def purge(self, *then: Callable[[], None]) -> int:
         """What waits now is delivered no more, and leaves in the turns that follow; returns how many, without those
@@ -530,10 +554,26 @@ class Queue:
     def dispatch(self, now: float) -> int:
         """Hands out what is ready, one message a consumer in turn, as far as credit and bodies go, some at a time.
         Returns at how many entries it has looked."""
+        self._cut_short = False
+        looked = 0
         if self.ranks:
-            return sum([self._hand_out(tier, now) for tier in self._tiers()])
-        active = [subscription for subscription in self.subscriptions if subscription.has_credit()]
-        return self._hand_out(active, now) if active else 0
+            looked = sum([self._hand_out(tier, now) for tier in self._tiers()])
+        elif active := [subscription for subscription in self.subscriptions if subscription.has_credit()]:
+            looked = self._hand_out(active, now)
+        if not self._cut_short and (self._now_or_never or self._crowded):
+            looked += self._end_moment()
+        return looked
+
+    def _end_moment(self) -> int:
+        """What came for whoever was ready, and nobody was, leaves: what expires some of it now and, if it is much, the
+        rest soon. Returns how many were looked at."""
+        missed, self._now_or_never = self._now_or_never, set()
+        for slot in islice(missed, EXPIRED_AT_ONCE):
+            if not self._stays(slot) and slot not in self.doomed:
+                self._expire(slot)
+        if self._crowded:
+            self.evict()
+        return min(len(missed), EXPIRED_AT_ONCE)
 
     def _hand_out(self, active: list[QueueSubscription], now: float) -> int:
         """To these consumers, all of which have credit, and whoever was served longest ago comes first."""
@@ -564,10 +604,11 @@ class Queue:
                 del active[turn]  # another consumer may hold a group that has more
                 continue
             expires = entries.expires[slot]
-            is_late = expires and expires < now and slot not in self._begun
+            is_late = expires and expires <= now and slot not in self._begun and slot not in self._now_or_never
             if is_late or (self.doomed and slot in self.doomed):
                 if not left:
                     self.ledger.wake(self)
+                    self._cut_short = True
                     break
                 left -= 1
             if self.doomed and slot in self.doomed:
@@ -585,6 +626,7 @@ class Queue:
                     if self.ledger.is_unreadable(entries.row[slot]):
                         self._put_off(slot, subscription, now)
                         continue
+                    self._cut_short = True
                     break  # it keeps its place until its body is there
                 memory.octets += length + RESIDENT_OCTETS
             order.take(slot, subscription)
@@ -623,6 +665,7 @@ class Queue:
                 del active[turn]
         else:
             ledger.wake(self)
+            self._cut_short = True
         looked = EXPIRED_AT_ONCE - left
         for subscription, batch in batches.items():
             looked += len(batch)
@@ -714,7 +757,7 @@ class Queue:
         self._placing.back(slot, due)
         if self.entries.row[slot]:
             self.ledger.spillable(self, slot)
-        if self.entries.expires[slot] and int(self.entries.expires[slot]) + 1 <= self.ledger.now():
+        if self.entries.expires[slot] and self.entries.expires[slot] <= self.ledger.now():
             self.expiries.watch(slot)  # its moment came while it was in flight
         self.ledger.wake(self)
 

@@ -17,12 +17,14 @@ from gateway.transport import NO_OPTIONS, Death, Options
 
 class Extra(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an entry carries beside its message. group: the group it had in the queue where it died first. sequence:
-    its ident in the queue where it died last, 0 if it never had one."""
+    its ident in the queue where it died last, 0 if it never had one. undecided: so many of the latest deaths came by
+    themselves, without a word of a consumer or an operator since."""
 
     options: Options = NO_OPTIONS
     deaths: tuple[Death, ...] = ()
     group: str | None = None
     sequence: int = 0
+    undecided: int = 0
 
 
 NO_EXTRA = Extra()

@@ -391,8 +391,21 @@ def applies(binding: Binding, message: Message) -> bool:
     return binding.match is None or binding.match.matches(message)
 
 
+def merge_options(one: Options, other: Options) -> Options:
+    """What two bindings of one queue and target ask for together: nothing that one of them asks for is missing. If
+    one wants its sender to wait for the delivery, the sender waits; of two such times the shorter counts."""
+    times = [options.within for options in (one, other) if options.within is not None]
+    return Options(
+        qos=max(one.qos, other.qos),
+        subscription_ids=tuple(sorted(one.subscription_ids + other.subscription_ids)),  # each as often [MQTT-3.3.4-4]
+        retain_as_published=one.retain_as_published or other.retain_as_published,
+        target=one.target,
+        within=min(times, default=None),
+    )
+
+
 def merge(found: Sequence[tuple[Binding, Q]]) -> tuple[tuple[Q, Options], ...]:
-    """One entry for each queue and target: the highest QoS, all subscription ids (ruling 8)."""
+    """One entry for each queue and target, with all that its bindings ask for (ruling 8)."""
     if len(found) == 1:
         return ((found[0][1], found[0][0].options),)
     merged: dict[tuple[str, str | None], tuple[Q, Options]] = {}
@@ -400,12 +413,6 @@ def merge(found: Sequence[tuple[Binding, Q]]) -> tuple[tuple[Q, Options], ...]:
         options = binding.options
         known = merged.get((binding.queue, options.target))
         if known is not None and (known[1] != options or options.subscription_ids):
-            old = known[1]
-            options = Options(
-                max(old.qos, options.qos),
-                tuple(sorted(old.subscription_ids + options.subscription_ids)),  # each as often [MQTT-3.3.4-4]
-                old.retain_as_published or options.retain_as_published,
-                options.target,
-            )
+            options = merge_options(known[1], options)
         merged[binding.queue, options.target] = (queue, options)
     return tuple(merged.values())

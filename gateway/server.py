@@ -123,7 +123,7 @@ class Daemon:
                 await committer.close()
             access.close()
             watch.cancel()
-            losses.look()
+            losses.look(last=True)
         log.info("stopped")
 
     def _signalled(self, number: int) -> None:

@@ -149,7 +149,7 @@ def load(path: Path, environ: Mapping[str, str], strict: bool = False, warnings:
 
     A transport whose plugin can't be imported gets `plugins.Unloaded` in place of its settings, so that one broken
     plugin does not stop the others; with `strict` it is a fault. With `warnings` the files that transports name are
-    looked at, too: what the daemon could not work with is a fault, and what else is wrong goes there."""
+    looked at, too: what the daemon could not work with is a fault. What else may be wrong goes there."""
     faults = Faults(str(path))
     root = read(path, environ, faults)
     return _Loader(root, path, faults, strict, warnings).load()
@@ -192,7 +192,9 @@ class _Loader:
                 values[key] = value
         settings = Settings(**values)
         settings = msgspec.structs.replace(settings, users=self._users(settings), queues=self._dead_letters(settings))
-        Checks(settings, self.root, self.faults, self.routes).run()
+        ignored = Faults(str(self.path))
+        warnings = ignored if self.warnings is None else self.warnings
+        Checks(settings, self.root, self.faults, warnings, self.routes).run()
         if self.warnings is not None:
             for name, section in settings.transports.items():
                 node = self.root.child("transports", name)

@@ -163,6 +163,7 @@ class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     reason: rejected, exhausted, expired, overflow, unroutable or invalid. first: accepted by that queue.
     exchange, topic: where the message had been sent to, if it was given another address then.
+    count: so many deaths in that queue and for that reason, this one and earlier ones that the history keeps no more.
     """
 
     queue: str
@@ -173,6 +174,7 @@ class Death(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last: float
     exchange: str | None = None
     topic: str | None = None
+    count: int = 1
 
 
 class Delivery(msgspec.Struct, eq=False, gc=False):

@@ -109,7 +109,7 @@ def show(message: Message, body: bytes | None = None) -> MessageView:
         headers=[(name, plain(value)) for name, value in properties.headers],
         correlation_id=None if properties.correlation_id is None else Body.of(properties.correlation_id),
         ttl=message.ttl,
-        delay=message.delay or None,
+        delay=message.delay,
         source=message.source,
         client_id=message.client_id,
         **{name: getattr(properties, name) for name in _SAME},
@@ -134,7 +134,7 @@ def build(view: MessageView, source: str, client_id: str) -> Message:
         retain=view.retain,
         properties=properties,
         ttl=view.ttl,
-        delay=view.delay or 0.0,
+        delay=view.delay,
         source=source,
         client_id=view.client_id or client_id,
     )
@@ -160,6 +160,7 @@ class DeathView(msgspec.Struct, frozen=True):
     error: str
     first: float
     last: float
+    count: int = 1
 
 
 class StoredView(msgspec.Struct, frozen=True):
@@ -192,7 +193,9 @@ def show_stored(stored: StoredMessage, max_body: int | None = None) -> StoredVie
         in_flight=stored.in_flight,
         group=stored.group,
         expires=stored.expires,
-        deaths=tuple(DeathView(d.queue, d.reason, d.attempts, d.error, d.first, d.last) for d in stored.deaths),
+        deaths=tuple(
+            DeathView(d.queue, d.reason, d.attempts, d.error, d.first, d.last, d.count) for d in stored.deaths
+        ),
     )
 
 

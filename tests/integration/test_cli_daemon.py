@@ -112,6 +112,14 @@ def test_publish_of_what_is_retained_and_no_queue_wants(gateway):
     assert gateway("publish", "state/1", "on", status=1).stdout.startswith("unrouted: ")
 
 
+def test_publish_says_that_a_message_is_a_dead_letter_at_once(gateway):
+    why = "queue once could not take it: {header[id]} is missing; it is a dead letter in dead-letters\n"
+    assert gateway("publish", "once/1", "x", status=1).stdout == "stored\n" + why
+    found = json.loads(gateway("publish", "once/1", "x", "--json", status=1).stdout)
+    dead = {"queue": "once", "kept_in": ["dead-letters"], "why": "{header[id]} is missing"}
+    assert found == {"outcome": "stored", "dead_on_arrival": [dead]}
+
+
 def test_publish_from_standard_input_keeps_every_byte(gateway):
     octets = bytes(range(256))
     gateway("publish", "$queue/tables.dead", "-", "--content-type", "x/y", "--client-id", "dev", stdin=octets)

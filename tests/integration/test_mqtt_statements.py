@@ -228,6 +228,24 @@ def test_an_exchange_of_qos_2_goes_on_though_the_message_has_expired(client: Ope
     assert one.expect(Ack) == Ack(Type.PUBCOMP, 1)
 
 
+@pytest.mark.parametrize("wanted", ["{0}", "$share/g/{0}"])
+def test_what_expires_at_once_is_for_who_is_there(client: Open, wanted: str) -> None:
+    topic, now = unique("t"), {Property.MESSAGE_EXPIRY_INTERVAL: 0}
+    one, other = client(), client()
+    one.subscribe(wanted.format(topic), topic + "/end")
+    other.publish(topic, b"now", 1, now)
+    came = one.expect(Publish)
+    assert came.payload == b"now"
+    one.ack(came)
+    name = unique("away")
+    lasting = client(client_id=name, properties={Property.SESSION_EXPIRY_INTERVAL: 100})
+    lasting.subscribe("away/" + topic, "stays/" + topic)
+    lasting.cut()
+    other.publish("away/" + topic, b"away", 1, now)
+    other.publish("stays/" + topic, b"stays", 1)
+    assert client(client_id=name, clean=False).expect(Publish).payload == b"stays"
+
+
 @both
 def test_topics_are_compared_character_by_character(client: Open, version: int) -> None:
     root = unique("c")

@@ -64,7 +64,7 @@ messages = st.tuples(
     st.sampled_from(["a", "a", "a", "a", "a", "a", "b", "b", None]),
     st.sampled_from(["own", "own", "k1", "k2", "k3"]),
     st.sampled_from([None, None, None, None, None, 3.5, 15.5]),
-    st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.0, 5.0]),
+    st.sampled_from([None, None, None, None, 0.0, 5.0]),
     st.sampled_from([1, 1, 0]),
 )
 queues = st.sampled_from(["fifo", "fifo", "fifo", "plain", "brief", "bin", DEAD_LETTERS])

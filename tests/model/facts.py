@@ -56,6 +56,8 @@ class Entry:
     attempts: int = 0
     seen: bool = False
     """Perhaps delivered before."""
+    undecided: int = 0
+    """So many of its latest deaths came by themselves, since a consumer rejected it or an operator redrove it."""
     back: bool = False
     """It was delivered in this run, and came back."""
     deaths: tuple[tuple[str, str, int], ...] = ()

@@ -126,8 +126,10 @@ class Reference:
             elif answer == "invalid":
                 dead, targets = self.bins(queue, message)
                 call.counts.append((queue, "dead_lettered" if targets else "dropped"))
+                call.counts.append((queue, "dead_on_arrival"))
                 for target in targets:
-                    self._add(target, dead).deaths = ((queue, "invalid", 0),)
+                    added = self._add(target, dead)
+                    added.deaths, added.undecided = ((queue, "invalid", 0),), 1
         if not found:
             return Outcome.UNROUTED
         return Outcome.DUPLICATE if set(found.values()) == {"duplicates"} else Outcome.STORED
@@ -158,7 +160,7 @@ class Reference:
         entry = self._add(queue, message, group=value(policy.group, message))
         times = [time for time in (message.ttl, policy.ttl) if time is not None]
         entry.expires = now + min(times) if times else 0.0
-        delay = message.delay or policy.delay
+        delay = message.delay if message.delay is not None else policy.delay
         entry.delay = entry.due = now + min(delay, policy.max_delay) if delay else 0.0
         if policy.dedup is not None:
             self.keys[self._key(queue, message)] = (now + policy.dedup.window, GATHERING)
@@ -421,7 +423,7 @@ class Reference:
         """Where a message goes that this queue gives up, and as which message."""
         target = self.policies[queue].dead_letter
         if isinstance(target, str):
-            return message, [target] if target not in (DISCARD, queue) else []
+            return message, [target] if target != DISCARD else []
         dead = msgspec.structs.replace(message, exchange=target.exchange, topic=target.topic or message.topic)
         return dead, list(self.routes.get((dead.exchange, dead.topic), ()))
 
@@ -480,8 +482,8 @@ class Reference:
         """unclear: by queue, what is discarded for one of two reasons: only the daemon's counter tells which."""
         queue, went = entry.queue, sorted(heir.queue for heir in heirs)
         dead, bins = self.bins(queue, entry.message)
-        been = {queue, *(death[0] for death in entry.deaths)}
-        unbroken = bins if dead is entry.message else [bin for bin in bins if bin not in been]
+        been = {queue, *(death[0] for death in entry.deaths[: entry.undecided])}
+        unbroken = [bin for bin in bins if bin not in been]
         targets = {"rejected": bins, "overflow": [] if self.policies[queue].overflow == "drop-oldest" else unbroken}
         reasons = [reason for reason in self._reasons(entry) if sorted(targets.get(reason, unbroken)) == went]
         reason = heirs[0].reason if heirs else [*reasons, ""][0]
@@ -496,6 +498,7 @@ class Reference:
         for heir in heirs:
             self._move(entry, heir.queue, heir.id, dead, group)
             self.entries[-1].deaths = ((queue, reason, entry.attempts), *entry.deaths)
+            self.entries[-1].undecided = 0 if reason == "rejected" else entry.undecided + 1
             self.entries[-1].died_as = entry.id
 
     def _move(self, entry: Entry, target: str, id: int, message: Message, group: str | None) -> None:

@@ -83,11 +83,12 @@ class Witness:
         return found
 
     def counters(self) -> dict[tuple[str, str], int]:
-        """Those that are not 0."""
+        """Those that are not 0; but not `circled`, as it depends on why a message was dropped, which can't be seen."""
         return {
             (queue.name, name): count
             for queue in self.core.queues.values()
             for name in Counters.__slots__
+            if name != "circled"
             if (count := getattr(queue.counters, name))
         }
 

@@ -32,6 +32,7 @@ class View(NamedTuple):
         ({"x-message-ttl": 315_360_000_000}, {"ttl": Seconds(315_360_000)}),
         ({"x-expires": 315_360_000_000}, {"expires": Seconds(315_360_000)}),
         ({"x-max-length": 5}, {"max_messages": 5}),
+        ({"x-max-length": 0}, {"max_messages": 0}),
         ({"x-max-length-bytes": 4096, "x-overflow": "drop-head"}, {"max_bytes": 4096}),
         ({"x-overflow": "reject-publish"}, {"overflow": "refuse"}),
         (
@@ -81,7 +82,7 @@ def test_a_queue_without_arguments_loses_nothing_and_limits_nothing() -> None:
     [
         {"x-max-priority": 256},
         {"x-dead-letter-strategy": "exactly-once"},
-        {"x-max-length": 0},
+        {"x-max-length": -1},
         {"x-max-length": True},
         {"x-expires": 0},
         {"x-message-ttl": 315_360_000_001},

@@ -470,3 +470,54 @@ def test_every_call_is_answered_once_by_what_became_of_it(steps: list[tuple[Any,
             if not body.startswith("3"):
                 assert (outcome is STORED) == (body in life.done)
     assert len(kernel.core.awaited) == 0
+
+
+# bindings that overlap
+
+
+@pytest.mark.parametrize("also", ["#", "t/+"])
+@pytest.mark.parametrize("text", ["{topic}", "t/{topic[1]}"])
+@pytest.mark.parametrize(("within", "due"), [(None, WITHIN), (3.0, 3.0), (30.0, WITHIN)])
+@pytest.mark.parametrize("first", [False, True])
+def test_overlapping_bindings_wait_as_long_as_the_strictest_says(
+    also: str, text: str, within: float | None, due: float, first: bool
+) -> None:
+    """A plugin's own, which no check of a configuration has seen, come before or behind; by one text or by another."""
+    kernel = kernel_with_link()
+    owner = "a plugin" if not first else ""
+    kernel.core.bind(Binding(queue=DELIVERED, filter=also, owner=owner, options=Options(target=text, within=within)))
+    if first:
+        options = Options(target="{topic}", within=WITHIN)
+        kernel.core.bind(Binding(queue=DELIVERED, filter="t/#", owner="config", options=options))
+    worker = link(kernel)
+    answer = kernel.accept(on("t/1", "1"), on("t/2", "2"))
+    kernel.run()
+    assert worker.bodies == ["1", "2"]
+    assert answer.outcomes is None
+    settle(kernel, worker, Verdict.DONE, "1")
+    kernel.advance(due - 0.1)
+    assert answer.outcomes is None
+    kernel.advance(0.1)
+    assert answer.outcomes == [STORED, REFUSED]
+    assert kernel.leaks() == []
+
+
+def test_a_binding_without_a_target_may_ask_for_the_delivery_too() -> None:
+    kernel = Kernel({"own": QueuePolicy(durable=False, dead_letter="none")})
+    kernel.core.bind(Binding(queue="own", filter="t/#", owner="a plugin", options=Options(within=WITHIN)))
+    worker = kernel.worker("own")
+    answer = kernel.accept(on("t/1"))
+    kernel.run()
+    assert answer.outcomes is None
+    settle(kernel, worker, Verdict.DONE)
+    assert answer.outcomes == [STORED]
+
+
+def test_what_a_durable_queue_would_keep_is_refused_and_nobody_waits_for_ever() -> None:
+    kernel = Kernel({"own": QueuePolicy()})
+    kernel.core.bind(Binding(queue="own", filter="t/#", owner="a plugin", options=Options(within=WITHIN)))
+    answer = kernel.accept(on("t/1"))
+    kernel.run()
+    assert answer.outcomes == [REFUSED]
+    assert kernel.core.refused == {"delivered-and-stored": 1}
+    assert kernel.leaks() == []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from gateway.dead_letter import MAX_DEATHS, Reason, died
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.dead_letter import MAX_DEATHS, MAX_UNDECIDED, Reason, died
 from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
 from gateway.records import NO_EXTRA
 from gateway.transport import Binding, Verdict
@@ -326,3 +331,174 @@ def test_a_longer_address_does_not_take_a_dead_letter_queue_above_its_limit() ->
     kernel.run()
     assert kernel.queue("bin").entries.octets <= limit
     assert kernel.queue("q").entries.count == 1
+
+
+def test_a_history_that_is_shortened_still_counts() -> None:
+    extra = NO_EXTRA
+    for number in range(200):
+        extra = died(
+            extra, "w" if number % 2 else "m", Reason.EXPIRED if number % 2 else Reason.REJECTED, 0, "", 0, 0, None
+        )
+    assert len(extra.deaths) == MAX_DEATHS
+    counts = {name: sum(death.count for death in extra.deaths if death.queue == name) for name in "mw"}
+    assert counts == {"m": 100, "w": 100}
+
+
+# circles (ruling 30)
+
+
+def retry_circle(length: int, by_exchange: bool, second: bool = False, **policy: Any) -> Kernel:
+    """`q0` leads to `q1`, which after a second leads on, and the last one back to `q0`; or each besides to `log`."""
+    names = [f"q{number}" for number in range(length)]
+    policies = {"log": QueuePolicy()}
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        target: str | ExchangeTarget = ExchangeTarget("dlx", following) if by_exchange else following
+        policies[name] = QueuePolicy(dead_letter=target, ttl=None if name == "q0" else Seconds(1), **policy)
+    kernel = Kernel(policies)
+    for name in names if by_exchange else ():
+        kernel.core.bind(Binding(queue=name, exchange="dlx", filter=name, literal=True, owner="amqp"))
+        if second:
+            kernel.core.bind(Binding(queue="log", exchange="dlx", filter=name, literal=True, owner="amqp"))
+    return kernel
+
+
+circles = pytest.mark.parametrize(
+    ("length", "by_exchange"), [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True), (50, True)]
+)
+
+
+@circles
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"durable": False}, {"group": "{client_id|}"}, {"max_priority": 2}],
+    ids=["plain", "transient", "group", "priority"],
+)
+def test_a_rejected_message_goes_round_as_often_as_it_is_rejected(
+    length: int, by_exchange: bool, policy: dict[str, Any]
+) -> None:
+    kernel = retry_circle(length, by_exchange, **policy)
+    kernel.send("q0", "1")
+    worker = kernel.worker("q0")
+    for _ in range(40):
+        kernel.run()
+        assert worker.dead() == 1
+        for _ in range(length):
+            kernel.run()
+            kernel.advance(2)
+    kernel.run()
+    assert len(worker.seen) == 41
+    assert [worker.seen[-1].deaths[-1].queue, kernel.queue("q0").counters.dropped] == ["q0", 0]
+    worker.done()
+    kernel.run()
+    # The names of priorities stay.
+    assert [leak for leak in kernel.leaks() if "max_priority" not in policy or "groups" not in leak] == []
+
+
+@circles
+def test_a_circle_that_nobody_rejects_ends_where_it_began(length: int, by_exchange: bool) -> None:
+    """Wherever a message has entered it, and whether a consumer rejected it before."""
+    kernel = retry_circle(length, by_exchange)
+    kernel.accept(to("q0", "1", ttl=1.0))
+    for _ in range(2 * length):
+        kernel.run()
+        kernel.advance(2)
+    assert [kernel.content(name) for name in kernel.policies if name != "log"] == [[]] * length
+    assert sum(kernel.queue(name).counters.circled for name in kernel.policies) == 1
+    assert sum(kernel.queue(name).counters.dropped for name in kernel.policies) == 1
+    assert kernel.leaks() == []
+
+
+def test_a_rejection_counts_only_since_the_message_was_last_there() -> None:
+    """It went round once, since a consumer rejected it; then it expired, and had expired in the next queue since."""
+    kernel = retry_circle(2, True)
+    kernel.policies["q0"] = msgspec.structs.replace(kernel.policies["q0"], ttl=Seconds(10))
+    kernel.configure()
+    kernel.send("q0", "1")
+    worker = kernel.worker("q0", 1)
+    kernel.run()
+    worker.dead()
+    kernel.run()
+    kernel.advance(2)
+    kernel.run()
+    assert kernel.content("q0") == ["1"]
+    kernel.advance(11)
+    kernel.run()
+    assert (kernel.content("q0"), kernel.content("q1")) == ([], [])
+    assert kernel.queue("q0").counters.circled == 1
+
+
+def test_of_several_targets_only_those_that_close_a_circle_are_left_out() -> None:
+    kernel = retry_circle(2, True, second=True)
+    kernel.accept(to("q0", "1", ttl=1.0))
+    for _ in range(4):
+        kernel.run()
+        kernel.advance(2)
+    assert deaths(kernel, "log") == [[("q0", "expired")], [("q1", "expired"), ("q0", "expired")]]
+    assert (kernel.content("q0"), kernel.content("q1")) == ([], [])
+    counters = kernel.queue("q1").counters
+    assert (counters.circled, counters.dropped, counters.dead_lettered) == (1, 0, 1)
+
+
+def test_a_circle_goes_on_after_a_crash() -> None:
+    kernel = retry_circle(2, True)
+    kernel.send("q0", "1")
+    for _ in range(3):
+        worker = kernel.worker("q0")
+        kernel.run()
+        worker.dead()
+        kernel.run()
+        kernel = kernel.crash()
+        kernel.core.bind(Binding(queue="q0", exchange="dlx", filter="q0", literal=True, owner="amqp"))
+        kernel.core.bind(Binding(queue="q1", exchange="dlx", filter="q1", literal=True, owner="amqp"))
+        kernel.advance(2)
+        kernel.run()
+    assert kernel.content("q0") == ["1"]
+    assert deaths(kernel, "q0") == [[("q1", "expired"), ("q0", "rejected")] * 3]
+
+
+def test_what_an_operator_redrives_may_go_the_same_way_again() -> None:
+    policies = {
+        "q": QueuePolicy(max_deliveries=1, dead_letter="w"),
+        "w": QueuePolicy(ttl=Seconds(1), dead_letter="bin"),
+        "bin": QueuePolicy(),
+    }
+    kernel = Kernel(policies)
+    kernel.send("q", "1")
+    for _ in range(3):
+        worker = kernel.worker("q")
+        kernel.run()
+        worker.retry()
+        kernel.run()
+        worker.detach()
+        kernel.advance(2)
+        kernel.run()
+        assert kernel.content("bin") == ["1"]
+        assert kernel.redrive("bin", to="q").moved == 1
+        kernel.run()
+    assert kernel.content("q") == ["1"]
+
+
+def test_no_message_dies_without_end_by_itself() -> None:
+    names = [f"q{number}" for number in range(2 * MAX_UNDECIDED)]
+    policies = {
+        name: QueuePolicy(ttl=Seconds(1), dead_letter=n) for name, n in zip(names, [*names[1:], "bin"], strict=True)
+    }
+    kernel = Kernel(policies | {"bin": QueuePolicy()})
+    kernel.send("q0", "1")
+    for _ in names:
+        kernel.advance(2)
+        kernel.run()
+    assert sum(kernel.queue(name).counters.circled for name in names) == 1
+    assert kernel.queue(f"q{MAX_UNDECIDED}").counters.dropped == 1
+
+
+def test_a_full_queue_takes_back_its_own_rejected_message() -> None:
+    kernel = Kernel({"q": QueuePolicy(max_messages=1, dead_letter="q")})
+    kernel.send("q", "1")
+    worker = kernel.worker("q")
+    for _ in range(3):
+        kernel.run()
+        worker.dead()
+    kernel.run()
+    assert kernel.content("q") == ["1"]
+    assert not kernel.queue("q").doomed

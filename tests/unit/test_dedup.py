@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.declarations import secret_state
 from gateway.dedup import KEY_BYTES, SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
+from gateway.message import Properties
 from gateway.order import NEVER
 from gateway.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.transport import Outcome
@@ -249,3 +250,16 @@ def test_restored_keys_count_until_their_time_and_are_freed_then(
         dedup.sweep(max(now, time))
         assert {digest[0] for digest, _ in dedup.live(time)} == live
         assert len(dedup) == len(list(dedup.live(0.0)))  # nothing that is over is kept
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_an_empty_key_is_a_key_and_a_missing_one_is_none(required: bool) -> None:
+    dedup = DedupPolicy(KEY, required=required)
+    kernel = Kernel({"q": QueuePolicy(dedup=dedup, dead_letter="bin"), "bin": QueuePolicy()})
+    keys: list[tuple[tuple[str, str], ...]] = [(("key", ""),), (("key", ""),), (), (), (("key", "0"),), (("key", "0"),)]
+    answer = kernel.accept(*[to("q", str(n), properties=Properties(headers=key)) for n, key in enumerate(keys)])
+    kernel.run()
+    stored, duplicate = Outcome.STORED, Outcome.DUPLICATE
+    assert answer.outcomes == [stored, duplicate, stored, stored, stored, duplicate]
+    assert kernel.content("q") == (["0", "4"] if required else ["0", "2", "3", "4"])
+    assert kernel.content("bin") == (["2", "3"] if required else [])

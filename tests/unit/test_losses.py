@@ -23,8 +23,8 @@ routes:
 """
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    found = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "messages dropped"]
+def lines(caplog: pytest.LogCaptureFixture, event: str = "messages dropped") -> list[dict[str, Any]]:
+    found = [vars(record)["fields"] for record in caplog.records if record.getMessage() == event]
     caplog.clear()
     return found
 
@@ -64,3 +64,51 @@ def test_a_daemon_says_it_before_it_ends(tmp_path: Path) -> None:
         assert {(record["queue"], record["level"]) for record in said} == {("last", "warning")}
     finally:
         daemon.close()
+
+
+INVALID = """
+queues:
+  orders: {group: "{header[shop]}", dead_letter: bin}
+  bin: {}
+  round: {dead_letter: round, ttl: 0}
+routes:
+  - {from: "orders/#", to: orders}
+  - {from: "round", to: round}
+"""
+
+
+@pytest.mark.anyio
+async def test_what_is_dead_as_it_comes_is_said_once_a_minute_with_its_number(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, logger="gateway")
+    event = "messages were dead letters as they came"
+    async with local_gateway(INVALID) as (gateway, _):
+        losses, now = Losses(gateway), gateway.now()
+        monkeypatch.setattr(gateway, "now", lambda: now)
+        await gateway.accept([Message("orders/1", b"x")] * 3)
+        losses.look()
+        assert lines(caplog, event) == [{"queue": "orders", "reason": "invalid", "messages": 3}]
+        await gateway.accept([Message("orders/1", b"x")] * 5)
+        now += 59
+        losses.look()
+        assert lines(caplog, event) == []
+        now += 1
+        losses.look()
+        losses.look()
+        assert lines(caplog, event) == [{"queue": "orders", "reason": "invalid", "messages": 5}]
+        await gateway.accept([Message("orders/1", b"x")])
+        losses.look(last=True)
+        assert lines(caplog, event) == [{"queue": "orders", "reason": "invalid", "messages": 1}]
+
+
+@pytest.mark.anyio
+async def test_what_would_go_round_in_a_circle_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="gateway")
+    async with local_gateway(INVALID) as (gateway, _):
+        losses = Losses(gateway)
+        await gateway.accept([Message("round", b"x")] * 2)
+        await gateway.put()
+        losses.look()
+        said = lines(caplog, "dead letters dropped that would go round in a circle")
+        assert said == [{"queue": "round", "messages": 2}]

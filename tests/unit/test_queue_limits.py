@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+import pytest
+
 from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
 from gateway.queue import EXPIRED_AT_ONCE
 from gateway.transport import Binding, Message, Outcome
-from tests.harness.kernel import GROUP, Kernel, grouped, to
+from tests.harness.kernel import GROUP, Clock, Kernel, grouped, to
 
 STORED, REFUSED = Outcome.STORED, Outcome.REFUSED
 
@@ -249,14 +254,94 @@ def test_expiry_after_a_deep_queue_was_drained() -> None:
     assert kernel.leaks() == []
 
 
-def test_a_message_with_ttl_0_is_for_whoever_is_ready() -> None:
-    kernel = Kernel({"q": QueuePolicy(dead_letter=DISCARD)})
-    worker = kernel.worker("q", 1)
-    kernel.accept(to("q", "1", ttl=0.0), to("q", "2", ttl=0.0))
+class RunningClock(Clock):
+    """Time goes on with each look at it, as it does on a machine."""
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+kinds = pytest.mark.parametrize(
+    "policy",
+    [
+        QueuePolicy(),
+        QueuePolicy(durable=False),
+        QueuePolicy(group="{client_id|}"),
+        QueuePolicy(max_priority=3),
+        QueuePolicy(single_active=True),
+    ],
+    ids=["plain", "transient", "group", "priority", "single active"],
+)
+
+
+@kinds
+@pytest.mark.parametrize("by_queue", [False, True])
+def test_ttl_0_means_to_a_consumer_that_is_waiting_now_or_never(policy: QueuePolicy, by_queue: bool) -> None:
+    ttl = None if by_queue else 0.0
+    policy = msgspec.structs.replace(policy, ttl=Seconds(0) if by_queue else None, dead_letter="bin")
+    policy = msgspec.structs.replace(policy, group_in_flight=5) if policy.group else policy
+    kernel = Kernel({"q": policy, "bin": QueuePolicy()}, clock=RunningClock())
+    worker = kernel.worker("q", 2)
+    kernel.accept(*[to("q", body, ttl=ttl) for body in "123"])
     kernel.run()
-    kernel.advance(2)
+    assert worker.bodies == ["1", "2"]
+    assert (kernel.content("q"), kernel.content("bin")) == (["1", "2"], ["3"])
+    assert [death[:2] for death in kernel.deaths("bin")] == [("q", "expired")]
+    late = kernel.worker("q", 5)
+    worker.give_back("2")
+    worker.done("1")
+    kernel.advance(1)
+    kernel.run()
+    assert (worker.bodies, late.bodies) == (["1", "2"], [])
+    assert (kernel.content("q"), kernel.content("bin")) == ([], ["3", "2"])
+
+
+@kinds
+def test_ttl_0_with_nobody_waiting_is_over_at_once(policy: QueuePolicy) -> None:
+    kernel = Kernel({"q": msgspec.structs.replace(policy, dead_letter="bin"), "bin": QueuePolicy()})
+    kernel.send("q", "now", ttl=0.0)
+    kernel.send("q", "some time", ttl=0.001)
+    kernel.send("q", "never")
+    assert (kernel.content("q"), kernel.content("bin")) == (["some time", "never"], ["now"])
+    assert (kernel.content("q"), kernel.queue("q").counters.expired) == (["some time", "never"], 1)
+
+
+def test_many_with_ttl_0_are_given_up_in_slices_and_none_is_delivered_later() -> None:
+    kernel = Kernel({"q": QueuePolicy(dead_letter=DISCARD)}, clock=RunningClock())
+    kernel.accept(*[to("q", ttl=0.0)] * (3 * EXPIRED_AT_ONCE))
+    kernel.dispatch()
+    kernel.commit()
+    kernel.core.dispatch()
+    assert kernel.queue("q").counters.expired == EXPIRED_AT_ONCE
+    worker = kernel.worker("q")
+    kernel.advance(1)
+    kernel.run()
+    assert (worker.bodies, kernel.queue("q").counters.expired) == ([], 3 * EXPIRED_AT_ONCE)
+    assert kernel.leaks() == []
+
+
+def test_a_dead_letter_whose_body_is_on_disk_waits_for_it_in_a_queue_with_ttl_0() -> None:
+    policies = {"q": QueuePolicy(dead_letter="w", ttl=Seconds(5)), "w": QueuePolicy(dead_letter="none", ttl=Seconds(0))}
+    kernel = Kernel(policies, max_memory=0)
+    worker = kernel.worker("w", 1)
+    kernel.send("q", "1", "2")
+    kernel.advance(20)
+    kernel.run()
     assert worker.bodies == ["1"]
-    assert kernel.content("q") == ["1"]
+    assert kernel.content("w") == ["1"]
+
+
+def test_a_delivery_that_comes_back_after_its_time_expires_also_within_the_second() -> None:
+    kernel = Kernel({"q": QueuePolicy(dead_letter="bin"), "bin": QueuePolicy()})
+    worker = kernel.worker("q", 1)
+    kernel.send("q", "1", ttl=0.1)
+    kernel.advance(0.5)
+    assert worker.bodies == ["1"]
+    worker.detach()
+    kernel.advance(0.1)
+    kernel.run()
+    assert (kernel.content("q"), kernel.content("bin")) == ([], ["1"])
 
 
 # delay
@@ -394,3 +479,43 @@ def test_what_a_full_queue_of_dead_letters_refuses_keeps_nothing_behind_it_waiti
     kernel.run()
     assert kernel.queue("bin").entries.count == 1000
     assert kernel.content("q") == ["stays"]
+
+
+# a limit of 0
+
+
+@kinds
+@pytest.mark.parametrize("limit", [{"max_messages": 0}, {"max_bytes": Octets(0)}], ids=["messages", "bytes"])
+@pytest.mark.parametrize("overflow", ["drop-oldest", "dead-letter"])
+def test_a_limit_of_0_keeps_nothing_waiting(policy: QueuePolicy, limit: dict[str, Any], overflow: Any) -> None:
+    """Not the same as no limit: what no consumer takes at once is dropped, or a dead letter."""
+    policy = msgspec.structs.replace(policy, overflow=overflow, dead_letter="bin", **limit)
+    policy = msgspec.structs.replace(policy, group_in_flight=5) if policy.group else policy
+    kernel = Kernel({"q": policy, "bin": QueuePolicy()})
+    assert kernel.send("q", "nobody") == [STORED]
+    worker = kernel.worker("q", 2)
+    assert kernel.send("q", "1", "2", "3") == [STORED] * 3
+    assert worker.bodies == ["1", "2"]
+    assert kernel.content("q") == ["1", "2"]
+    assert kernel.content("bin") == (["nobody", "3"] if overflow == "dead-letter" else [])
+    assert kernel.queue("q").counters.dropped == (0 if overflow == "dead-letter" else 2)
+
+
+@pytest.mark.parametrize("limit", [{"max_messages": 0}, {"max_bytes": Octets(0)}], ids=["messages", "bytes"])
+def test_a_limit_of_0_that_refuses_takes_nothing(limit: dict[str, Any]) -> None:
+    kernel = Kernel({"q": QueuePolicy(**limit)})
+    kernel.worker("q")
+    assert kernel.send("q", "1") == [REFUSED]
+
+
+# a delay of 0
+
+
+@pytest.mark.parametrize(("delay", "comes"), [(None, []), (0.0, ["1"]), (1.0, [])])
+def test_a_message_s_delay_of_0_is_not_the_same_as_none(delay: float | None, comes: list[str]) -> None:
+    kernel = Kernel({"q": QueuePolicy(delay=Seconds(5))})
+    worker = kernel.worker("q")
+    kernel.send("q", "1", delay=delay)
+    assert worker.bodies == comes
+    kernel.advance(5)
+    assert worker.bodies == ["1"]

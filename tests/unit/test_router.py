@@ -344,3 +344,30 @@ def test_further_topics_lead_further_and_a_binding_counts_once() -> None:
         ("s", (8,)),
     ]
     assert made.route_also(Message("x", b"", "f"), ("y",)) == ()
+
+
+asked = st.builds(
+    Options,
+    qos=st.integers(0, 2),
+    subscription_ids=st.sampled_from([(), (1,), (2, 3)]),
+    retain_as_published=st.booleans(),
+    target=st.just("there"),
+    within=st.none() | st.sampled_from([1.0, 5.0]),
+)
+
+
+@given(st.lists(asked, min_size=1, max_size=4))
+def test_nothing_that_a_binding_asks_for_is_missing_where_several_overlap(found: list[Options]) -> None:
+    router: Router[str] = Router()
+    router.add_queue("q", "q")
+    for number, options in enumerate(found):
+        router.bind(Binding(queue="q", filter="a", owner=f"owner {number}", options=options))
+    ((_, merged),) = router.route(Message("a", b""))
+    assert merged == Options(
+        qos=max(one.qos for one in found),
+        subscription_ids=tuple(sorted(id for one in found for id in one.subscription_ids)),
+        retain_as_published=any(one.retain_as_published for one in found),
+        target="there",
+        within=min([one.within for one in found if one.within is not None], default=None),
+    )
+    assert set(Options.__struct_fields__) == {"qos", "subscription_ids", "retain_as_published", "target", "within"}

@@ -10,6 +10,7 @@ import pytest
 from gateway import plugins, web
 from gateway.access import hash_password
 from gateway.address import Address
+from gateway.document import Faults
 from gateway.errors import ConfigError, ListenError
 from gateway.policy import QueuePolicy
 from gateway.settings import Settings, load
@@ -120,7 +121,7 @@ FAULTS = [
     ("queues: {a: {max_deliveries: 0}}", "1: queues.a.max_deliveries: expected a whole number >= 1, got 0"),
     ("queues: {a: {group: x, group_in_flight: 1001}}",
      "1: queues.a.group_in_flight: expected a whole number >= 1 and <= 1000, got 1001"),
-    ("queues: {a: {max_messages: 0}}", "1: queues.a.max_messages: expected a whole number >= 1, got 0"),
+    ("queues: {a: {max_messages: 0}}", "1: queues.a.max_messages: must be above 0; leave it out for no limit"),
     ("queues: {a: {durable: 1}}", "1: queues.a.durable: expected true or false, got 1"),
     ("queues: {a: {group: 5}}", "1: queues.a.group: expected text, got a whole number; put it in quotes"),
     ("queues: {a: {on_exhausted: skp}}",
@@ -146,9 +147,6 @@ FAULTS = [
     ("queues: {a: {dead_letter: {exchange: x}}}", "1: queues.a.dead_letter: expected the name of a queue"),
     ("queues:\n  orders: {dead_letter: orders.ded}\n  orders.dead:",
      '2: queues.orders.dead_letter: no queue is named "orders.ded"; did you mean "orders.dead"?'),
-    ("queues: {a: {dead_letter: a}}", "1: queues.a.dead_letter: dead letters go round in a circle: a -> a"),
-    ("queues:\n  a: {dead_letter: b}\n  b: {dead_letter: c}\n  c: {dead_letter: a}",
-     "2: queues.a.dead_letter: dead letters go round in a circle: a -> b -> c -> a"),
     ("queues: {mqtt.x: }", "1: queues.mqtt.x: names that begin with mqtt. are reserved"),
     ("queues: {link.x: }", "1: queues.link.x: names that begin with link. are reserved"),
     ("queues: {amq.x: }", "1: queues.amq.x: names that begin with amq. are reserved"),
@@ -466,3 +464,43 @@ def test_addresses_of_names_and_of_free_ports():
 def test_no_address(text):
     with pytest.raises(ValueError, match="is no address"):
         Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "circles"),
+    [
+        ("queues: {a: {dead_letter: a}}", ["1: queues.a.dead_letter: dead letters go round in a circle: a -> a."]),
+        ("queues:\n  a: {dead_letter: b}\n  b: {dead_letter: c}\n  c: {dead_letter: a}\n  d: {dead_letter: c}\n  e:",
+         ["2: queues.a.dead_letter: dead letters go round in a circle: a -> b -> c -> a."]),
+        ("queues:\n  work: {dead_letter: wait}\n  wait: {dead_letter: work, ttl: 1m}\n  x: {dead_letter: x}",
+         ["2: queues.work.dead_letter: dead letters go round in a circle: work -> wait -> work.",
+          "4: queues.x.dead_letter: dead letters go round in a circle: x -> x."]),
+        ("queues: {a: {dead_letter: b}, b: {dead_letter: c}, c: }", []),
+    ],
+)  # fmt: skip
+def test_a_circle_of_dead_letters_is_a_warning(tmp_path: Path, text: str, circles: list[str]) -> None:
+    """It is how a message is tried again later; what it drops must be known."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(text)
+    warnings = Faults(str(path))
+    load(path, {}, strict=True, warnings=warnings)
+    assert [line.partition(" A message")[0] for line in warnings.lines()] == [f"{path}:{circle}" for circle in circles]
+    assert all("is dropped, counted and logged" in line for line in warnings.lines())
+    load(path, {}, strict=True)  # the daemon takes it
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "-1", "", "9" * 400 + "d", "1001y", "400000d"])
+def test_a_duration_is_a_time_that_can_come(faults, value: str) -> None:
+    (fault,) = faults(f"queues: {{a: {{ttl: '{value}'}}, b: {{delay: {value or '[]'}}}}}")[:1]
+    assert "queues.a.ttl" in fault
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "0ms"])
+def test_a_ttl_of_0_is_not_the_same_as_none(read, text: str) -> None:
+    queues = read(f"queues: {{zero: {{ttl: {text}}}, missing: {{ttl: null}}}}").queues
+    assert (queues["zero"].ttl, queues["missing"].ttl) == (0, None)
+
+
+def test_a_size_is_what_was_written(read, faults) -> None:
+    assert read("queues: {a: {max_bytes: '9007199254740993'}}").queues["a"].max_bytes == 9007199254740993
+    assert "is no size" in faults(f"queues: {{a: {{max_bytes: '{'9' * 400}'}}}}")[0]

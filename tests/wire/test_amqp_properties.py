@@ -102,9 +102,10 @@ def test_a_message_that_says_nothing_takes_three_bytes() -> None:
     assert subject.encode(Message("a", b""), False) == subject.PERSISTENT
     assert subject.encode(Message("a", b"", qos=0), True) == subject.TRANSIENT
     assert subject.decode(b"\0\0", 0, 2) is subject.NOTHING_SAID
+    assert subject.NOTHING_SAID.delay is None and subject.NOTHING_SAID.ttl is None
     assert subject.encode(Message("a", b"", qos=0, properties=subject.NOTHING_SAID.properties), True) == b"\0\0"
     content = subject.decode(subject.PERSISTENT, 0, 3)
-    assert content == subject.Content(NO_PROPERTIES, 1, False, None, 0.0)
+    assert content == subject.Content(NO_PROPERTIES, 1, False, None, None)
 
 
 # what a client can send
@@ -307,8 +308,8 @@ def test_a_delivery_mode_that_is_none_is_406(mode: int) -> None:
         subject.decode(struct.pack(">HB", 0x1000, mode), 0, 3)
 
 
-@pytest.mark.parametrize(("value", "seconds"), [(1500, 1.5), (0, 0.0), (-1500, 0.0)])
-def test_x_delay_is_in_milliseconds_and_stays_a_header(value: int, seconds: float) -> None:
+@pytest.mark.parametrize(("value", "seconds"), [(1500, 1.5), (0, 0.0), (-1500, None)])
+def test_x_delay_is_in_milliseconds_and_stays_a_header(value: int, seconds: float | None) -> None:
     data = amqp.Basic.Properties(headers={"x-delay": value}).marshal()
     content = subject.decode(data, 0, len(data))
     assert content.delay == seconds and dict(content.properties.headers)["x-delay"] == value
@@ -318,7 +319,7 @@ def test_x_delay_is_in_milliseconds_and_stays_a_header(value: int, seconds: floa
 def test_a_text_is_a_header_like_any_other(name: str) -> None:
     data = amqp.Basic.Properties(headers={name: "1500"}).marshal()
     content = subject.decode(data, 0, len(data))
-    assert content.is_plain and content.delay == 0.0
+    assert content.is_plain and content.delay is None
     assert dict(content.properties.headers) == {name: "1500"}
 
 

@@ -66,8 +66,7 @@ def policy_of(arguments: Mapping[str, Any], durable: bool, vhost: Vhost = ROOT) 
             milliseconds = _integer(name, value, int(name == "x-expires"), MAX_MILLISECONDS)
             fields[_FIELD[name]] = Seconds(milliseconds / 1000)
         elif name == "x-max-length":
-            # A policy knows no limit of 0 messages.
-            fields["max_messages"] = _integer(name, value, 1)
+            fields["max_messages"] = _integer(name, value, 0)
         elif name == "x-max-length-bytes":
             fields["max_bytes"] = Octets(_integer(name, value, 0))
         elif name == "x-delivery-limit":

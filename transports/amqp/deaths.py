@@ -38,10 +38,10 @@ def _death_headers(delivery: Delivery, vhost: Vhost) -> list[tuple[str, Any]]:
         reason = _reason(death)
         entry = merged.get((death.queue, reason))
         if entry is not None:
-            entry["count"] += 1
+            entry["count"] += death.count
             continue
         entry = merged[death.queue, reason] = {
-            "count": 1,
+            "count": death.count,
             "reason": reason,
             "queue": vhost.own(death.queue),
             "time": int(death.last),

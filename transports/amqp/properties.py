@@ -90,7 +90,7 @@ PERSISTENT = b"\x10\x00\x02"
 
 
 class Content(NamedTuple):
-    """What a content header says. delay: seconds.
+    """What a content header says. delay: seconds, None if it says none.
 
     is_plain: none of those that follow says anything. topic: what `x-mqtt-topic` says in place of the routing key.
     copies: routing keys besides that of the method. replies: reply_to is the pseudo-queue of direct replies."""
@@ -99,7 +99,7 @@ class Content(NamedTuple):
     qos: int
     retain: bool
     ttl: float | None
-    delay: float
+    delay: float | None
     is_plain: bool = True
     topic: str | None = None
     copies: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Content(NamedTuple):
 
 
 NO_MODE = Properties(delivery_mode=0)
-NOTHING_SAID = Content(NO_MODE, 0, False, None, 0.0)
+NOTHING_SAID = Content(NO_MODE, 0, False, None, None)
 """Of a content header without any property."""
 
 
@@ -164,7 +164,7 @@ def decode(data: bytes, at: int, end: int, empty_key: bool = False, prefix: str 
         if flags & _MODE:
             raise AmqpError(PRECONDITION_FAILED, f"invalid delivery mode {mode}: 1 or 2 is needed")
         fields["delivery_mode"] = 0
-    qos, retain, topic, delay = int(mode == 2), False, None, 0.0
+    qos, retain, topic, delay = int(mode == 2), False, None, None
     if headers:
         # A text is a header like any other: it may be a user property that a worker sends back.
         if DELAY in headers and not isinstance(headers[DELAY], str):
@@ -343,11 +343,11 @@ def _ttl(text: str) -> float:
     return int(text) / 1000
 
 
-def _delay(value: Any) -> float:
-    """Below 0 is none: so RabbitMQ's plugin marks what has been delayed."""
+def _delay(value: Any) -> float | None:
+    """Below 0 says nothing: so RabbitMQ's plugin marks what has been delayed."""
     if not _is_number(value) or value > MAX_EXPIRATION:
         raise AmqpError(PRECONDITION_FAILED, f"invalid header {DELAY!r}: {str(value)[:32]!r}: milliseconds are needed")
-    return max(int(value), 0) / 1000
+    return int(value) / 1000 if value >= 0 else None
 
 
 def _copies(name: str, value: Any) -> tuple[str, ...]:
