@@ -34,6 +34,22 @@ class UnknownQueueError(GatewayError):
     """No queue of that name."""
 
 
+class NameRefusedError(GatewayError):
+    """There is such a queue, and who names it may not use it so."""
+
+
+class ReservedNameError(NameRefusedError):
+    """The name belongs to a session, a share or a link."""
+
+
+class LockedQueueError(NameRefusedError):
+    """The queue is exclusive to another connection."""
+
+
+class ExclusiveUseError(NameRefusedError):
+    """One consumer has the queue for itself, or wants it while there are others."""
+
+
 class QueueMismatchError(GatewayError):
     """A queue exists with another policy; the text names the one that differs."""
 

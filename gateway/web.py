@@ -12,7 +12,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import msgspec
@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import origin
 from gateway.address import Address
 from gateway.crowd import Crowd
 from gateway.errors import ListenError
@@ -38,8 +39,6 @@ MAX_UNFINISHED_OCTETS = 64 << 20
 REQUEST_SECONDS = 20
 MAX_HEAD_OCTETS = 65_536
 KEEP_ALIVE_SECONDS = 30
-
-Authenticate = Callable[[str | None, bytes | None], Awaitable[User | None]]
 
 
 class Refused(HTTPException):
@@ -90,10 +89,23 @@ async def relief(pressure: Pressure) -> None:
         await relieved.wait()
 
 
-async def authenticated(request: Request, authenticate: Authenticate) -> User:
-    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401."""
+class Admits(Protocol):
+    """What a listener of HTTP asks the gateway about those who come."""
+
+    @property
+    def anonymous(self) -> bool: ...
+    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]: ...
+
+
+async def admitted(request: Request, gateway: Admits, listen: Address) -> User:
+    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401, and 403 for a page of a browser that is none of this
+    machine's while everybody on it is let in."""
+    if origin.is_private(listen, gateway.anonymous):
+        headers = request.headers
+        if why := origin.why_refused(headers.get("host"), headers.get("origin")):
+            raise Refused(403, why)
     name, password = _credentials(request.headers.get("authorization", ""))
-    user = await authenticate(name, password)
+    user = await gateway.authenticate(name, password)
     if user is None:
         raise Refused(401, "name and password are needed", {"www-authenticate": 'Basic realm="gateway"'})
     return user

@@ -21,12 +21,15 @@ from gateway import web
 from gateway.address import Address
 from gateway.http_peer import Limits
 from gateway.message import Message, Properties, check_destination, retains, to_topic
+from gateway.names import Actor
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
 from gateway.views import plain
 
 STATUS = {Outcome.STORED: 201, Outcome.DUPLICATE: 200, Outcome.UNROUTED: 404, Outcome.REFUSED: 429}
+REFUSALS = {401: "bad-credentials", 403: "forbidden", 413: "too-large"}
+"""How a request is counted that was refused before it became a message; all others are `invalid`."""
 BUSY = frozenset((429, 502, 503, 504))
 """The other side wants less: the whole queue waits, with backoff."""
 AGAIN = frozenset((408, 425))
@@ -96,12 +99,14 @@ class Http:
 
     async def _publish(self, request: Request) -> Response:
         try:
-            user = await web.authenticated(request, self.gateway.authenticate)
+            user = await web.admitted(request, self.gateway, self.settings.listen)
             await web.relief(self.gateway.pressure)
             body = await web.read_body(request, self.settings.max_body)
             message = self._message(request, body, user.name)
         except web.Refused as refused:
-            self.counters.refusals[{401: "bad-credentials", 413: "too-large"}.get(refused.status_code, "invalid")] += 1
+            self.counters.refusals[
+                {401: "bad-credentials", 403: "forbidden", 413: "too-large"}.get(refused.status_code, "invalid")
+            ] += 1
             raise
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])
@@ -125,6 +130,9 @@ class Http:
         if why := check_destination(topic):
             raise web.Refused(400, f"the topic {why}")
         fields = _read_fields(request.headers.items())
+        claimed = fields["properties"].user_id
+        if Actor(user=user).forges(claimed):
+            raise web.Refused(403, f"x-message-user-id: you are {user!r}, and can't publish as {claimed!r}")
         return to_topic(topic, body, source=self.name, client_id=fields.pop("client_id", user), **fields)
 
 
