@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import origin
+from gateway import origin, percent
 from gateway.address import Address
 from gateway.crowd import Crowd
 from gateway.errors import ListenError
@@ -155,6 +155,21 @@ def _limited(application: ASGIApp, crowd: Crowd) -> ASGIApp:
     return limited
 
 
+def _readable(application: ASGIApp) -> ASGIApp:
+    """Refuses a path or a query that is no text; what serves would read it as another one."""
+
+    async def readable(scope: Scope, receive: Receive, send: Send) -> None:
+        for part, octets in (("path", scope["raw_path"]), ("query", scope["query_string"])):
+            try:
+                percent.decode_text(octets)
+            except ValueError as error:
+                await as_json({"error": f"the {part} {error}"}, 400)(scope, receive, send)
+                return
+        await application(scope, receive, send)
+
+    return readable
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -207,7 +222,7 @@ async def serve(
     `stopping` is called at once, to end those that would run for ever."""
     crowd = Crowd(limits.max_connections, limits.max_unfinished, counters)
     config = uvicorn.Config(
-        _limited(application, crowd),
+        _limited(_readable(application), crowd),
         # uvicorn asks for a class, and makes the connections by calling it.
         http=cast(type[HttpPeer], functools.partial(HttpPeer, crowd=crowd, counters=counters, limits=limits)),
         ws="none",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import web
+from gateway import percent, web
 from gateway.address import Address
 from gateway.http_peer import Limits
 from gateway.message import Message, Properties, check_destination, retains, to_topic
 from gateway.names import Actor
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
+from gateway.source import USER_ID
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
 from gateway.views import plain
 
@@ -141,20 +142,28 @@ def _read_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     headers: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for name, raw in pairs:
         if name in ("content-type", "content-encoding"):
+            if not raw.isascii():
+                raise web.Refused(400, f"{name}: is no ASCII text")
             properties[name.replace("-", "_")] = raw
+        elif not name.startswith(PREFIX):
+            continue
+        if name in seen and not name.startswith(HEADER_PREFIX):
+            raise web.Refused(400, f"{name}: stands more than once")
+        seen.add(name)
         if not name.startswith(PREFIX):
             continue
         try:
-            octets = unquote_to_bytes(raw.encode("latin-1"))
+            octets = percent.decode(raw.encode("latin-1"))
             key = name.removeprefix(PREFIX)
             if key == "correlation-id":
                 properties["correlation_id"] = octets
                 continue
             value = octets.decode()
             if name.startswith(HEADER_PREFIX) and name != HEADER_PREFIX:
-                headers.append((unquote_to_bytes(name.removeprefix(HEADER_PREFIX)).decode(), value))
+                headers.append((percent.decode_text(name.removeprefix(HEADER_PREFIX).encode()), value))
             elif key in _TEXTS:
                 properties[_TEXTS[key]] = value
             elif key in _NUMBERS:
@@ -268,8 +277,10 @@ def _metadata(delivery: Delivery) -> Iterator[tuple[str, str | bytes]]:
         yield "content-encoding", properties.content_encoding
     if properties.correlation_id is not None:
         yield "x-message-correlation-id", properties.correlation_id
+    if properties.user_id is not None:  # another gateway believes that only of the user himself
+        yield HEADER_PREFIX + USER_ID, properties.user_id
     for key, field in (*_TEXTS.items(), *((key, field) for key, (field, _) in _NUMBERS.items())):
-        if (value := getattr(properties, field)) is not None:
+        if field != "user_id" and (value := getattr(properties, field)) is not None:
             yield PREFIX + key, str(value)
     for name, value in properties.headers:
         text = value if isinstance(value, str) else msgspec.json.encode(plain(value)).decode()
