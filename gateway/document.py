@@ -356,9 +356,9 @@ class _Reader:
         if "${" in text:
             before = len(self.faults)
             text = _VARIABLE.sub(lambda hit: self._variable(hit, key, line), text)
-            self._check_text(text, key, line)
             node = Node(line, text if found.style else resolve(text), text)
             node.faulty = len(self.faults) > before
+            self._check_text(text, key, line)
             return node
         self._check_text(text, key, line)
         if found.style or found.tag == _YAML_TAG + "str":

@@ -86,6 +86,6 @@ def check_text(text: str, what: str = "") -> str:
     """The same. Raises NoTextError for what the shell handed over and is no UTF-8; `what` as there."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError:
         raise NoTextError(text, what) from None
     return text

@@ -98,9 +98,7 @@ def test_who_gives_no_name_is_nobody(daemon: Daemon) -> None:
         return
     for user_id, status in (("guest", 403), (None, 201)):
         headers = {} if user_id is None else {"x-message-user-id": user_id}
-        assert (
-            httpx.post(f"{daemon.url('web')}/topics/a/b", headers=headers, trust_env=False).status_code == status
-        )
+        assert httpx.post(f"{daemon.url('web')}/topics/a/b", headers=headers, trust_env=False).status_code == status
     with RawClient(daemon.address("mqtt")) as client:
         client.connect(unique())
         assert client.publish("a/b", properties=claims("guest")).reason == Reason.NOT_AUTHORIZED
