@@ -345,7 +345,8 @@ class MqttConnection(TcpConnection):
     def _open(self, terms: Terms) -> None:
         assert self._connect is not None
         shared = self.shared
-        if terms.will is not None and self.actor.forges(terms.will.properties.user_id):
+        will = terms.carried_will
+        if will is not None and self.actor.forges(will.message.properties.user_id):
             self._turn_away(Reason.NOT_AUTHORIZED)
             return
         if not shared.crowd.admit(self):
