@@ -326,7 +326,6 @@ class _Reader:
                 self.faults.add(line, key, "a key must be text")
                 continue
             path = f"{key}.{name.value}" if key else name.value
-            self._check_text(name.value, key, line)
             if name.tag == _YAML_TAG + "merge":
                 parts = item.value if isinstance(item, yaml.SequenceNode) else [item]
                 for part in parts:  # the first one that says a key wins, and the mapping's own keys win over all
@@ -358,19 +357,10 @@ class _Reader:
             text = _VARIABLE.sub(lambda hit: self._variable(hit, key, line), text)
             node = Node(line, text if found.style else resolve(text), text)
             node.faulty = len(self.faults) > before
-            self._check_text(text, key, line)
             return node
-        self._check_text(text, key, line)
         if found.style or found.tag == _YAML_TAG + "str":
             return Node(line, text)
         return Node(line, resolve(text))
-
-    def _check_text(self, text: str, key: str, line: int) -> None:
-        """An escape such as "\\ud800", or a variable of the environment, may be no text that can be stored or sent."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            self.faults.add(line, key, f"{text[:64]!a} is no Unicode text")
 
     def _variable(self, hit: re.Match[str], key: str, line: int) -> str:
         if hit[0] == "$${":

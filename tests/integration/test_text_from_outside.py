@@ -285,9 +285,9 @@ def test_a_password_of_standard_input() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (b'queues: {"a\\ud800": {}}', b"is no Unicode text"),
-        (b'queues: {a: {}}\nroutes: [{from: "x/\\udfff", to: a}]', b"is no Unicode text"),
-        (b'queues: {a: {}}\nroutes: [{from: "${TOPIC}", to: a}]', b"is no Unicode text"),
+        (b'queues: {"a\\ud800": {}}', b"a key must be text"),
+        (b'queues: {a: {}}\nroutes: [{from: "x/\\udfff", to: a}]', b"is no text"),
+        (b'queues: {a: {}}\nroutes: [{from: "${TOPIC}", to: a}]', b"TOPIC is not UTF-8 text"),
         (b'queues: {a: {}}\nroutes: [{from: "x\\0", to: a}]', b"NUL"),
         (b'queues: {"a\xff": {}}', b"is not UTF-8 text"),
     ],
