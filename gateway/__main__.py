@@ -23,7 +23,7 @@ from gateway.commands import (
     queues_app,
     read_headers,
 )
-from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, UnreachableError
+from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, UnreachableError, check_text
 from gateway.redrive import dead_letters_app
 
 # What only some commands need is imported by these, so that each starts quickly.
@@ -100,7 +100,8 @@ def check(
         settings = load(config, os.environ, strict=True, warnings=(found := Faults(str(config))))
     except ConfigError as error:
         if as_json:
-            print_json({"valid": False, "faults": str(error).splitlines()})
+            lines = str(error).encode(errors="backslashreplace").decode().splitlines()  # a file's name may be no text
+            print_json({"valid": False, "faults": lines})
             raise typer.Exit(2) from error
         raise
     problems = [*plugins.shadowed(), *found.lines()]
@@ -166,6 +167,8 @@ def explain(
     from gateway.settings import load
     from gateway.topics import check_name
 
+    for text in (topic, client_id, source, *(header or ())):
+        check_text(text)
     settings = load(config, os.environ)
     if why := check_name(topic.removeprefix(QUEUE_PREFIX)):
         raise ConfigError(f"--topic {topic!r} {why}")
@@ -173,7 +176,7 @@ def explain(
         near = nearest(source, settings.transports, "transports")
         raise ConfigError(f"--source {source!r}: the configuration has no such transport{near}")
     properties = Properties(headers=tuple(read_headers(header)))
-    message = to_topic(topic, body.encode(), properties=properties, client_id=client_id, source=source)
+    message = to_topic(topic, os.fsencode(body), properties=properties, client_id=client_id, source=source)
     steps = explaining.explain(explaining.configured(settings), message)
     if as_json:
         print_json(steps)
@@ -212,6 +215,8 @@ def hash_password(
         password = sys.stdin.readline().rstrip("\r\n")
     if not password:
         raise ConfigError("an empty password protects nothing")
+    check_text(user)
+    check_text(password, "the password")
     if scram:
         if user:
             raise ConfigError("users_file has no place for a SCRAM verifier; leave --user out and put it in `users`")

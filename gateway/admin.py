@@ -5,7 +5,6 @@ Its rule: it does nothing by itself; it asks `Operations` and `Gateway`, and say
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -16,18 +15,19 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from gateway import metrics, web
-from gateway.errors import GatewayError, UnknownQueueError
+from gateway.errors import ExclusiveUseError, GatewayError, ReservedNameError, UnknownQueueError
 from gateway.feed import MAX_CREDIT, Feed
 from gateway.gather import DeadOnArrival
 from gateway.http_peer import Limits
 from gateway.message import retains
+from gateway.names import NOBODY, Actor, check_use, is_reserved
 from gateway.openapi import Endpoint, arguments, document
 from gateway.operations import GroupView, Operations, QueueStats, Readiness, RedriveProgress, Selection, Step
 from gateway.policy import QueuePolicy
 from gateway.settings import AdminSettings
 from gateway.slices import Slices, in_order
 from gateway.topics import check_filter
-from gateway.transport import Binding, ExchangeBinding, Gateway, Outcome, Verdict
+from gateway.transport import Binding, ExchangeBinding, Gateway, Outcome, User, Verdict
 from gateway.views import (
     BindingView,
     DeliveryView,
@@ -240,18 +240,16 @@ class Admin:
 
     def _guarded(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
+            actor = Actor()
             if not endpoint.open:
-                self._check_host(request)
-                try:
-                    await web.authenticated(request, self.gateway.authenticate)
-                except web.Refused:
-                    self.counters.refusals["bad-credentials"] += 1
-                    raise
+                actor.user = (await self._admitted(request)).name
             if endpoint.path.startswith(API) and "replaying" in self.operations.readiness().reasons:
                 raise web.Refused(503, "the store is being replayed; ask again when /readyz says so")
             if endpoint.takes is MessageView:
                 await web.relief(self.gateway.pressure)
             taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
+            if endpoint.takes is MessageView and actor.forges(taken[0].user_id):
+                raise web.Refused(403, f"user_id: you are {actor.user!r}, and can't publish as {taken[0].user_id!r}")
             try:
                 return await endpoint.handler(*taken)
             except UnknownQueueError as error:
@@ -263,14 +261,12 @@ class Admin:
 
         return handle
 
-    def _check_host(self, request: Request) -> None:
-        """Without users, a page in the operator's browser must not reach a loopback listener by a name of its own
-        that it points here (DNS rebinding)."""
-        if not (self.gateway.anonymous and self.settings.listen.loopback):
-            return
-        host = request.url.hostname or ""
-        if host != "localhost" and not _is_loopback(host):
-            raise web.Refused(403, f"this listener answers to localhost, not to {host!r}")
+    async def _admitted(self, request: Request) -> User:
+        try:
+            return await web.admitted(request, self.gateway, self.settings.listen)
+        except web.Refused as refused:
+            self.counters.refusals[{403: "foreign-page"}.get(refused.status_code, "bad-credentials")] += 1
+            raise
 
     def _stop(self) -> None:
         for feed in list(self.feeds.values()):
@@ -361,6 +357,8 @@ class Admin:
             raise UnknownQueueError(f'no queue is named "{asked.queue}"')
         if asked.to is not None and self.gateway.queue(asked.to) is None:
             raise UnknownQueueError(f'no queue is named "{asked.to}"')
+        if asked.to is not None and is_reserved(asked.to):
+            raise ReservedNameError(f"queue {asked.to!r} is a session's, a share's or a link's; name another")
         steps = self.operations.redrive(asked.queue, asked.selection, asked.to, asked.rate, asked.dry_run)
 
         async def lines() -> AsyncIterator[bytes]:
@@ -389,12 +387,20 @@ class Admin:
             raise web.Refused(503, "the daemon stops")
         if len(self.feeds) >= MAX_FEEDS:
             raise web.Refused(503, f"{MAX_FEEDS} consumers are here already")
-        if self.gateway.queue(asked.queue) is None:
+        view = self.gateway.queue(asked.queue)
+        if view is None:
             raise UnknownQueueError(f'no queue is named "{asked.queue}"')
+        check_use(view, NOBODY)
+        if view.in_exclusive_use:
+            raise ExclusiveUseError(f"queue {asked.queue!r} is in exclusive use")
 
         async def lines() -> AsyncIterator[bytes]:
             # Made only when the answer begins: a client that has gone by then leaves nothing attached.
-            feed = Feed(self.gateway, asked.queue, asked.credit)
+            try:
+                feed = Feed(self.gateway, asked.queue, asked.credit)
+            except GatewayError as error:  # it was there when it was looked for
+                yield _line(FeedLine(ended=str(error)))
+                return
             self.feeds[feed.token] = feed
             try:
                 yield _line(FeedLine(consumer=feed.token))
@@ -442,10 +448,3 @@ def _line(value: Any) -> bytes:
 def _check_topic_filter(filter: str | None) -> None:
     if filter is not None and (why := check_filter(filter)):
         raise ValueError(f"topic: {filter!r} {why}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

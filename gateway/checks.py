@@ -14,7 +14,7 @@ import msgspec
 from gateway import links, plugins
 from gateway.address import Address
 from gateway.document import Faults, Node, nearest
-from gateway.message import RESERVED_QUEUES
+from gateway.names import RESERVED_QUEUES
 from gateway.policy import DEAD_LETTERS, DISCARD, QueuePolicy
 from gateway.template import Template
 from gateway.topics import check_filter, overlap

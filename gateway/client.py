@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from gateway.errors import DeniedError, UnreachableError
+from gateway.errors import DeniedError, NoTextError, UnreachableError, check_text
 
 T = TypeVar("T")
 _API = "/api/v1/"
@@ -22,7 +22,7 @@ class AdminClient:
 
     def __init__(self, url: str, user: str | None = None, password: str | None = None, timeout: float = 30.0) -> None:
         self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
-        credentials = (user, password or "") if user else None
+        credentials = (check_text(user), check_text(password or "", "the password")) if user else None
         try:
             # A proxy of the environment is for the web, not for a daemon on this machine.
             self._http = httpx.Client(base_url=self.url, auth=credentials, timeout=timeout, trust_env=False)
@@ -35,7 +35,7 @@ class AdminClient:
 
     def post(self, path: str, body: Any, gives: type[T], also: tuple[int, ...] = ()) -> T:
         """`also`: statuses that carry the answer too."""
-        content = msgspec.json.encode(body)
+        content = _encoded(body)
         headers = {"content-type": "application/json"}
         return self._read(self._ask("POST", path, content=content, headers=headers), gives, also)
 
@@ -46,7 +46,7 @@ class AdminClient:
         timeout = httpx.Timeout(30.0, read=idle)
         try:
             with self._http.stream(
-                "POST", _API + path, content=msgspec.json.encode(body), headers=headers, timeout=timeout
+                "POST", _API + path, content=_encoded(body), headers=headers, timeout=timeout
             ) as answer:
                 if answer.status_code >= 400:
                     answer.read()
@@ -91,4 +91,11 @@ class AdminClient:
 
 
 def _query(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return check_text(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _encoded(body: Any) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        raise NoTextError(error.object) from error

@@ -16,7 +16,7 @@ from gateway import tables
 from gateway.errors import ConfigError, GatewayError
 from gateway.gather import DeadOnArrival
 from gateway.logs import printable
-from gateway.message import RESERVED_QUEUES
+from gateway.names import is_reserved
 from gateway.policy import Seconds
 from gateway.views import Body, MessageView, StoredView
 
@@ -236,7 +236,7 @@ def queues(
     if context.invoked_subcommand is not None:
         return
     found = connect(admin, user, password).get("queues", Answer).queues
-    shown = [queue for queue in found if all_queues or not queue["name"].startswith(RESERVED_QUEUES)]
+    shown = [queue for queue in found if all_queues or not is_reserved(queue["name"])]
     if as_json:
         print_json(shown)
         return
@@ -313,7 +313,7 @@ def bindings(
     """
     found = connect(admin, user, password).get("bindings", Answer, queue=queue, limit=limit).bindings
     if not (all_queues or queue):
-        found = [one for one in found if not (one["queue"] or "").startswith(RESERVED_QUEUES) or one["target"]]
+        found = [one for one in found if not is_reserved(one["queue"] or "") or one["target"]]
     if as_json:
         print_json(found)
         return

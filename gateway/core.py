@@ -25,6 +25,7 @@ from gateway.groups import Extras
 from gateway.intake import Intake
 from gateway.ledger import RESIDENT_OCTETS, Counters, Memory
 from gateway.message import Message
+from gateway.names import NOBODY, Actor, check_owner, check_use
 from gateway.order import NEVER, Grouped
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
@@ -509,15 +510,17 @@ class Core:
 
     # queues and bindings
 
-    def declare(self, name: str, policy: QueuePolicy, owner: str) -> Queue:
-        """The queue of that name, made if there is none; then its policy stays. Raises GatewayError for a policy
-        whose templates are none."""
+    def declare(self, name: str, policy: QueuePolicy, owner: str, holder: Actor | None = None) -> Queue:
+        """The queue of that name, made if there is none; then its policy stays. Raises ReservedNameError, and
+        GatewayError for a policy whose templates are none."""
         queue = self.queues.get(name)
         if queue is None:
+            check_owner(name, owner)
             try:
                 queue = Queue(name, self.next_queue, policy, owner, self)
             except ValueError as error:
                 raise GatewayError(f"queue {name}: {error}") from error
+            queue.holder = holder
             self.next_queue += 1
             self.add(queue)
             self.journal_queue(queue)
@@ -567,6 +570,7 @@ class Core:
 
     def bind(self, binding: Binding) -> None:
         self.get(binding.queue)
+        check_owner(binding.queue, binding.owner)
         self._check_bindings()
         self.router.bind(binding)
         self._journal_binding(binding, True)
@@ -599,13 +603,21 @@ class Core:
             raise BindingsFullError(f"all bindings take {self.router.octets} bytes, above {self.max_bindings}")
 
     def attach(
-        self, name: str, consumer: Consumer, pools: Sequence[Credit], live: bool, priority: int = 0
+        self,
+        name: str,
+        consumer: Consumer,
+        pools: Sequence[Credit],
+        live: bool,
+        priority: int = 0,
+        actor: Actor = NOBODY,
+        exclusive: bool = False,
     ) -> QueueSubscription:
         queue = self.get(name)
+        check_use(queue, actor)
         if live and not queue.live:
             queue.live = True
             self.journal_queue(queue)
-        return queue.attach(consumer, pools, live, priority)
+        return queue.attach(consumer, pools, live, priority, exclusive)
 
 
 def _behind(first: Accept) -> Callable[[Sequence[Outcome], bool], None]:

@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.gather import Pending
 from gateway.message import DEFAULT_EXCHANGE, Message
+from gateway.names import is_within
 from gateway.policy import DEAD_LETTERS, DISCARD, ExchangeTarget
 from gateway.priority import PriorityName
 from gateway.records import NO_EXTRA, Extra
@@ -159,6 +160,8 @@ class DeadLetters:
             by_name = message.exchange == DEFAULT_EXCHANGE
             key = message.topic.removeprefix(target.queues) if by_name else swap(message.topic)
             topic = target.queues + key if target.exchange == DEFAULT_EXCHANGE else swap(key)
+            if target.exchange == DEFAULT_EXCHANGE and not is_within(topic, target.queues):
+                return message, []  # who declared the queue may not name that one
         message = msgspec.structs.replace(message, exchange=target.exchange, topic=topic)
         return message, [found for found, _ in self._core.router.route(message)]
 

@@ -34,12 +34,36 @@ class UnknownQueueError(GatewayError):
     """No queue of that name."""
 
 
+class NameRefusedError(GatewayError):
+    """There is such a queue, and who names it may not use it so."""
+
+
+class ReservedNameError(NameRefusedError):
+    """The name belongs to a session, a share or a link."""
+
+
+class LockedQueueError(NameRefusedError):
+    """The queue is exclusive to another connection."""
+
+
+class ExclusiveUseError(NameRefusedError):
+    """One consumer has the queue for itself, or wants it while there are others."""
+
+
 class QueueMismatchError(GatewayError):
     """A queue exists with another policy; the text names the one that differs."""
 
 
 class ListenError(GatewayError):
     """A listener can't have its address; the text names transport, address and cause."""
+
+
+class NoTextError(ConfigError):
+    """What was given to the command line is no UTF-8 text."""
+
+    def __init__(self, argument: str, what: str = "") -> None:
+        """what: in place of what it is, which must not be shown."""
+        super().__init__(f"{what or ascii(argument[:64])} is no UTF-8 text")
 
 
 class UnreachableError(GatewayError):
@@ -56,3 +80,12 @@ class DeniedError(GatewayError):
 
 class BindingsFullError(GatewayError):
     """The bindings of all queues take as much memory as they may (`max_bindings`)."""
+
+
+def check_text(text: str, what: str = "") -> str:
+    """The same. Raises NoTextError for what the shell handed over and is no UTF-8; `what` as there."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NoTextError(text, what) from None
+    return text

@@ -19,7 +19,7 @@ MAX_HELD_OCTETS = 16 << 20
 
 
 class Feed:
-    """Attached from its making until `detach`. Raises UnknownQueueError."""
+    """Attached from its making until `detach`. Raises UnknownQueueError and NameRefusedError."""
 
     def __init__(self, gateway: Gateway, queue: str, credit: int) -> None:
         self.token = secrets.token_urlsafe(16)

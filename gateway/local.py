@@ -14,6 +14,7 @@ from gateway.flow import Credit, Pressure
 from gateway.logs import log
 from gateway.message import Message
 from gateway.metrics import TransportCounters
+from gateway.names import NOBODY, Actor
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
 from gateway.scram import Exchange
@@ -60,8 +61,8 @@ class LocalGateway:
     def state(self, owner: str) -> dict[str, bytes]:
         return self.committer.state(owner)
 
-    def declare(self, name: str, policy: QueuePolicy, owner: str) -> QueueView:
-        queue = self.core.declare(name, policy, owner)
+    def declare(self, name: str, policy: QueuePolicy, owner: str, holder: Actor | None = None) -> QueueView:
+        queue = self.core.declare(name, policy, owner, holder)
         self.committer.poke()
         return queue
 
@@ -104,9 +105,16 @@ class LocalGateway:
         return self.core.router.exchange_bindings()
 
     def attach(
-        self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False, priority: int = 0
+        self,
+        queue: str,
+        consumer: Consumer,
+        pools: Sequence[Credit] = (),
+        live: bool = False,
+        priority: int = 0,
+        actor: Actor = NOBODY,
+        exclusive: bool = False,
     ) -> Subscription:
-        subscription = self.core.attach(queue, consumer, pools, live, priority)
+        subscription = self.core.attach(queue, consumer, pools, live, priority, actor, exclusive)
         self.committer.poke()
         return subscription
 

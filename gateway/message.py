@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.names import is_reserved
 from gateway.topics import check_name
 
 TOPIC_EXCHANGE = "amq.topic"
@@ -17,8 +18,6 @@ TOPIC_EXCHANGE = "amq.topic"
 DEFAULT_EXCHANGE = ""
 """Reaches one queue by its name: `$queue/NAME` in MQTT, the default exchange in AMQP."""
 QUEUE_PREFIX = "$queue/"
-RESERVED_QUEUES = ("mqtt.", "link.")
-"""Names of sessions, shares and outboxes begin so: no client may name them (ruling 25)."""
 MAX_TOPIC_BYTES = 65_535
 
 
@@ -101,6 +100,6 @@ def check_destination(topic: str) -> str | None:
     queue = topic.removeprefix(QUEUE_PREFIX)
     if queue == topic:
         return f"begins with $ and is not {QUEUE_PREFIX}NAME"
-    if queue.startswith(RESERVED_QUEUES):
+    if is_reserved(queue):
         return "is the queue of a session, a share or a link, which has no other sender"
     return check_name(queue)

@@ -6,6 +6,7 @@ Its rule: what is read, what is answered and what is described come from the sam
 from __future__ import annotations
 
 import importlib.metadata
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,7 +48,10 @@ async def arguments(endpoint: Endpoint, request: Request) -> Any:
     assert endpoint.takes is not None
     try:
         if endpoint.method == "GET":
-            return msgspec.convert(dict(request.query_params), endpoint.takes, strict=False)
+            asked = request.query_params.multi_items()
+            if twice := next((name for name, count in Counter(name for name, _ in asked).items() if count > 1), None):
+                raise web.Refused(400, f"{twice!r} stands more than once in the query")
+            return msgspec.convert(dict(asked), endpoint.takes, strict=False)
         # A page of another site may send a form without asking, but never this content type (CSRF).
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise web.Refused(415, "send JSON, with content-type: application/json")

@@ -27,6 +27,7 @@ from gateway.ledger import Counters
 from gateway.local import LocalGateway
 from gateway.message import Message
 from gateway.metrics import CommitStats, Holdings, TransportCounters
+from gateway.names import is_reserved
 from gateway.operations import (
     GroupView,
     QueueStats,
@@ -295,6 +296,8 @@ class Operator:
             return f"there is no queue {name!r} any more; name another with --to"
         if target is source:
             return f"{name} is the queue of these dead letters itself; name another with --to"
+        if is_reserved(name):
+            return f"queue {name} is a session's, a share's or a link's; name another with --to"
         entries = source.entries
         group = extra.group
         message: Message | None = None

@@ -20,11 +20,13 @@ from gateway.dead_letter import Reason
 from gateway.deadlines import Expiries, Timeouts
 from gateway.dedup import body_key
 from gateway.entries import Entries
+from gateway.errors import ExclusiveUseError
 from gateway.flow import Credit
 from gateway.gather import Pending
 from gateway.groups import GroupNames
 from gateway.ledger import RESIDENT_OCTETS, Counters, Ledger
 from gateway.message import Message
+from gateway.names import Actor
 from gateway.order import NEVER, Competing, Grouped, Order
 from gateway.policy import DISCARD, QueuePolicy
 from gateway.priority import Prioritized, PriorityName
@@ -101,6 +103,7 @@ class Queue:
         "flying",
         "group_template",
         "groups",
+        "holder",
         "idle_since",
         "is_limited",
         "is_timed",
@@ -125,6 +128,8 @@ class Queue:
         self.name = name
         self.number = number
         self.owner = owner
+        self.holder: Actor | None = None
+        """Who alone may use it, if somebody is; not kept over a restart, as such a queue is none."""
         self.ledger = ledger
         self._memory = ledger.memory
         self.live = False
@@ -876,8 +881,18 @@ class Queue:
 
     # consumers
 
-    def attach(self, consumer: Consumer, pools: Sequence[Credit], live: bool, priority: int = 0) -> QueueSubscription:
-        subscription = QueueSubscription(self, consumer, tuple(pools), live, priority)
+    @property
+    def in_exclusive_use(self) -> bool:
+        """A consumer has it for itself, so that is the only one."""
+        return bool(self.subscriptions) and self.subscriptions[0].exclusive
+
+    def attach(
+        self, consumer: Consumer, pools: Sequence[Credit], live: bool, priority: int = 0, exclusive: bool = False
+    ) -> QueueSubscription:
+        """Raises ExclusiveUseError if another consumer has the queue for itself, or this one could not."""
+        if self.in_exclusive_use or (exclusive and self.subscriptions):
+            raise ExclusiveUseError(f"queue {self.name!r} is in exclusive use")
+        subscription = QueueSubscription(self, consumer, tuple(pools), live, priority, exclusive)
         self.subscriptions.append(subscription)
         self.rank(1 if priority else 0)
         return subscription

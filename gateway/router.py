@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message
+from gateway.names import is_reserved
 from gateway.topics import FilterTree, NameTree, check_binding, is_name
 from gateway.transport import Binding, ExchangeBinding, Options
 
@@ -134,7 +135,7 @@ class Router(Generic[Q]):
         """What all bindings take in memory, roughly."""
 
     def add_queue(self, name: str, queue: Q) -> None:
-        """From now on the default exchange reaches it by name."""
+        """From now on the default exchange reaches it by name, unless that is reserved: then its bindings alone do."""
         self._queues[name] = (queue, {})
         self._forget(DEFAULT_EXCHANGE, name)
 
@@ -299,7 +300,7 @@ class Router(Generic[Q]):
             found = [item for item in found if not item[0].names]
         if exchange is not None and topic in exchange.literal:
             found += exchange.literal[topic].values()
-        if name == DEFAULT_EXCHANGE and topic in self._queues:
+        if name == DEFAULT_EXCHANGE and topic in self._queues and not is_reserved(topic):
             found.append((Binding(queue=topic, filter=topic, exchange=name, literal=True), self._queues[topic][0]))
         return found
 

@@ -17,6 +17,7 @@ from gateway.errors import UnknownQueueError
 from gateway.flow import UNLIMITED, Credit
 from gateway.links import queues
 from gateway.logs import log
+from gateway.names import OPERATOR
 from gateway.transport import Delivery, Gateway, QueueView, Sink, Verdict
 
 FIRST_PAUSE = 0.1
@@ -75,7 +76,7 @@ class _Tap:
         self.view = view  # whose policy a reload may change
         self.lost = False
         """A delivery's connection was; it is given back as the driver ends."""
-        self.subscription = driver.gateway.attach(view.name, self, pools)
+        self.subscription = driver.gateway.attach(view.name, self, pools, actor=OPERATOR)
         self.subscription.grant(UNLIMITED)
 
     @property

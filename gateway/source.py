@@ -24,6 +24,8 @@ LAST_PAUSE = 30.0
 """Seconds until a refused message is offered again, doubled from the first to the last, with jitter."""
 HOPS = "x-gateway-hops"
 """Header: over how many links a message came. Each link adds one as it sends."""
+USER_ID = "x-gateway-user-id"
+"""Header: the user id of a message whose sender is not the user that the link or the webhook logs in as."""
 T = TypeVar("T")
 
 

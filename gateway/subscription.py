@@ -19,15 +19,36 @@ if TYPE_CHECKING:
 class QueueSubscription:
     """A Subscription of the contract. Credit is its own and its pools'."""
 
-    __slots__ = ("_queue", "consumer", "held", "live", "messages", "octets", "pools", "priority", "queue", "served")
+    __slots__ = (
+        "_queue",
+        "consumer",
+        "exclusive",
+        "held",
+        "live",
+        "messages",
+        "octets",
+        "pools",
+        "priority",
+        "queue",
+        "served",
+    )
 
-    def __init__(self, queue: Queue, consumer: Consumer, pools: tuple[Credit, ...], live: bool, priority: int) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        consumer: Consumer,
+        pools: tuple[Credit, ...],
+        live: bool,
+        priority: int,
+        exclusive: bool = False,
+    ) -> None:
         self._queue = queue
         self.queue = queue.name
         self.consumer = consumer
         self.pools = pools
         self.live = live
         self.priority = priority
+        self.exclusive = exclusive
         self.messages = 0
         self.octets = UNLIMITED
         self.held: dict[int, Delivery] = {}

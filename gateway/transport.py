@@ -15,15 +15,19 @@ import msgspec
 from gateway.flow import Credit, Pressure
 from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message, Properties
 from gateway.metrics import TransportCounters
+from gateway.names import NOBODY, OPERATOR, Actor
 from gateway.policy import QueuePolicy
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
 from gateway.values import same
 
 __all__ = [
+    "NOBODY",
     "NO_OPTIONS",
     "NO_PROPERTIES",
+    "OPERATOR",
     "PLAIN",
+    "Actor",
     "Binding",
     "Consumer",
     "Credit",
@@ -254,6 +258,8 @@ class QueueView(Protocol):
     policy: QueuePolicy
     owner: str
     """`config` for a YAML queue, `core` for a built-in one, otherwise the name given at `declare`."""
+    holder: Actor | None
+    """Who alone may use it, if somebody is."""
 
     @property
     def depth(self) -> int:
@@ -264,6 +270,10 @@ class QueueView(Protocol):
     def in_flight(self) -> int: ...
     @property
     def consumers(self) -> int: ...
+    @property
+    def in_exclusive_use(self) -> bool:
+        """One consumer has it for itself."""
+        ...
 
 
 class User(msgspec.Struct, frozen=True):
@@ -346,9 +356,10 @@ class Gateway(Protocol):
         """What that owner has put, as committed before the start plus all that was put since."""
         ...
 
-    def declare(self, name: str, policy: QueuePolicy, owner: str) -> QueueView:
+    def declare(self, name: str, policy: QueuePolicy, owner: str, holder: Actor | None = None) -> QueueView:
         """Makes the queue unless it exists (then its policy is left as it is). A durable queue's definition is
-        journaled with the next commit: answer the client after `put()`. Raises GatewayError for a bad policy."""
+        journaled with the next commit: answer the client after `put()`. holder: who alone may use it; it is not kept
+        over a restart. Raises ReservedNameError, and GatewayError for a bad policy."""
         ...
 
     def delete(self, name: str) -> int:
@@ -390,13 +401,23 @@ class Gateway(Protocol):
         ...
 
     def attach(
-        self, queue: str, consumer: Consumer, pools: Sequence[Credit] = (), live: bool = False, priority: int = 0
+        self,
+        queue: str,
+        consumer: Consumer,
+        pools: Sequence[Credit] = (),
+        live: bool = False,
+        priority: int = 0,
+        actor: Actor = NOBODY,
+        exclusive: bool = False,
     ) -> Subscription:
         """`pools` are shared credit: a delivery takes from the subscription's own and from each of these.
         live: besides, entries of QoS 0 go straight to `deliver`, with id 0 and without credit, and entries of
         QoS 0 are never queued there (an MQTT session's queue). What it was delivered neither expires nor is dropped
         until it is settled, also while no consumer is there.
-        priority: who has a higher one is served first, as long as it has credit. Raises UnknownQueueError."""
+        priority: who has a higher one is served first, as long as it has credit.
+        actor: who consumes. A queue with a reserved name is its owner's and the operator's, one with a holder is the
+        holder's alone. exclusive: no other may consume meanwhile.
+        Raises UnknownQueueError, ReservedNameError, LockedQueueError and ExclusiveUseError."""
         ...
 
     def begun(self, queue: str, idents: Collection[int]) -> set[int]:

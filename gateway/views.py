@@ -122,6 +122,8 @@ def build(view: MessageView, source: str, client_id: str) -> Message:
         raise ValueError(f"topic: {why}")
     if view.exchange is not None:
         raise ValueError("exchange: can't be chosen here; publish to a topic or to $queue/NAME")
+    for name, value in view.headers:
+        check_numbers(f"headers: {name!r}", value)
     properties = Properties(
         headers=tuple(view.headers),
         correlation_id=None if view.correlation_id is None else view.correlation_id.octets(),
@@ -138,6 +140,17 @@ def build(view: MessageView, source: str, client_id: str) -> Message:
         source=source,
         client_id=view.client_id or client_id,
     )
+
+
+def check_numbers(where: str, value: Any) -> None:
+    """Raises ValueError for a whole number that no store and no protocol holds."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            check_numbers(where, item)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"{where}: a whole number has at most 64 bits")
 
 
 def plain(value: Any) -> Any:

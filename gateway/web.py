@@ -12,7 +12,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import msgspec
@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import origin, percent
 from gateway.address import Address
 from gateway.crowd import Crowd
 from gateway.errors import ListenError
@@ -38,8 +39,6 @@ MAX_UNFINISHED_OCTETS = 64 << 20
 REQUEST_SECONDS = 20
 MAX_HEAD_OCTETS = 65_536
 KEEP_ALIVE_SECONDS = 30
-
-Authenticate = Callable[[str | None, bytes | None], Awaitable[User | None]]
 
 
 class Refused(HTTPException):
@@ -90,10 +89,23 @@ async def relief(pressure: Pressure) -> None:
         await relieved.wait()
 
 
-async def authenticated(request: Request, authenticate: Authenticate) -> User:
-    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401."""
+class Admits(Protocol):
+    """What a listener of HTTP asks the gateway about those who come."""
+
+    @property
+    def anonymous(self) -> bool: ...
+    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]: ...
+
+
+async def admitted(request: Request, gateway: Admits, listen: Address) -> User:
+    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401, and 403 for a page of a browser that is none of this
+    machine's while everybody on it is let in."""
+    if origin.is_private(listen, gateway.anonymous):
+        headers = request.headers
+        if why := origin.why_refused(headers.get("host"), headers.get("origin")):
+            raise Refused(403, why)
     name, password = _credentials(request.headers.get("authorization", ""))
-    user = await authenticate(name, password)
+    user = await gateway.authenticate(name, password)
     if user is None:
         raise Refused(401, "name and password are needed", {"www-authenticate": 'Basic realm="gateway"'})
     return user
@@ -141,6 +153,21 @@ def _limited(application: ASGIApp, crowd: Crowd) -> ASGIApp:
         await (application if has_place else busy)(scope, receive, send)
 
     return limited
+
+
+def _readable(application: ASGIApp) -> ASGIApp:
+    """Refuses a path or a query that is no text; what serves would read it as another one."""
+
+    async def readable(scope: Scope, receive: Receive, send: Send) -> None:
+        for part, octets in (("path", scope["raw_path"]), ("query", scope["query_string"])):
+            try:
+                percent.decode_text(octets)
+            except ValueError as error:
+                await as_json({"error": f"the {part} {error}"}, 400)(scope, receive, send)
+                return
+        await application(scope, receive, send)
+
+    return readable
 
 
 class _Server(uvicorn.Server):
@@ -195,7 +222,7 @@ async def serve(
     `stopping` is called at once, to end those that would run for ever."""
     crowd = Crowd(limits.max_connections, limits.max_unfinished, counters)
     config = uvicorn.Config(
-        _limited(application, crowd),
+        _limited(_readable(application), crowd),
         # uvicorn asks for a class, and makes the connections by calling it.
         http=cast(type[HttpPeer], functools.partial(HttpPeer, crowd=crowd, counters=counters, limits=limits)),
         ws="none",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -17,16 +17,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import web
+from gateway import percent, web
 from gateway.address import Address
 from gateway.http_peer import Limits
 from gateway.message import Message, Properties, check_destination, retains, to_topic
+from gateway.names import Actor
 from gateway.policy import Octets, Seconds
 from gateway.sink import drive
+from gateway.source import USER_ID
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
 from gateway.views import plain
 
 STATUS = {Outcome.STORED: 201, Outcome.DUPLICATE: 200, Outcome.UNROUTED: 404, Outcome.REFUSED: 429}
+REFUSALS = {401: "bad-credentials", 403: "forbidden", 413: "too-large"}
+"""How a request is counted that was refused before it became a message; all others are `invalid`."""
 BUSY = frozenset((429, 502, 503, 504))
 """The other side wants less: the whole queue waits, with backoff."""
 AGAIN = frozenset((408, 425))
@@ -96,12 +100,14 @@ class Http:
 
     async def _publish(self, request: Request) -> Response:
         try:
-            user = await web.authenticated(request, self.gateway.authenticate)
+            user = await web.admitted(request, self.gateway, self.settings.listen)
             await web.relief(self.gateway.pressure)
             body = await web.read_body(request, self.settings.max_body)
             message = self._message(request, body, user.name)
         except web.Refused as refused:
-            self.counters.refusals[{401: "bad-credentials", 413: "too-large"}.get(refused.status_code, "invalid")] += 1
+            self.counters.refusals[
+                {401: "bad-credentials", 403: "forbidden", 413: "too-large"}.get(refused.status_code, "invalid")
+            ] += 1
             raise
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])
@@ -125,6 +131,9 @@ class Http:
         if why := check_destination(topic):
             raise web.Refused(400, f"the topic {why}")
         fields = _read_fields(request.headers.items())
+        claimed = fields["properties"].user_id
+        if Actor(user=user).forges(claimed):
+            raise web.Refused(403, f"x-message-user-id: you are {user!r}, and can't publish as {claimed!r}")
         return to_topic(topic, body, source=self.name, client_id=fields.pop("client_id", user), **fields)
 
 
@@ -133,20 +142,28 @@ def _read_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     headers: list[tuple[str, str]] = []
+    seen: set[str] = set()
     for name, raw in pairs:
         if name in ("content-type", "content-encoding"):
+            if not raw.isascii():
+                raise web.Refused(400, f"{name}: is no ASCII text")
             properties[name.replace("-", "_")] = raw
+        elif not name.startswith(PREFIX):
+            continue
+        if name in seen and not name.startswith(HEADER_PREFIX):
+            raise web.Refused(400, f"{name}: stands more than once")
+        seen.add(name)
         if not name.startswith(PREFIX):
             continue
         try:
-            octets = unquote_to_bytes(raw.encode("latin-1"))
+            octets = percent.decode(raw.encode("latin-1"))
             key = name.removeprefix(PREFIX)
             if key == "correlation-id":
                 properties["correlation_id"] = octets
                 continue
             value = octets.decode()
             if name.startswith(HEADER_PREFIX) and name != HEADER_PREFIX:
-                headers.append((unquote_to_bytes(name.removeprefix(HEADER_PREFIX)).decode(), value))
+                headers.append((percent.decode_text(name.removeprefix(HEADER_PREFIX).encode()), value))
             elif key in _TEXTS:
                 properties[_TEXTS[key]] = value
             elif key in _NUMBERS:
@@ -260,8 +277,10 @@ def _metadata(delivery: Delivery) -> Iterator[tuple[str, str | bytes]]:
         yield "content-encoding", properties.content_encoding
     if properties.correlation_id is not None:
         yield "x-message-correlation-id", properties.correlation_id
+    if properties.user_id is not None:  # another gateway believes that only of the user himself
+        yield HEADER_PREFIX + USER_ID, properties.user_id
     for key, field in (*_TEXTS.items(), *((key, field) for key, (field, _) in _NUMBERS.items())):
-        if (value := getattr(properties, field)) is not None:
+        if field != "user_id" and (value := getattr(properties, field)) is not None:
             yield PREFIX + key, str(value)
     for name, value in properties.headers:
         text = value if isinstance(value, str) else msgspec.json.encode(plain(value)).decode()

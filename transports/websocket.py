@@ -26,6 +26,7 @@ from wsproto.events import (
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import RemoteProtocolError
 
+from gateway.origin import why_refused
 from gateway.transport import TransportCounters
 
 MAX_UNREAD_PONGS = 64 << 10
@@ -34,7 +35,8 @@ MAX_UNREAD_PONGS = 64 << 10
 
 class WebSocketSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """path: the only one that is served. origins: of the pages that may connect, as browsers tell them
-    (`https://app.example.com`); empty: any."""
+    (`https://app.example.com`); empty: any, but where clients on loopback need not say who they are: there only those
+    of this machine."""
 
     path: str = "/mqtt"
     origins: tuple[str, ...] = ()
@@ -45,12 +47,18 @@ class WebSocket(asyncio.Protocol):
     or comes from another origin, is counted in `counters.refusals` as `no-websocket`."""
 
     def __init__(
-        self, inside: asyncio.Protocol, settings: WebSocketSettings, subprotocol: str, counters: TransportCounters
+        self,
+        inside: asyncio.Protocol,
+        settings: WebSocketSettings,
+        subprotocol: str,
+        counters: TransportCounters,
+        is_private: Callable[[], bool],
     ) -> None:
         self._inside = inside
         self._settings = settings
         self._subprotocol = subprotocol
         self._counters = counters
+        self._is_private = is_private
         self._frames = WSConnection(ConnectionType.SERVER)
         self._socket: asyncio.Transport
 
@@ -101,13 +109,17 @@ class WebSocket(asyncio.Protocol):
             self._socket.close()
 
     def _on_request(self, request: Request) -> None:
-        origin = next((value.decode("latin-1") for name, value in request.extra_headers if name == b"origin"), None)
+        # One that is no ASCII is no origin [RFC 6454]; it must not pass for a request without one.
+        said = next((value for name, value in request.extra_headers if name == b"origin"), None)
+        origin = None if said is None else said.decode("ascii", "backslashreplace")
         status = 0
         if request.target.partition("?")[0] != self._settings.path:
             status = 404
-        elif self._settings.origins and origin not in self._settings.origins:
+        elif self._settings.origins:
+            status = 0 if origin in self._settings.origins else 403
+        elif self._is_private() and why_refused(None, origin):
             status = 403
-        elif self._subprotocol not in request.subprotocols:  # [MQTT-6.0.0-3]
+        if not status and self._subprotocol not in request.subprotocols:  # [MQTT-6.0.0-3]
             status = 400
         if not status:
             self._send(AcceptConnection(subprotocol=self._subprotocol))  # [MQTT-6.0.0-4]
@@ -186,8 +198,9 @@ def wrapped(
     settings: WebSocketSettings | None,
     subprotocol: str,
     counters: TransportCounters,
+    is_private: Callable[[], bool],
 ) -> Callable[[], asyncio.Protocol]:
-    """`make`, or with settings the same inside of WebSockets."""
+    """`make`, or with settings the same inside of WebSockets. is_private: see `gateway.origin`."""
     if settings is None:
         return make
-    return lambda: WebSocket(make(), settings, subprotocol, counters)
+    return lambda: WebSocket(make(), settings, subprotocol, counters, is_private)

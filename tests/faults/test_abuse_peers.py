@@ -36,7 +36,7 @@ TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(32) + b"\x00\x00\x02
 GREETINGS = {
     "mqtt": encode(Connect("stranger"), V5),
     "amqp": HELLO,
-    "web": b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    "web": b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "tls": TLS_HELLO,
 }
 
@@ -223,7 +223,7 @@ def test_one_byte_at_a_time(listening: Daemon, port: str) -> None:
     whole = {
         "mqtt": (encode(Connect("slow"), V5) + message, b"\x40\x02\x00\x01"),
         "amqp": (HELLO, b"PLAIN"),
-        "web": (b"POST /topics/jobs/1 HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\nslowly", b"HTTP/1.1 201"),
+        "web": (b"POST /topics/jobs/1 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 6\r\n\r\nslowly", b"HTTP/1.1 201"),
     }
     sent, wanted = whole[port]
     with abused(listening, 10 * MB), connect(listening.address(port)) as peer:
@@ -254,7 +254,9 @@ def test_a_declared_length_of_256_mb(listening: Daemon, port: str) -> None:
                     assert client.receive().reason == 0x95
             elif port == "web":
                 with connect(listening.address("web")) as peer:
-                    poured(peer, b"POST /topics/jobs/1 HTTP/1.1\r\nhost: x\r\ncontent-length: 268435456\r\n\r\n")
+                    poured(
+                        peer, b"POST /topics/jobs/1 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 268435456\r\n\r\n"
+                    )
                     assert peer.recv(12) == b"HTTP/1.1 413"
             else:
                 raw = _open_amqp(listening.address("amqp"))
@@ -301,7 +303,9 @@ def test_packets_and_bodies_that_never_end_have_one_limit_for_all(daemon: Make, 
                 peer.recv(200)
                 poured(peer, encode(Publish("jobs/1", bytes(MB - 100), 1, packet_id=1), V5)[: len(almost)])
             else:
-                poured(peer, b"POST /topics/jobs/1 HTTP/1.1\r\nhost: x\r\ncontent-length: 1048576\r\n\r\n" + almost)
+                poured(
+                    peer, b"POST /topics/jobs/1 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1048576\r\n\r\n" + almost
+                )
         deadline = time.monotonic() + 10
         while (
             metric(server, "gateway_transport_refusals", transport=port, reason="unfinished")

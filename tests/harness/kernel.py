@@ -15,6 +15,7 @@ from gateway.core import Core
 from gateway.declarations import configure, secret_state
 from gateway.gather import Accept
 from gateway.message import Message, Properties
+from gateway.names import OPERATOR
 from gateway.operations import RedriveProgress, Selection
 from gateway.operator import Operator
 from gateway.order import Grouped
@@ -297,7 +298,7 @@ class Kernel:
     def worker(self, queue: str, credit: int = 1 << 30, pools: Sequence[Credit] = (), live: bool = False) -> Worker:
         """Attached, with that credit; nothing is delivered before the next step."""
         worker = Worker()
-        worker.subscription = self.core.attach(queue, worker, pools, live)
+        worker.subscription = self.core.attach(queue, worker, pools, live, actor=OPERATOR)
         if credit:
             worker.grant(credit)
         return worker

@@ -44,7 +44,7 @@ def test_nobody_publishes_into_a_session_or_a_link_or_what_is_the_servers(daemon
 def test_a_client_that_leaves_before_its_answer_disturbs_nobody(daemon: Make) -> None:
     server = daemon(CONFIG)
     address = server.address("web")
-    whole = b"POST /topics/q/x HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\ny"
+    whole = b"POST /topics/q/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\ny"
     for cut in (1, 20, len(whole) - 1, len(whole)):
         for _ in range(20):
             with socket.create_connection(address) as client:
@@ -96,7 +96,7 @@ def until_closed(client: socket.socket) -> bytes:
     return came
 
 
-HEAD = b"POST /topics/q/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+HEAD = b"POST /topics/q/x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n"
 IMPATIENT = {**CONFIG, "transports": {**LISTENERS, "web": {**LISTENERS["web"], "request_timeout": "700ms"}}}
 
 
@@ -122,7 +122,7 @@ def test_a_request_must_be_whole_in_time_however_it_drips(daemon: Make, said: by
 def test_a_body_that_goes_on_after_its_answer_is_ended_too(daemon: Make) -> None:
     server = daemon(IMPATIENT)
     with socket.create_connection(server.address("web")) as client:
-        client.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx")
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nx")
         assert client.recv(12) == b"HTTP/1.1 404"
         client.sendall(b"x")
         began = time.monotonic()

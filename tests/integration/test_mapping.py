@@ -41,6 +41,7 @@ class Mqtt:
         self.client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
         self.client.on_message = lambda client, userdata, message: self.got.put(message)
         self.client.on_subscribe = lambda *args: subscribed.put(None)
+        self.client.username_pw_set("guest")  # what it sends on may name that user as its sender
         self.client.connect(*daemon.address("mqtt"))
         self.client.loop_start()
         options = paho.SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=2)

@@ -320,7 +320,7 @@ def test_one_entry_however_many_bindings_of_a_queue_match() -> None:
 def test_an_outbox_gets_one_entry_for_each_distinct_target() -> None:
     kernel = Kernel({"link.out": QueuePolicy()})
     for filter, target in [("a/#", "x"), ("a/b", "y"), ("a/+", "x")]:
-        kernel.core.bind(Binding(queue="link.out", filter=filter, owner="s", options=Options(target=target)))
+        kernel.core.bind(Binding(queue="link.out", filter=filter, owner="config", options=Options(target=target)))
     kernel.accept(on("a/b", "1"))
     worker = kernel.worker("link.out")
     kernel.run()
@@ -330,7 +330,7 @@ def test_an_outbox_gets_one_entry_for_each_distinct_target() -> None:
 def test_entries_for_many_targets_of_one_outbox_do_not_pass_its_limit() -> None:
     kernel = Kernel({"link.out": QueuePolicy(max_messages=1)})
     for target in "xy":
-        kernel.core.bind(Binding(queue="link.out", filter="a", owner="s", options=Options(target=target)))
+        kernel.core.bind(Binding(queue="link.out", filter="a", owner="config", options=Options(target=target)))
     answer = kernel.accept(on("a", "1"))
     kernel.run()
     assert answer.outcomes == [REFUSED]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gateway import web
 from gateway.message import Message, Properties
+from gateway.source import USER_ID
 from gateway.transport import Delivery, Options
 from plugins.http import _headers, _read_fields
 
@@ -53,13 +54,17 @@ def test_all_properties_come_through(given_properties, topic, client_id):
         found = Properties(
             **{name: getattr(found, name) for name in Properties.__struct_fields__ if name != "content_type"}
         )
+    # Whom the sender was is not for this one to say: it stands among the headers.
+    forwarded = [] if given_properties.user_id is None else [(USER_ID, given_properties.user_id)]
+    sent = [*given_properties.headers, *forwarded]
     # HTTP gives headers of different names in no order; repeats of one name keep theirs.
-    names = {name for name, _ in given_properties.headers}
+    names = {name for name, _ in sent}
     for name in names:
-        assert [v for n, v in found.headers if n == name] == [v for n, v in given_properties.headers if n == name]
-    assert len(found.headers) == len(given_properties.headers)
+        assert [v for n, v in found.headers if n == name] == [v for n, v in sent if n == name]
+    assert len(found.headers) == len(sent)
+    assert found.user_id is None
     for name in Properties.__struct_fields__:
-        if name != "headers":
+        if name not in ("headers", "user_id"):
             assert getattr(found, name) == getattr(given_properties, name), name
     assert fields["client_id"] == client_id
 

@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
+from gateway.message import DEFAULT_EXCHANGE
+from gateway.names import is_reserved
 from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds
 from gateway.priority import MAX_PRIORITY
 from gateway.template import Template
@@ -187,6 +188,6 @@ def _dead_letter(arguments: Mapping[str, Any], vhost: Vhost) -> ExchangeTarget:
     if key is None:
         return ExchangeTarget(exchange, queues=vhost.prefix)
     text = _text("x-dead-letter-routing-key", key)
-    if exchange == DEFAULT_EXCHANGE and text.startswith(RESERVED_QUEUES):
+    if exchange == DEFAULT_EXCHANGE and is_reserved(text):
         _refuse("x-dead-letter-routing-key", key, "this queue has a reserved name")
     return ExchangeTarget(exchange, vhost.full(text) if exchange == DEFAULT_EXCHANGE else swap(text))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pamqp import commands as amqp
 
+from gateway.errors import ExclusiveUseError
 from gateway.flow import Credit
 from gateway.message import NO_PROPERTIES, Message, Properties
 from gateway.transport import Delivery, QueueView, Verdict
@@ -115,16 +116,25 @@ class Consuming:
             raise AmqpError(
                 RESOURCE_ERROR, f"there are {self.topology.consuming} consumers already, of all connections"
             )
-        if self.topology.taken(view.name) or (method.exclusive and (view.consumers or view.policy.single_active)):
-            raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} in exclusive use")
+        if method.exclusive and view.policy.single_active:
+            raise self._in_use(view.name)
         consumer = AmqpConsumer(self, channel, tag, view.name, method.no_ack)
         pools = (self.octets, channel.gate if method.no_ack else channel.window)
-        consumer.subscription = self.gateway.attach(view.name, consumer, pools, priority=priority)
+        actor, exclusive = self.connection.declarations.actor, bool(method.exclusive)
+        try:
+            consumer.subscription = self.gateway.attach(
+                view.name, consumer, pools, priority=priority, actor=actor, exclusive=exclusive
+            )
+        except ExclusiveUseError as error:
+            raise self._in_use(view.name) from error
         channel.consumers[tag] = consumer
-        self.topology.add_consumer(view.name, consumer, method.exclusive)
+        self.topology.add_consumer(view.name, consumer)
         if not method.nowait:
             self.connection.send(encode_method(channel.id, amqp.Basic.ConsumeOk, consumer_tag=tag))
         consumer.start()
+
+    def _in_use(self, queue: str) -> AmqpError:
+        return AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', queue)} in exclusive use")
 
     def consume_replies(self, channel: Channel, method: amqp.Basic.Consume) -> None:
         """Direct replies: a queue of the channel's own, which no other can name, and goes with this consumer."""
@@ -358,12 +368,13 @@ class Consuming:
         view = self.gateway.queue(get.queue)
         if view is None:
             raise AmqpError(NOT_FOUND, f"no {self.vhost.tell('queue', get.queue)}", amqp.Basic.Get.index)
-        if not view.depth or self.topology.taken(get.queue):
+        if not view.depth or view.in_exclusive_use:
             self.connection.send(encode_method(get.channel.id, amqp.Basic.GetEmpty))
             return None
         answered: Future[Any] = self.connection.loop.create_future()
         get.answered = lambda: None if answered.done() else answered.set_result(None)
-        get.subscription = self.gateway.attach(get.queue, get, (self.octets, get.channel.gate))
+        pools = (self.octets, get.channel.gate)
+        get.subscription = self.gateway.attach(get.queue, get, pools, actor=self.connection.declarations.actor)
         self._gets[get] = self.connection.loop.call_later(GET_SECONDS, self.got_nothing, get)
         get.subscription.grant(1)
         return answered

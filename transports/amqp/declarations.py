@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from pamqp import commands as amqp
 
-from gateway.errors import BindingsFullError, GatewayError
-from gateway.message import DEFAULT_EXCHANGE, RESERVED_QUEUES
+from gateway.errors import BindingsFullError, GatewayError, LockedQueueError, ReservedNameError
+from gateway.message import DEFAULT_EXCHANGE
+from gateway.names import Actor, check_use, is_reserved
 from gateway.transport import Binding, ExchangeBinding, Gateway, QueueView, StateChange
 from gateway.values import same
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
@@ -59,15 +60,15 @@ class Declarations:
     What is there already may be declared and bound again at any time, since nothing is made then; but only behind a
     barrier (`Gateway.put`), so that whatever made it is durable or undone."""
 
-    __slots__ = ("gateway", "holder", "last_queue", "settings", "topology", "user", "vhost")
+    __slots__ = ("actor", "gateway", "holder", "last_queue", "settings", "topology", "vhost")
 
     def __init__(self, gateway: Gateway, topology: Topology, holder: object, settings: AmqpSettings) -> None:
         self.gateway = gateway
         self.topology = topology
         self.holder = holder
         self.settings = settings
-        self.user = ""
-        """Who has logged in."""
+        self.actor = Actor(OWNER)
+        """As whom the connection acts: the core knows its exclusive queues as this one's."""
         self.vhost = ROOT
         """Where its names are."""
         self.last_queue: dict[int, str] = {}
@@ -102,7 +103,7 @@ class Declarations:
         if not name:
             raise AmqpError(NOT_FOUND, "no previously declared queue")
         full = self.vhost.full(name)
-        if full.startswith(RESERVED_QUEUES):
+        if is_reserved(full):
             raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', full)} has a reserved name")
         return full
 
@@ -111,16 +112,19 @@ class Declarations:
         return None if self.vhost.own(full).startswith(DIRECT_REPLY) else self.gateway.queue(full)
 
     def check_holder(self, view: QueueView) -> None:
-        """Raises AmqpError if it is another connection's exclusive queue."""
-        declared = self.topology.declared(view)
-        if declared is not None and declared.exclusive and self.topology.holder(view.name) is not self.holder:
+        """Raises AmqpError if it is another's: the core's word in AMQP's."""
+        try:
+            check_use(view, self.actor)
+        except ReservedNameError as error:
+            raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} has a reserved name") from error
+        except LockedQueueError as error:
             locked = self.vhost.tell("queue", view.name)
-            raise AmqpError(RESOURCE_LOCKED, f"cannot obtain exclusive access to locked {locked}")
+            raise AmqpError(RESOURCE_LOCKED, f"cannot obtain exclusive access to locked {locked}") from error
 
     def _check_share(self, what: str, has: int, most: int) -> None:
         """One user must leave room for the others; without users nobody can be told from another."""
         if has >= most and not self.gateway.anonymous:
-            raise AmqpError(RESOURCE_ERROR, f"user {self.user!r} has {has} {what}, and may have {most}")
+            raise AmqpError(RESOURCE_ERROR, f"user {self.actor.user!r} has {has} {what}, and may have {most}")
 
     def check_store(self) -> None:
         """What must last and can't be stored now is refused before it is made."""
@@ -156,7 +160,7 @@ class Declarations:
                 raise AmqpError(PRECONDITION_FAILED, f"invalid arg {argument!r} for exchange {name!r}: not supported")
         full = self.vhost.full(name)
         alternate = self.vhost.full(arguments[ALTERNATE]) if ALTERNATE in arguments else None
-        wanted = Exchange(full, kind, method.durable, method.auto_delete, method.internal, self.user, alternate)
+        wanted = Exchange(full, kind, method.durable, method.auto_delete, method.internal, self.actor.user, alternate)
         have = self.topology.exchanges.get(full)
         if have is not None:
             if have != msgspec.structs.replace(wanted, user=have.user):
@@ -166,7 +170,9 @@ class Declarations:
             raise AmqpError(ACCESS_REFUSED, f"exchange name {name!r} contains reserved prefix 'amq.*'")
         if len(self.topology.exchanges) - self.topology.predeclared >= self.settings.max_exchanges:
             raise AmqpError(RESOURCE_ERROR, f"there are {self.settings.max_exchanges} exchanges already")
-        self._check_share("exchanges", self.topology.exchanges_of(self.user), self.settings.max_exchanges_per_user)
+        self._check_share(
+            "exchanges", self.topology.exchanges_of(self.actor.user), self.settings.max_exchanges_per_user
+        )
         if wanted.durable:
             self.check_store()
         if alternate is not None:
@@ -268,8 +274,6 @@ class Declarations:
             view, changes = self._declare(method, name or "amq.gen-" + secrets.token_urlsafe(16))
             undo = self._undo_declare(view)
         else:
-            if view.name.startswith(RESERVED_QUEUES):
-                raise AmqpError(ACCESS_REFUSED, f"{self.vhost.tell('queue', view.name)} has a reserved name")
             self.check_holder(view)
             if not method.passive:
                 self._check_equal(method, view)
@@ -295,10 +299,10 @@ class Declarations:
     def make_replies(self) -> QueueView:
         """A queue for the direct replies to one channel."""
         name = self.vhost.full(f"{DIRECT_REPLY}.{secrets.token_urlsafe(16)}")
-        return self.gateway.declare(name, REPLIES_POLICY, OWNER)
+        return self.gateway.declare(name, REPLIES_POLICY, OWNER, self.actor)
 
     def _declare(self, method: amqp.Queue.Declare, name: str) -> tuple[QueueView, list[StateChange] | None]:
-        if name.startswith(RESERVED_QUEUES) or (name.startswith("amq.") and method.queue):
+        if is_reserved(name) or (name.startswith("amq.") and method.queue):
             raise AmqpError(ACCESS_REFUSED, f"queue name {name!r} has a reserved prefix")
         arguments: Mapping[str, Any] = method.arguments or {}
         durable = method.durable and not method.exclusive  # an exclusive queue ends with its connection (ruling 25)
@@ -307,18 +311,21 @@ class Declarations:
             self.check_store()
         settings, topology = self.settings, self.topology
         gone: list[StateChange] = []
-        share_is_used = topology.queues_of(self.user) >= settings.max_queues_per_user and not self.gateway.anonymous
+        share_is_used = (
+            topology.queues_of(self.actor.user) >= settings.max_queues_per_user and not self.gateway.anonymous
+        )
         if share_is_used or topology.queues >= settings.max_queues:
             gone = topology.make_room(self.gateway.queues, self.gateway.now())
         if topology.queues >= settings.max_queues:
             raise AmqpError(RESOURCE_ERROR, f"there are {settings.max_queues} queues of clients already")
-        self._check_share("queues", topology.queues_of(self.user), settings.max_queues_per_user)
+        self._check_share("queues", topology.queues_of(self.actor.user), settings.max_queues_per_user)
         try:
-            view = self.gateway.declare(self.vhost.full(name), policy, OWNER)
+            view = self.gateway.declare(self.vhost.full(name), policy, OWNER, self.actor if method.exclusive else None)
         except GatewayError as error:
             raise AmqpError(PRECONDITION_FAILED, str(error)) from error
         arguments = dict(arguments)
-        declared = Declared(view.name, durable, method.exclusive, method.auto_delete, arguments, self.user)
+        user = self.actor.user
+        declared = Declared(view.name, durable, method.exclusive, method.auto_delete, arguments, user)
         changes = self.topology.add_queue(declared, self.holder)
         gone += self.topology.forget(self.gateway.queues)
         if gone:

@@ -187,7 +187,7 @@ class Handshake:
         if user is None:
             self._refuse(f"login was refused for user {claimed.name[:64]!r} using mechanism {mechanism}")
             return
-        connection.declarations.user = user.name
+        connection.declarations.actor.user = user.name
         self.step = Step.TUNE_OK
         tune = encode_method(
             0,

@@ -13,7 +13,7 @@ import msgspec
 from pamqp import commands
 
 from gateway.message import QUEUE_PREFIX, Message, Properties
-from gateway.source import HOPS, hops
+from gateway.source import HOPS, USER_ID, hops
 from gateway.topics import check_name, swap
 from gateway.transport import Delivery
 from transports.amqp.link_channel import Content
@@ -21,8 +21,6 @@ from transports.amqp.link_settings import address
 from transports.amqp.names import MAX_SHORT
 from transports.amqp.properties import TYPES, as_text, decode, encode
 
-USER_ID = "x-gateway-user-id"
-"""Header: the user id of a message whose sender is not the user that the link logs in as."""
 _THERE = {"CC": "x-gateway-cc", "BCC": "x-gateway-bcc"}
 _HERE = {there: here for here, there in _THERE.items()}
 MAX_EXPIRATION = ((1 << 32) - 1) / 1000

@@ -22,7 +22,6 @@ from pamqp.header import ContentHeader
 from yarl import URL
 
 from transports.amqp.codec import HEADER, METHOD
-from transports.amqp.names import MAX_SHORT
 
 FRAME_LIMIT = 16 << 20
 """Octets of a frame: a remote that announces more is no RabbitMQ that we can talk to."""
@@ -36,6 +35,11 @@ _FIELD = bytes((len(_NAME),)) + _NAME.encode() + b"x"
 _BLOCKED: bytes = commands.Connection.Blocked.index.to_bytes(4, "big")
 _DELIVER: bytes = commands.Basic.Deliver.index.to_bytes(4, "big")
 _UNBLOCKED: bytes = commands.Connection.Unblocked.index.to_bytes(4, "big")
+
+
+UNREADABLE = b"\0"
+"""In place of a routing key that is no UTF-8. It is no topic, so the message gets its topic as all those have it whose
+key is none."""
 
 
 def wrap(properties: bytes) -> bytes:
@@ -74,13 +78,16 @@ class Wire(TransportFactory):
 
 
 def _readable(deliver: bytes) -> bytes:
-    """With an exchange and a routing key that are UTF-8."""
+    """With UNREADABLE in place of an exchange or a routing key that is no UTF-8: aiormq would end the connection."""
     exchange = 4 + 1 + deliver[4] + 9
     key = exchange + 1 + deliver[exchange]
     parts = [deliver[:exchange]]
     for at in (exchange, key):
-        raw = deliver[at + 1 : at + 1 + deliver[at]].decode(errors="replace").encode()
-        raw = raw[:MAX_SHORT].decode(errors="ignore").encode()
+        raw = deliver[at + 1 : at + 1 + deliver[at]]
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raw = UNREADABLE
         parts.append(bytes((len(raw),)) + raw)
     return b"".join(parts) + deliver[-1:]
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 from pamqp import commands as amqp
 
-from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, RESERVED_QUEUES, TOPIC_EXCHANGE, Message, Properties
+from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, TOPIC_EXCHANGE, Message, Properties
+from gateway.names import is_reserved
 from gateway.topics import swap
 from gateway.transport import PLAIN, Offer, Outcome
 from gateway.turns import Turns
@@ -121,7 +122,7 @@ class Publishing:
         name, key = publish.exchange, publish.routing_key
         if name == DEFAULT_EXCHANGE:
             queue = vhost.full(key)
-            if queue.startswith(RESERVED_QUEUES):
+            if is_reserved(queue):
                 raise AmqpError(ACCESS_REFUSED, f"{vhost.tell('queue', queue)} has a reserved name")
             if queue.startswith(TOPIC_PREFIX) and self.gateway.queue(queue) is None:
                 return Route(publish, TOPIC_EXCHANGE, swap(key[len(TOPIC_PREFIX) :]))
@@ -150,8 +151,9 @@ class Publishing:
 
     def _check_user(self, claimed: str | None) -> None:
         """A message may say of nobody else that he has sent it."""
-        name = self.connection.handshake.name
-        if claimed is not None and claimed != name:
+        actor = self.connection.declarations.actor
+        if claimed is not None and actor.forges(claimed):
+            name = actor.user
             why = f"user_id property set to {claimed[:64]!r} but authenticated user was {name[:64]!r}"
             raise AmqpError(PRECONDITION_FAILED, why, PUBLISH)
 
@@ -210,7 +212,7 @@ class Publishing:
             properties = structs.replace(properties, reply_to=QUEUE_PREFIX + channel.replies)
         if content.topic is not None:
             topic = self.connection.declarations.vhost.full(content.topic) if by_name else content.topic
-        if by_name and any(name.startswith(RESERVED_QUEUES) for name in (topic, *content.copies)):
+        if by_name and any(map(is_reserved, (topic, *content.copies))):
             raise AmqpError(ACCESS_REFUSED, "the queue that a header names has a reserved name", PUBLISH)
         if content.copies and channel.transaction is None:
             self.also[len(self.batch)] = self._copies(route, content)

@@ -97,7 +97,6 @@ class Topology:
         """How many of these each user has declared."""
         self._holders: dict[str, object] = {}
         self._consumers: dict[str, set[object]] = {}
-        self._sole: dict[str, object] = {}
         self._look_again = FORGET_AT
         """With so many declared queues it is looked which of them are gone by themselves."""
         self._make_room_again = 0.0
@@ -180,10 +179,6 @@ class Topology:
         """How a client declared this queue; None for one that no AMQP client made."""
         return self._declared.get(view.name) if view.owner == OWNER else None
 
-    def holder(self, name: str) -> object | None:
-        """The connection an exclusive queue belongs to."""
-        return self._holders.get(name)
-
     def held_by(self, holder: object) -> list[str]:
         """The exclusive queues of a connection."""
         return [name for name, other in self._holders.items() if other is holder]
@@ -212,11 +207,9 @@ class Topology:
 
     # consumers
 
-    def add_consumer(self, queue: str, consumer: object, exclusive: bool) -> None:
+    def add_consumer(self, queue: str, consumer: object) -> None:
         self.consuming += 1
         self._consumers.setdefault(queue, set()).add(consumer)
-        if exclusive:
-            self._sole[queue] = consumer
 
     def remove_consumer(self, queue: str, consumer: object) -> bool:
         """True if it was the queue's last one by AMQP."""
@@ -225,8 +218,6 @@ class Topology:
             return False
         self.consuming -= 1
         consumers.discard(consumer)
-        if self._sole.get(queue) is consumer:
-            del self._sole[queue]
         if consumers:
             return False
         del self._consumers[queue]
@@ -235,10 +226,6 @@ class Topology:
     def consumers(self, queue: str) -> int:
         """How many consume it by AMQP; a basic.get is none."""
         return len(self._consumers.get(queue, ()))
-
-    def taken(self, queue: str) -> bool:
-        """A consumer has the queue for itself."""
-        return queue in self._sole
 
     # bindings
 

@@ -8,9 +8,8 @@ for all, since it knows queues by their whole names.
 from __future__ import annotations
 
 from gateway.message import DEFAULT_EXCHANGE
+from gateway.names import NAMESPACE
 from transports.amqp.errors import ACCESS_REFUSED, AmqpError
-
-NAMESPACE = "vhost."
 
 
 class Vhost:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.crowd import Crowd
 from gateway.logs import log
+from gateway.names import Actor
 from gateway.transport import Gateway, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
@@ -90,6 +91,7 @@ class MqttConnection(TcpConnection):
         "_told",
         "_unanswered",
         "_will",
+        "actor",
         "client_id",
         "decoder",
         "publishing",
@@ -102,6 +104,8 @@ class MqttConnection(TcpConnection):
         self.shared = shared
         self.decoder = Decoder(shared.settings.max_packet_size, shared.topics, max_packets=TURN_PACKETS)
         self.client_id = ""
+        self.actor = Actor()
+        """As whom it acts; the user is known once it is let in."""
         self.version = 0
         self._connect: Connect | None = None
         self._terms: Terms | None = None
@@ -282,10 +286,11 @@ class MqttConnection(TcpConnection):
         self.pause("connect")  # what follows waits until it is known who sends it
         if Property.AUTHENTICATION_METHOD in connect.properties:
             proof = self._proof = Proof(self.gateway, connect.properties[Property.AUTHENTICATION_METHOD])
-            self._prove(lambda: proof.begin(connect.properties))
+            self._prove(proof, lambda: proof.begin(connect.properties))
             self.resume("connect")  # it goes on by AUTH
             return
         if self.gateway.anonymous or (shared.settings.allow_anonymous and connect.username is None):
+            self.actor.user = connect.username or ""
             self._open(terms)
             return
         self._authenticating = ensure_future(self.gateway.authenticate(connect.username, connect.password))
@@ -296,9 +301,11 @@ class MqttConnection(TcpConnection):
         if self.closing or future.cancelled() or self._terms is None:
             return
         try:
-            if future.result() is None:
+            user = future.result()
+            if user is None:
                 self._turn_away(Reason.BAD_USER_NAME_OR_PASSWORD)
             else:
+                self.actor.user = user.name
                 self._open(self._terms)
         except Exception as error:
             self._broke(error)
@@ -309,9 +316,9 @@ class MqttConnection(TcpConnection):
         proof = self._proof
         if proof is None:  # [MQTT-4.12.0-7]
             raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH by another method than CONNECT named")
-        self._prove(lambda: proof.take(packet))
+        self._prove(proof, lambda: proof.take(packet))
 
-    def _prove(self, step: Callable[[], Auth]) -> None:
+    def _prove(self, proof: Proof, step: Callable[[], Auth]) -> None:
         try:
             said = step()
         except ProofError as error:
@@ -323,6 +330,7 @@ class MqttConnection(TcpConnection):
         assert self._terms is not None
         self._told = said.properties
         self.pause("connect")
+        self.actor.user = proof.name
         self._open(self._terms)
 
     def _proof_failed(self, reason: Reason, why: str) -> None:
@@ -337,6 +345,10 @@ class MqttConnection(TcpConnection):
     def _open(self, terms: Terms) -> None:
         assert self._connect is not None
         shared = self.shared
+        will = terms.carried_will
+        if will is not None and self.actor.forges(will.message.properties.user_id):
+            self._turn_away(Reason.NOT_AUTHORIZED)
+            return
         if not shared.crowd.admit(self):
             self._turn_away(Reason.SERVER_BUSY)
             return
@@ -414,6 +426,7 @@ class MqttConnection(TcpConnection):
             self.buffered,
             self._session_gone,
             terms.topic_aliases,
+            self.actor,
         )
         self._subscriptions = Subscriptions(
             self.gateway, shared.sessions, self._session, outbound, settings, self.version, self._connect.bridge

@@ -11,10 +11,11 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.message import NO_PROPERTIES, QUEUE_PREFIX, Message, to_topic
+from gateway.names import NOBODY, Actor, is_reserved
 from gateway.topics import check_name
 from transports.mqtt.packets import V5, Connect, Properties5, Property, ProtocolError, Publish, Reason, Will
 from transports.mqtt.properties import from_wire, is_topic_name
-from transports.mqtt.session import NEVER, CarriedWill, is_client_id, is_reserved
+from transports.mqtt.session import NEVER, CarriedWill, is_client_id
 from transports.mqtt.settings import MqttSettings
 
 MAX_WINDOW = 65_535
@@ -103,9 +104,11 @@ def capabilities(connect: Connect, terms: Terms, settings: MqttSettings) -> Prop
     return told
 
 
-def message_of(publish: Publish, source: str, client_id: str, check_format: bool) -> Message | Reason:
+def message_of(
+    publish: Publish, source: str, client_id: str, check_format: bool, actor: Actor = NOBODY
+) -> Message | Reason:
     """The message of a PUBLISH, or why it is refused. Raises ProtocolError for what ends the connection.
-    check_format: text must be text."""
+    check_format: text must be text. actor: who sends it, and may not say that somebody else does."""
     properties = publish.properties
     if properties:
         if check_format and properties.get(Property.PAYLOAD_FORMAT_INDICATOR) == 1 and not _is_text(publish.payload):
@@ -113,7 +116,10 @@ def message_of(publish: Publish, source: str, client_id: str, check_format: bool
         if Property.SUBSCRIPTION_IDENTIFIER in properties:  # [MQTT-3.3.4-6]
             raise ProtocolError(Reason.PROTOCOL_ERROR, "a client's PUBLISH has a subscription identifier")
         _check_response_topic(properties)
-    return _message(publish.topic, publish.payload, publish.qos, publish.retain, properties, source, client_id)
+    found = _message(publish.topic, publish.payload, publish.qos, publish.retain, properties, source, client_id)
+    if properties and isinstance(found, Message) and actor.forges(found.properties.user_id):
+        return Reason.NOT_AUTHORIZED
+    return found
 
 
 def _is_text(payload: bytes) -> bool:

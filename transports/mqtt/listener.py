@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from gateway.logs import log
+from gateway.origin import is_private
 from gateway.transport import Gateway
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
@@ -40,7 +41,11 @@ class MqttListener:
         shared = Shared(self.name, self.settings, gateway, Sessions.of(gateway))
         loop = asyncio.get_running_loop()
         settings = self.settings
-        make = wrapped(lambda: MqttConnection(shared), settings.websocket, "mqtt", shared.counters)
+
+        def private() -> bool:  # a reload may bring users, or take them away
+            return is_private(settings.listen, gateway.anonymous or settings.allow_anonymous)
+
+        make = wrapped(lambda: MqttConnection(shared), settings.websocket, "mqtt", shared.counters, private)
         if settings.proxy_protocol:
             make = proxied(make, shared.counters, settings.connect_timeout)
         server = await open_port(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.flow import Credit
 from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX
+from gateway.names import NOBODY, Actor
 from gateway.transport import (
     Delivery,
     Gateway,
@@ -26,7 +27,7 @@ from transports.mqtt.packets import Ack, Property, ProtocolError, Reason, Type
 from transports.mqtt.properties import is_topic_name
 from transports.mqtt.publish_cache import PublishCache
 from transports.mqtt.retaining import Retaining
-from transports.mqtt.session import Held, Kind, Session
+from transports.mqtt.session import SESSIONS, Held, Kind, Session
 
 OCTETS_AHEAD = 256 << 10
 """How much may be delivered before it was written: credit in octets."""
@@ -47,6 +48,7 @@ class Outbound:
         "_leaving",
         "_open",
         "_stopped",
+        "actor",
         "buffered",
         "cache",
         "consumers",
@@ -77,8 +79,10 @@ class Outbound:
         buffered: Callable[[], int],
         session_gone: Callable[[], None],
         topic_aliases: int = 0,
+        actor: Actor = NOBODY,
     ) -> None:
         self.gateway = gateway
+        self.actor = actor
         self.session = session
         self.version = version
         self.max_packet_size = max_packet_size
@@ -121,7 +125,7 @@ class Outbound:
 
     def join(self, filter: str, kind: Kind, queue: str, options: Options) -> None:
         """Consume a queue that is shared with others; again with other options changes those. Raises
-        UnknownQueueError."""
+        UnknownQueueError and NameRefusedError."""
         consumer = self.consumers.get(filter)
         if consumer is not None:
             consumer.options = options
@@ -130,7 +134,8 @@ class Outbound:
 
     def _attach(self, filter: str, kind: Kind, queue: str, options: Options) -> None:
         consumer = MqttConsumer(self, kind, options)
-        consumer.subscription = self.gateway.attach(queue, consumer, (self.pool,), live=kind is Kind.OWN)
+        actor = self.actor if kind is Kind.QUEUE else SESSIONS
+        consumer.subscription = self.gateway.attach(queue, consumer, (self.pool,), live=kind is Kind.OWN, actor=actor)
         self.consumers[filter] = consumer
         consumer.subscription.grant(UNLIMITED_MESSAGES)
 

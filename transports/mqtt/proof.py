@@ -21,13 +21,13 @@ class ProofError(Exception):
 class Proof:
     """Of one client by one method, SCRAM-SHA-256 if it is any that is known. `method` is what its CONNECT names."""
 
-    __slots__ = ("_exchange", "_gateway", "_is_proven", "_method", "_name")
+    __slots__ = ("_exchange", "_gateway", "_is_proven", "_method", "name")
 
     def __init__(self, gateway: Gateway, method: str) -> None:
         self._gateway = gateway
         self._method = method
         self._exchange: Exchange | None = None
-        self._name = ""
+        self.name = ""
         """Who it has proved to be."""
         self._is_proven = False
 
@@ -57,9 +57,9 @@ class Proof:
             answer = exchange.final(packet.properties.get(Property.AUTHENTICATION_DATA, b""))
         except ScramError as error:
             raise ProofError(Reason.NOT_AUTHORIZED, str(error)) from error
-        if self._is_proven and exchange.name != self._name:
-            raise ProofError(Reason.NOT_AUTHORIZED, f"it proves to be {exchange.name!r}, and was {self._name!r}")
-        self._name, self._is_proven = exchange.name, True
+        if self._is_proven and exchange.name != self.name:
+            raise ProofError(Reason.NOT_AUTHORIZED, f"it proves to be {exchange.name!r}, and was {self.name!r}")
+        self.name, self._is_proven = exchange.name, True
         return self._auth(Reason.SUCCESS, answer)
 
     def _auth(self, reason: Reason, data: bytes) -> Auth:

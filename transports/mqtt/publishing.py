@@ -36,7 +36,7 @@ _PUBACK_REASONS = {
 _WORDS = {
     Reason.QUOTA_EXCEEDED: "a queue that wants it, or the daemon, has no room for it now, or it was not delivered",
     Reason.TOPIC_NAME_INVALID: "messages are not published to such a topic",
-    Reason.NOT_AUTHORIZED: "this queue is another client's",
+    Reason.NOT_AUTHORIZED: "this queue is another client's, or the message says that another user has sent it",
     Reason.PAYLOAD_FORMAT_INVALID: "the payload is said to be UTF-8 text, and is none",
 }
 
@@ -90,7 +90,7 @@ class Publishing:
                         if self._aliases is None:
                             self._aliases = ClientAliases(connection.shared.settings.topic_alias_maximum)
                         publish = self._aliases.resolve(publish, alias)
-                    message = message_of(publish, source, client_id, self._checks_format)
+                    message = message_of(publish, source, client_id, self._checks_format, connection.actor)
                 except ProtocolError as error:
                     self._accept(messages, packet_ids)
                     connection.fail(error.reason, error.why)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.message import QUEUE_PREFIX, RESERVED_QUEUES, Message
+from gateway.message import QUEUE_PREFIX, Message
+from gateway.names import Actor, is_reserved
 from gateway.topics import check_filter, check_name
 from gateway.transport import Binding, Options, Outcome, StateChange
 from transports.mqtt.packets import Reason
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 OWNER = "mqtt"
 """Owns the queues and bindings of sessions and shares, and the state kept for them: `session/CLIENT`, `owed/CLIENT`
 (retained messages), `sent/CLIENT/ID` (of QoS 2, and of retained messages) and `received/CLIENT/ID` (of QoS 2)."""
+SESSIONS = Actor(OWNER)
+"""As whom clients consume the queues of sessions and shares, which none of them may name."""
 QUEUE_NAMES = "mqtt."
 """All queues of sessions and shares begin so; no other client may name them."""
 SENT, RECEIVED, OWED = "sent/", "received/", "owed/"
@@ -393,11 +396,6 @@ def queue_name(client_id: str) -> str:
 def is_client_id(client_id: str) -> bool:
     """Whether a session may be named so; the names of shares are not free."""
     return not client_id.startswith(SHARE_PREFIX) and len(client_id.encode()) <= MAX_CLIENT_ID_BYTES
-
-
-def is_reserved(queue: str) -> bool:
-    """Whether the queue is a session's, a share's or a link's, and no client's business."""
-    return queue.startswith(RESERVED_QUEUES)
 
 
 def target_of(filter: str, session: Session) -> Target | Reason:

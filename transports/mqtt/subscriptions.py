@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from typing import NamedTuple
 
-from gateway.errors import BindingsFullError, UnknownQueueError
+from gateway.errors import BindingsFullError, NameRefusedError, UnknownQueueError
 from gateway.logs import log
+from gateway.names import check_use
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
@@ -191,13 +192,24 @@ class Subscriptions:
                     self.sessions.join(session, target, self.settings)
                 except BindingsFullError:
                     return Reason.QUOTA_EXCEEDED
-            elif self.gateway.queue(target.queue) is None:
-                return Reason.TOPIC_FILTER_INVALID
+            elif (refused := self._refuse_queue(filter, target.queue)) is not None:
+                return refused
             session.memberships[filter] = membership
             if lasts:
                 granted.changed(filter, membership, former)
             granted.steps.append(lambda: self._consume_if_member(target, membership))
         return options.qos
+
+    def _refuse_queue(self, filter: str, queue: str) -> Reason | None:
+        """Why the client may not consume a queue by its name; None if it may."""
+        view = self.gateway.queue(queue)
+        if view is None:
+            return Reason.TOPIC_FILTER_INVALID
+        try:
+            check_use(view, self.outbound.actor)
+        except NameRefusedError:
+            return Reason.NOT_AUTHORIZED
+        return Reason.NOT_AUTHORIZED if view.in_exclusive_use and filter not in self.outbound.consumers else None
 
     @property
     def _lasts(self) -> bool:
@@ -218,6 +230,9 @@ class Subscriptions:
             self.outbound.join(membership.filter, target.kind, target.queue, membership.options)
         except UnknownQueueError:  # it was deleted since
             log.warning("a queue is gone", queue=target.queue, client_id=self.session.client_id)
+            return False
+        except NameRefusedError as error:  # somebody has it for himself since
+            log.warning("a queue is locked", error=str(error), client_id=self.session.client_id)
             return False
         return True
 
