@@ -204,8 +204,8 @@ class Admin:
         refused = {404: "No route leads to a queue", 429: "A queue is full, or the store"}
         return [
             Endpoint("GET", "/healthz", "The daemon runs", self._health, open=True),
-            Endpoint("GET", "/readyz", "The daemon is ready, or why not", self._ready, gives=Readiness, open=True,
-                     statuses={503: "Not ready"}),
+            Endpoint("GET", "/readyz", "The daemon is ready, or not; to a user also why", self._ready, gives=Readiness,
+                     open=True, more=True, statuses={503: "Not ready"}),
             Endpoint("GET", "/metrics", "Prometheus metrics", self._metrics),
             Endpoint("GET", "/openapi.json", "This description", self._openapi),
             Endpoint("GET", f"{api}/queues", "All queues", self._queues, gives=Queues),
@@ -239,16 +239,14 @@ class Admin:
         async def handle(request: Request) -> Response:
             if not endpoint.open:
                 self._check_host(request)
-                try:
-                    await web.authenticated(request, self.gateway.authenticate)
-                except web.Refused:
-                    self.counters.refusals["bad-credentials"] += 1
-                    raise
+                await web.login(request, self.gateway, NAME)
             if endpoint.path.startswith(API) and "replaying" in self.operations.readiness().reasons:
                 raise web.Refused(503, "the store is being replayed; ask again when /readyz says so")
             if endpoint.takes is MessageView:
                 await web.relief(self.gateway.pressure)
-            taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
+            taken: list[Any] = [await arguments(endpoint, request)] if endpoint.takes is not None else []
+            if endpoint.more:
+                taken.append(await self._is_known(request))
             try:
                 return await endpoint.handler(*taken)
             except UnknownQueueError as error:
@@ -259,6 +257,17 @@ class Admin:
                 raise web.Refused(400, str(error)) from error
 
         return handle
+
+    async def _is_known(self, request: Request) -> bool:
+        """Whether one of the users asks; without users, everybody does who may use the API. Never refuses."""
+        if not self.gateway.anonymous and "authorization" not in request.headers:
+            return False
+        try:
+            self._check_host(request)
+            await web.login(request, self.gateway, NAME)
+        except web.Refused:
+            return False
+        return True
 
     def _check_host(self, request: Request) -> None:
         """Without users, a page in the operator's browser must not reach a loopback listener by a name of its own
@@ -278,9 +287,10 @@ class Admin:
     async def _health(self) -> Response:
         return web.as_json({"status": "ok"})
 
-    async def _ready(self) -> Response:
+    async def _ready(self, known: bool) -> Response:
+        """Names of queues and links, paths and what a remote has said are no business of strangers."""
         readiness = self.operations.readiness()
-        return web.as_json(readiness, 200 if readiness.ready else 503)
+        return web.as_json(readiness if known else {"ready": readiness.ready}, 200 if readiness.ready else 503)
 
     async def _metrics(self) -> Response:
         text, kind = await metrics.exposition(self.operations, self.settings.session_metrics)

@@ -42,6 +42,10 @@ class ListenError(GatewayError):
     """A listener can't have its address; the text names transport, address and cause."""
 
 
+class LoginBusyError(GatewayError):
+    """A login can't be checked now, whether it is right or wrong; the client may try again later."""
+
+
 class UnreachableError(GatewayError):
     """No daemon answers at that address."""
 

@@ -95,13 +95,13 @@ class Http:
         await web.serve(web.app(routes), sockets, gateway.drain_timeout, self.counters, limits)
 
     async def _publish(self, request: Request) -> Response:
+        user = await web.login(request, self.gateway, self.name)
         try:
-            user = await web.authenticated(request, self.gateway.authenticate)
             await web.relief(self.gateway.pressure)
             body = await web.read_body(request, self.settings.max_body)
             message = self._message(request, body, user.name)
         except web.Refused as refused:
-            self.counters.refusals[{401: "bad-credentials", 413: "too-large"}.get(refused.status_code, "invalid")] += 1
+            self.counters.refusals["too-large" if refused.status_code == 413 else "invalid"] += 1
             raise
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])

@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.logs import log
 from gateway.transport import Gateway
+from transports.door import Door
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
@@ -40,20 +41,13 @@ class MqttListener:
         shared = Shared(self.name, self.settings, gateway, Sessions.of(gateway))
         loop = asyncio.get_running_loop()
         settings = self.settings
+        door = Door(gateway, self.name, shared.crowd, settings.connect_timeout)
         make = wrapped(lambda: MqttConnection(shared), settings.websocket, "mqtt", shared.counters)
         if settings.proxy_protocol:
-            make = proxied(make, shared.counters, settings.connect_timeout)
-        server = await open_port(
-            gateway,
-            self.name,
-            settings.listen,
-            make,
-            settings.tls,
-            settings.connect_timeout,
-            settings.tcp_keep_alive,
-        )
+            make = proxied(door, make, settings.trusted_proxies)
+        port = await open_port(gateway, door, settings.listen, make, settings.tls, settings.tcp_keep_alive)
         scheme, path = ("mqtt", "") if settings.websocket is None else ("ws", settings.websocket.path)
-        gateway.started(self.name, urls(server, scheme + ("s" if settings.tls is not None else ""), path))
+        gateway.started(self.name, urls(port, scheme + ("s" if settings.tls is not None else ""), path))
         try:
             last = loop.time()
             while True:
@@ -64,7 +58,7 @@ class MqttListener:
                 shared.sessions.sweep()
                 last = now
         finally:
-            server.close()
+            port.close()
             with anyio.CancelScope(shield=True):
                 await self._drain(shared)
 
