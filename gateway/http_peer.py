@@ -6,6 +6,7 @@ Its rule: a request that is not whole holds no place that a whole one could have
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
@@ -84,20 +85,20 @@ class HttpPeer(H11Protocol):
         finally:
             self._login = None
 
-    def let_in(self, gateway: Gateway, user: User) -> None:
+    def let_in(self, gateway: Gateway, user: User, transport: str) -> None:
         """The present request is this user's, until it is answered."""
         self._end_login()
         if not self._lost:
-            self._leave = gateway.let_in(user, self._put_out)
+            self._leave = gateway.let_in(user, functools.partial(self._put_out, transport, user.name))
 
     def _end_login(self) -> None:
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
 
-    def _put_out(self, why: str) -> None:
+    def _put_out(self, transport: str, user: str, why: str) -> None:
         self.counters.refusals["login-revoked"] += 1
-        log.info("connection closed", peer=self.address, why=why)
+        log.info("connection closed", transport=transport, peer=self.address, user=user, why=why)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -105,7 +105,7 @@ async def login(request: Request, gateway: Gateway, transport: str) -> User:
         why = "no name and password" if name is None else "no such user, or a wrong password"
         gateway.refused(transport, "bad-credentials", peer.address, name or "", why=why)
         raise Refused(401, "name and password are needed", {"www-authenticate": 'Basic realm="gateway"'})
-    peer.let_in(gateway, user)
+    peer.let_in(gateway, user, transport)
     return user
 
 

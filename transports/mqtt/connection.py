@@ -571,7 +571,11 @@ class MqttConnection(TcpConnection):
 
     def _count_fault(self, reason: Reason, why: str) -> None:
         self.counters.protocol_errors[reason.label] += 1
-        self._say_closed(why, reason=reason.label)
+        if self._session is None:  # it was never let in
+            name = (self._connect.username if self._connect is not None else None) or ""
+            self.gateway.refused(self.shared.name, reason.label, self.peer, name, self.client_id, why, count=False)
+        else:
+            self._say_closed(why, reason=reason.label)
 
     def _say_closed(self, why: str, **fields: Any) -> None:
         log.info(
