@@ -80,8 +80,8 @@ class MqttConnection(TcpConnection):
         "_connect",
         "_draining",
         "_heard",
-        "_let_in",
         "_leave",
+        "_let_in",
         "_outbound",
         "_patience",
         "_proof",
@@ -325,7 +325,7 @@ class MqttConnection(TcpConnection):
             return
         self.counters.refusals["login-revoked"] += 1
         self._say_closed(why)
-        if self._outbound is None:
+        if not self._let_in:
             self.send(encode(ConnAck(Reason.NOT_AUTHORIZED), self.version))
         self._disconnect(Reason.NOT_AUTHORIZED, {Property.REASON_STRING: why})
         self._end(lost=False)
@@ -571,7 +571,7 @@ class MqttConnection(TcpConnection):
 
     def _count_fault(self, reason: Reason, why: str) -> None:
         self.counters.protocol_errors[reason.label] += 1
-        if self._session is None:  # it was never let in
+        if not self._let_in:
             name = (self._connect.username if self._connect is not None else None) or ""
             self.gateway.refused(self.shared.name, reason.label, self.peer, name, self.client_id, why, count=False)
         else:
