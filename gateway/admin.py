@@ -27,7 +27,7 @@ from gateway.policy import QueuePolicy
 from gateway.settings import AdminSettings
 from gateway.slices import Slices, in_order
 from gateway.topics import check_filter
-from gateway.transport import Binding, ExchangeBinding, Gateway, Outcome, User, Verdict
+from gateway.transport import Binding, ExchangeBinding, Gateway, Outcome, Verdict
 from gateway.views import (
     BindingView,
     DeliveryView,
@@ -207,8 +207,8 @@ class Admin:
         refused = {404: "No route leads to a queue", 429: "A queue is full, or the store"}
         return [
             Endpoint("GET", "/healthz", "The daemon runs", self._health, open=True),
-            Endpoint("GET", "/readyz", "The daemon is ready, or why not", self._ready, gives=Readiness, open=True,
-                     statuses={503: "Not ready"}),
+            Endpoint("GET", "/readyz", "The daemon is ready, or not; to a user also why", self._ready, gives=Readiness,
+                     open=True, more=True, statuses={503: "Not ready"}),
             Endpoint("GET", "/metrics", "Prometheus metrics", self._metrics),
             Endpoint("GET", "/openapi.json", "This description", self._openapi),
             Endpoint("GET", f"{api}/queues", "All queues", self._queues, gives=Queues),
@@ -242,14 +242,16 @@ class Admin:
         async def handle(request: Request) -> Response:
             actor = Actor()
             if not endpoint.open:
-                actor.user = (await self._admitted(request)).name
+                actor.user = (await web.login(request, self.gateway, NAME, self.settings.listen)).name
             if endpoint.path.startswith(API) and "replaying" in self.operations.readiness().reasons:
                 raise web.Refused(503, "the store is being replayed; ask again when /readyz says so")
             if endpoint.takes is MessageView:
                 await web.relief(self.gateway.pressure)
-            taken = [await arguments(endpoint, request)] if endpoint.takes is not None else []
+            taken: list[Any] = [await arguments(endpoint, request)] if endpoint.takes is not None else []
             if endpoint.takes is MessageView and actor.forges(taken[0].user_id):
                 raise web.Refused(403, f"user_id: you are {actor.user!r}, and can't publish as {taken[0].user_id!r}")
+            if endpoint.more:
+                taken.append(await self._is_known(request))
             try:
                 return await endpoint.handler(*taken)
             except UnknownQueueError as error:
@@ -261,12 +263,15 @@ class Admin:
 
         return handle
 
-    async def _admitted(self, request: Request) -> User:
+    async def _is_known(self, request: Request) -> bool:
+        """Whether one of the users asks; without users, everybody does who may use the API. Never refuses."""
+        if not self.gateway.anonymous and "authorization" not in request.headers:
+            return False
         try:
-            return await web.admitted(request, self.gateway, self.settings.listen)
-        except web.Refused as refused:
-            self.counters.refusals[{403: "foreign-page"}.get(refused.status_code, "bad-credentials")] += 1
-            raise
+            await web.login(request, self.gateway, NAME, self.settings.listen)
+        except web.Refused:
+            return False
+        return True
 
     def _stop(self) -> None:
         for feed in list(self.feeds.values()):
@@ -277,9 +282,10 @@ class Admin:
     async def _health(self) -> Response:
         return web.as_json({"status": "ok"})
 
-    async def _ready(self) -> Response:
+    async def _ready(self, known: bool) -> Response:
+        """Names of queues and links, paths and what a remote has said are no business of strangers."""
         readiness = self.operations.readiness()
-        return web.as_json(readiness, 200 if readiness.ready else 503)
+        return web.as_json(readiness if known else {"ready": readiness.ready}, 200 if readiness.ready else 503)
 
     async def _metrics(self) -> Response:
         text, kind = await metrics.exposition(self.operations, self.settings.session_metrics)

@@ -277,7 +277,7 @@ class Checks:
             # Users that have a fault are users nevertheless; an empty file of users has none.
             has_users = bool(self.settings.users) or bool(self.root.keys("users"))
             is_told = any(self.root.is_unread(*place) for place in (("users",), ("users_file",), (*keys, OPEN)))
-            if not address.loopback and not has_users and not is_told and said.get(OPEN, False) is not True:
+            if not has_users and not is_told and is_open_without_users(said) is not None:
                 self._fault(
                     f"{address} can be reached from other machines and there are no users: add `users`, listen on "
                     f"127.0.0.1, or write `{OPEN}: true` here",
@@ -302,6 +302,16 @@ def _least_levels(text: str | None) -> int:
 def _too_short(template: str, needs: int, filter: str, levels: int) -> str:
     has = "1 level" if levels == 1 else f"{levels} levels"
     return f"{template} needs a topic of {needs} levels (topic[0] is the first), and {filter} has {has}"
+
+
+def is_open_without_users(said: Mapping[str, Any]) -> Address | None:
+    """Where a listener with these settings can be reached from other machines and, without users, would let everybody
+    in though nobody said that it should; None if it does no such thing. Raises ValueError for what is no address."""
+    text = said.get("listen")
+    if text is None:
+        return None
+    address = Address.parse(text)
+    return None if address.loopback or said.get(OPEN, False) is True else address
 
 
 def _share_messages(route: Route, link: str, other: Route) -> bool:

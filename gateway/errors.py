@@ -66,6 +66,10 @@ class NoTextError(ConfigError):
         super().__init__(f"{what or ascii(argument[:64])} is no UTF-8 text")
 
 
+class LoginBusyError(GatewayError):
+    """A login can't be checked now, whether it is right or wrong; the client may try again later."""
+
+
 class UnreachableError(GatewayError):
     """No daemon answers at that address."""
 

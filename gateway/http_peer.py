@@ -6,7 +6,9 @@ Its rule: a request that is not whole holds no place that a whole one could have
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import h11
 import msgspec
@@ -15,12 +17,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from gateway.crowd import Crowd
-from gateway.transport import TransportCounters
+from gateway.logs import log
+from gateway.transport import Gateway, TransportCounters, User
 
 STALL_SECONDS = 30.0
 """A client that takes nothing of an answer for so long is cut off."""
 PEER = "peer"
 """Under this name an application finds the connection in the state of its scope."""
+Answer = TypeVar("Answer")
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -57,6 +61,45 @@ class HttpPeer(H11Protocol):
         self._octets = 0
         """Of the request that is not whole."""
         self._lost = False
+        self._login: asyncio.Future[Any] | None = None
+        self._leave: Callable[[], None] | None = None
+
+    @property
+    def address(self) -> str:
+        """The client's, as `host:port`."""
+        return f"{self.client[0]}:{self.client[1]}" if self.client else ""
+
+    async def as_long_as_connected(self, work: Awaitable[Answer]) -> Answer:
+        """What it gives. It is cancelled when the client has gone; then ConnectionError is raised."""
+        if self._lost:
+            raise ConnectionError("the client has gone")
+        login: asyncio.Future[Answer] = asyncio.ensure_future(work)
+        self._login = login
+        try:
+            return await login
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._lost or (task is not None and task.cancelling()):
+                raise
+            raise ConnectionError("the client has gone") from None
+        finally:
+            self._login = None
+
+    def let_in(self, gateway: Gateway, user: User, transport: str) -> None:
+        """The present request is this user's, until it is answered."""
+        self._end_login()
+        if not self._lost:
+            self._leave = gateway.let_in(user, functools.partial(self._put_out, transport, user.name))
+
+    def _end_login(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def _put_out(self, transport: str, user: str, why: str) -> None:
+        self.counters.refusals["login-revoked"] += 1
+        log.info("connection closed", transport=transport, peer=self.address, user=user, why=why)
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.counters.connections += 1
@@ -67,6 +110,9 @@ class HttpPeer(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self._end_login()
+        if self._login is not None:
+            self._login.cancel()
         self.counters.connections -= 1
         self.crowd.leave(self)
         self._waited()
@@ -86,6 +132,7 @@ class HttpPeer(H11Protocol):
     def on_response_complete(self) -> None:
         if self._lost:
             return
+        self._end_login()
         self.crowd.join(self)
         super().on_response_complete()
         if self.cycle.response_complete:

@@ -5,8 +5,9 @@ Its rule: it only passes on; what becomes of a message is decided in the core.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from gateway.access import Access
 from gateway.committer import Committer
@@ -17,6 +18,7 @@ from gateway.metrics import TransportCounters
 from gateway.names import NOBODY, Actor
 from gateway.policy import QueuePolicy
 from gateway.queue import Queue
+from gateway.refusals import Refusals
 from gateway.scram import Exchange
 from gateway.storage.journal import StateChange
 from gateway.transport import PLAIN, Binding, Consumer, ExchangeBinding, Offer, Outcome, QueueView, Subscription, User
@@ -35,6 +37,8 @@ class LocalGateway:
         self.all_counters: dict[str, TransportCounters] = {}
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.on_started: Callable[[], None] | None = None
+        loop = asyncio.get_running_loop()
+        self.refusals = Refusals(loop.time, loop.call_later)
         self.reloads: dict[str, Callable[[], None]] = {}
         self.impaired: dict[str, tuple[str, bool]] = {}
         """What keeps transports from their work, by name, and whether the daemon is not ready for it."""
@@ -125,13 +129,33 @@ class LocalGateway:
         return self.core.retained.find(filter, self.now())
 
     def scram(self) -> Exchange | None:
-        return Exchange(self.access.scram) if self.access.scram is not None else None
+        return self.access.exchange()
+
+    def proven(self, exchange: Exchange) -> User:
+        return self.access.proven(exchange)
 
     def user(self, name: str) -> User | None:
         return self.access.find(name)
 
-    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
-        return self.access.authenticate(name, password)
+    def authenticate(self, name: str | None, password: bytes | None, peer: str = "") -> Future[User | None]:
+        return self.access.authenticate(name, password, peer)
+
+    def let_in(self, user: User, end: Callable[[str], None]) -> Callable[[], None]:
+        return self.access.logins.enter(user, end)
+
+    def refused(
+        self,
+        transport: str,
+        reason: str,
+        peer: str,
+        user: str = "",
+        client_id: str = "",
+        why: str = "",
+        count: bool = True,
+    ) -> None:
+        if count:
+            self.counters(transport).refusals[reason] += 1
+        self.refusals.say(transport, reason, peer, user, client_id, why)
 
     def counters(self, transport: str) -> TransportCounters:
         return self.all_counters.setdefault(transport, TransportCounters())

@@ -22,8 +22,8 @@ MAX_REQUEST_OCTETS = 16 << 20
 class Endpoint(NamedTuple):
     """handler gets the request and what it says, decoded to `takes`: the query of a GET, the JSON body of a POST.
 
-    gives: the type of its answer. stream: one JSON value of that type a line. open: needs no user. statuses: what
-    it may answer besides 200, and why.
+    gives: the type of its answer. stream: one JSON value of that type a line. open: needs no user. more: open, and
+    says more to a user; its handler is told whether one asks. statuses: what it may answer besides 200, and why.
     """
 
     method: str
@@ -34,6 +34,7 @@ class Endpoint(NamedTuple):
     gives: Any = None
     stream: bool = False
     open: bool = False
+    more: bool = False
     statuses: dict[int, str] = {}
 
 
@@ -87,6 +88,8 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                 entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         if not endpoint.open:
             entry["security"] = [{"basic": []}]
+        elif endpoint.more:
+            entry["security"] = [{}, {"basic": []}]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = entry
     return {
         "openapi": "3.1.0",

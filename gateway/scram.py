@@ -14,6 +14,7 @@ import os
 import secrets
 import stringprep
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -72,20 +73,30 @@ def make_verifier(password: str, iterations: int = ITERATIONS, salt: bytes = b""
 
 
 class Users:
-    """Verifiers by name, and one for each name that nobody has, which is always the same."""
+    """Verifiers by name, and one for each name that nobody has, which looks like the others and is always the same."""
 
-    def __init__(self, verifiers: Mapping[str, Verifier]) -> None:
+    def __init__(self, verifiers: Mapping[str, Verifier], decoy_key: bytes | None = None) -> None:
+        """decoy_key: a secret that outlives the process. Without one it is made of what the verifiers hold, so that
+        the decoys change when these do."""
         self._verifiers = dict(verifiers)
-        self._secret = os.urandom(32)
+        self._decoy_key = decoy_key
 
     def find(self, name: str) -> tuple[Verifier, bool]:
         """And whether there is such a user."""
         found = self._verifiers.get(name)
         if found is not None:
             return found, True
-        salt = _mac(self._secret, name.encode("utf-8", "surrogatepass"))
-        iterations = next((known.iterations for known in self._verifiers.values()), ITERATIONS)
-        return Verifier(iterations, salt[:SALT_OCTETS], bytes(32), bytes(32)), False
+        # As most users have them, and of several such the smallest, whatever their order in the configuration.
+        shapes = Counter((known.iterations, len(known.salt)) for known in self._verifiers.values())
+        iterations, octets = min(shapes, key=lambda shape: (-shapes[shape], shape), default=(ITERATIONS, SALT_OCTETS))
+        salt = hashlib.shake_256(_mac(self._key(), name.encode("utf-8", "surrogatepass"))).digest(octets)
+        return Verifier(iterations, salt, bytes(32), bytes(32)), False
+
+    def _key(self) -> bytes:
+        if self._decoy_key is None:
+            parts = sorted(known.stored_key + known.server_key for known in self._verifiers.values())
+            self._decoy_key = hashlib.sha256(b"scram decoy" + b"".join(parts)).digest()
+        return self._decoy_key
 
 
 class Exchange:
@@ -94,6 +105,8 @@ class Exchange:
     def __init__(self, users: Users, new_nonce: Callable[[], str] = lambda: secrets.token_urlsafe(18)) -> None:
         self._users = users
         self._new_nonce = new_nonce
+        self.verifier: Verifier
+        """That the proof is held against; the user's, once `final` has returned."""
         self.name = ""
 
     def first(self, message: bytes) -> bytes:
@@ -104,10 +117,10 @@ class Exchange:
         if set(fields) != {"n", "r"} or not fields["r"]:
             raise ScramError("the first message has other fields than n and r")
         self.name = _unquote(fields["n"])
-        self._verifier, self._is_known = self._users.find(self.name)
+        self.verifier, self._is_known = self._users.find(self.name)
         self._nonce = fields["r"] + self._new_nonce()
-        salt = base64.b64encode(self._verifier.salt).decode()
-        self._first = f"r={self._nonce},s={salt},i={self._verifier.iterations}"
+        salt = base64.b64encode(self.verifier.salt).decode()
+        self._first = f"r={self._nonce},s={salt},i={self.verifier.iterations}"
         return self._first.encode()
 
     def final(self, message: bytes) -> bytes:
@@ -124,12 +137,12 @@ class Exchange:
         except (binascii.Error, ValueError) as error:
             raise ScramError("the proof is no base64") from error
         said = f"{self._bare},{self._first},{without}".encode()
-        signature = _mac(self._verifier.stored_key, said)
+        signature = _mac(self.verifier.stored_key, said)
         key = bytes(one ^ other for one, other in zip(proof, signature, strict=False))
-        fits = hmac.compare_digest(hashlib.sha256(key).digest(), self._verifier.stored_key)
+        fits = hmac.compare_digest(hashlib.sha256(key).digest(), self.verifier.stored_key)
         if not (fits and self._is_known):
             raise ScramError("the proof does not fit")
-        return b"v=" + base64.b64encode(_mac(self._verifier.server_key, said))
+        return b"v=" + base64.b64encode(_mac(self.verifier.server_key, said))
 
 
 def _mac(key: bytes, data: bytes) -> bytes:

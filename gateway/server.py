@@ -15,15 +15,18 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import uvloop
 
 from gateway import links, logs, plugins
 from gateway.access import Access
 from gateway.admin import NAME as ADMIN
 from gateway.admin import Admin
+from gateway.checks import is_open_without_users
 from gateway.clock import Clock
 from gateway.committer import Committer
 from gateway.core import Core
@@ -79,6 +82,7 @@ class Daemon:
         self.settings = settings
         self._running = settings.transports
         """Those that were started; a reload changes none of them."""
+        self._running_admin = settings.admin
         self._path = path
         self._on_ready = on_ready
         self._stop = asyncio.Event()
@@ -124,6 +128,7 @@ class Daemon:
             access.close()
             watch.cancel()
             losses.look(last=True)
+            gateway.refusals.close()
         log.info("stopped")
 
     def _signalled(self, number: int) -> None:
@@ -159,6 +164,8 @@ class Daemon:
         clock.not_before(restored.time)
         # A new store gets its secret now, an old one has brought its own.
         core.gather.forced_states.append(secret_state(core))
+        if not settings.store.memory:  # the secret of a store in memory ends with the process
+            gateway.access.keep_decoys(core.dedup.secret)
         for note in configure(core, links.policies(settings), links.bindings(settings)):
             log.warning(note)
         if lost := len(core.rows.unreadable):
@@ -232,6 +239,7 @@ class Daemon:
         if "replaying" in self._operator.reasons:
             raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
         settings = await anyio.to_thread.run_sync(load, path, os.environ)
+        self._must_stay_guarded(settings)
         core = self._gateway.core
         policies, bindings = links.policies(settings, self._running), links.bindings(settings)
         notes: list[str] = []
@@ -240,7 +248,7 @@ class Daemon:
         for _ in configuring(core, policies, bindings, notes):
             await slices.pause()
         notes += links.waiting_for_restart(settings, self._running)
-        self._gateway.access.replace(*credentials(settings))
+        put_out = self._gateway.access.replace(*credentials(settings))
         for note in notes:
             log.warning(note)
         for key in RESTARTED:
@@ -250,7 +258,25 @@ class Daemon:
         self._gateway.committer.poke()
         for call in self._gateway.reloads.values():
             call()
+        if put_out:
+            log.info("logins end: their user or password is gone", connections=put_out)
         log.info("reloaded", queues=len(settings.queues), routes=len(settings.routes))
+
+    def _must_stay_guarded(self, settings: Settings) -> None:
+        """What listens goes on until a restart as it was started, whatever the file says of it now; without users it
+        would let everybody in. Raises ConfigError."""
+        if settings.users:
+            return
+        listeners: dict[str, Any] = {f"transports.{name}": section for name, section in self._running.items()}
+        if self._running_admin is not None:
+            listeners["admin"] = self._running_admin
+        for key, section in listeners.items():
+            said = section.section if isinstance(section, plugins.Unloaded) else msgspec.structs.asdict(section)
+            if (address := is_open_without_users(said)) is not None:
+                raise ConfigError(
+                    f"{key} goes on to listen on {address} until a restart, can be reached there from other machines, "
+                    "and there would be no users any more: restart the daemon, or leave `users`"
+                )
 
 
 def tame_collector() -> None:

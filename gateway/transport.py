@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -277,9 +277,11 @@ class QueueView(Protocol):
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who a client has shown to be; name is "" for an anonymous one."""
+    """Who a client has shown to be; name is "" for an anonymous one. mark: stands for what it has shown, and is made
+    by the gateway alone; b"": the login rests on the listener's own settings."""
 
     name: str
+    mark: bytes = b""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -431,16 +433,44 @@ class Gateway(Protocol):
         read after `put()` resolved."""
         ...
 
-    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]:
-        """None if refused. Takes its time in a thread; never raises for what a client sent."""
+    def authenticate(self, name: str | None, password: bytes | None, peer: str = "") -> Future[User | None]:
+        """None if refused. peer: the client's address with its port, as `host:port`; checks that wait are shared out
+        fairly among peers and names. Done at once if nothing has to be checked; otherwise it takes its time in a
+        thread, and is to be cancelled when the client has gone. Raises LoginBusyError if the check can't be made now,
+        which is no word on the password; otherwise it never raises for what a client sent."""
         ...
 
     def user(self, name: str) -> User | None:
-        """For one who has shown to be it without a password (a client certificate); None if there is no such user."""
+        """For one who has shown to be it without a password (a client certificate); None if there is no such user.
+        Without users everybody is one."""
         ...
 
     def scram(self) -> Exchange | None:
         """A login by SCRAM-SHA-256 (see `gateway.scram`), which takes no thread; None if no user has a verifier."""
+        ...
+
+    def proven(self, exchange: Exchange) -> User:
+        """Who has come to the end of that login."""
+        ...
+
+    def let_in(self, user: User, end: Callable[[str], None]) -> Callable[[], None]:
+        """To be called for each connection, or request, that is let in. `end` is called, with the reason, as soon as a
+        reload takes away what the login rests on: end the connection then. Call what this returns when it is over."""
+        ...
+
+    def refused(
+        self,
+        transport: str,
+        reason: str,
+        peer: str,
+        user: str = "",
+        client_id: str = "",
+        why: str = "",
+        count: bool = True,
+    ) -> None:
+        """A client was not let in: counts `reason` (a few fixed words) in `refusals` of the transport's counters,
+        unless it is counted elsewhere, and says it in the log, a few times a minute. user, client_id: as the client
+        calls itself. Never give it what the client showed as its secret."""
         ...
 
     def counters(self, transport: str) -> TransportCounters: ...

@@ -9,10 +9,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import errno
 import functools
 import socket
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -27,12 +28,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import origin, percent
 from gateway.address import Address
 from gateway.crowd import Crowd
-from gateway.errors import ListenError
+from gateway.errors import ListenError, LoginBusyError
 from gateway.flow import Pressure
 from gateway.http_peer import PEER, HttpPeer, Limits
 from gateway.logs import log
 from gateway.slices import Slices
-from gateway.transport import TransportCounters, User
+from gateway.transport import Gateway, TransportCounters, User
 
 MAX_CONNECTIONS = 1_000
 MAX_UNFINISHED_OCTETS = 64 << 20
@@ -89,25 +90,29 @@ async def relief(pressure: Pressure) -> None:
         await relieved.wait()
 
 
-class Admits(Protocol):
-    """What a listener of HTTP asks the gateway about those who come."""
-
-    @property
-    def anonymous(self) -> bool: ...
-    def authenticate(self, name: str | None, password: bytes | None) -> Awaitable[User | None]: ...
-
-
-async def admitted(request: Request, gateway: Admits, listen: Address) -> User:
-    """Who asks, by HTTP Basic [RFC 7617]. Raises Refused 401, and 403 for a page of a browser that is none of this
-    machine's while everybody on it is let in."""
+async def login(request: Request, gateway: Gateway, transport: str, listen: Address) -> User:
+    """Who asks, by HTTP Basic [RFC 7617]. If a reload puts him out before he is answered, his connection ends. Raises
+    Refused 401, 503 if it can't be found out now, and 403 for a page of a browser that is none of this machine's while
+    everybody on it is let in; all are counted and logged as of that transport, which listens there."""
+    peer: HttpPeer = request.scope["state"][PEER]
+    name, password = _credentials(request.headers.get("authorization", ""))
     if origin.is_private(listen, gateway.anonymous):
         headers = request.headers
         if why := origin.why_refused(headers.get("host"), headers.get("origin")):
+            gateway.refused(transport, "foreign-page", peer.address, name or "", why=why)
             raise Refused(403, why)
-    name, password = _credentials(request.headers.get("authorization", ""))
-    user = await gateway.authenticate(name, password)
+    try:
+        user = await peer.as_long_as_connected(gateway.authenticate(name, password, peer.address))
+    except LoginBusyError as error:
+        gateway.refused(transport, "login-busy", peer.address, name or "", why=str(error))
+        raise Refused(503, str(error), {"retry-after": "1"}) from error
+    except ConnectionError as error:
+        raise Refused(400, "the client has gone") from error  # nobody hears it
     if user is None:
+        why = "no name and password" if name is None else "no such user, or a wrong password"
+        gateway.refused(transport, "bad-credentials", peer.address, name or "", why=why)
         raise Refused(401, "name and password are needed", {"www-authenticate": 'Basic realm="gateway"'})
+    peer.let_in(gateway, user, transport)
     return user
 
 
@@ -184,7 +189,12 @@ def listen(name: str, address: Address) -> list[socket.socket]:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         port = address.port
         for family, kind, protocol, _, place in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
+            try:
+                listener = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT and len(found) > 1:
+                    continue  # the kernel does without IPv6
+                raise
             made.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

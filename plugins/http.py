@@ -99,15 +99,14 @@ class Http:
         await web.serve(web.app(routes), sockets, gateway.drain_timeout, self.counters, limits)
 
     async def _publish(self, request: Request) -> Response:
+        user = await web.login(request, self.gateway, self.name, self.settings.listen)
         try:
-            user = await web.admitted(request, self.gateway, self.settings.listen)
             await web.relief(self.gateway.pressure)
             body = await web.read_body(request, self.settings.max_body)
             message = self._message(request, body, user.name)
         except web.Refused as refused:
-            self.counters.refusals[
-                {401: "bad-credentials", 403: "forbidden", 413: "too-large"}.get(refused.status_code, "invalid")
-            ] += 1
+            reasons = {403: "forbidden", 413: "too-large"}
+            self.counters.refusals[reasons.get(refused.status_code, "invalid")] += 1
             raise
         self.counters.messages_in += 1
         (outcome,) = await self.gateway.accept([message])

@@ -7,50 +7,67 @@ Its rule: a port that can't be had fails the start, with the transport's name an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
+from gateway import web
 from gateway.address import Address
 from gateway.errors import ListenError
 from gateway.logs import log
 from gateway.transport import Gateway
+from transports.door import Door
+from transports.handshakes import Handshakes
 from transports.tcp import keep_alive
 from transports.tls import ServerTls, TlsError, TlsSettings
 
 BACKLOG = 1024
 
 
+class Port:
+    """A listener's sockets, open from the moment they are made. stops: what each that accepts on them is ended by."""
+
+    def __init__(self, sockets: Sequence[socket.socket], door: Door, stops: Sequence[Callable[[], None]]) -> None:
+        self.sockets = sockets
+        self._door = door
+        self._stops = stops
+
+    def close(self) -> None:
+        """Takes no more connections, and ends those that are still at the door."""
+        for stop in self._stops:
+            stop()
+        self._door.close()
+
+
 async def open_port(
     gateway: Gateway,
-    transport: str,
+    door: Door,
     address: Address,
     make: Callable[[], asyncio.Protocol],
     tls: TlsSettings | None,
-    handshake_timeout: float,
     tcp_keep_alive: float,
-) -> asyncio.Server:
-    """Serves from now on. handshake_timeout: seconds that TLS may take. Raises ListenError."""
-    secured = _secured(gateway, transport, tls)
+) -> Port:
+    """Serves from now on. `make` makes the protocol of a connection; with TLS, once its handshake is over. Raises
+    ListenError."""
+    secured = _secured(gateway, door.transport, tls)
+    if secured is not None:
+        own = web.listen(f"transport {door.transport}", address)
+        keep_alive(own, tcp_keep_alive)
+        return Port(own, door, [Handshakes(listener, secured, door, make).close for listener in own])
+    loop = asyncio.get_running_loop()
     try:
-        server = await asyncio.get_running_loop().create_server(
-            make,
-            address.host or None,
-            address.port,
-            backlog=BACKLOG,
-            ssl=secured.context if secured is not None else None,
-            ssl_handshake_timeout=handshake_timeout if secured is not None else None,
-        )
+        server = await loop.create_server(make, address.host or None, address.port, backlog=BACKLOG)
     except OSError as error:
-        raise ListenError(f"transport {transport} can't listen on {address}: {error.strerror or error}") from error
+        raise ListenError(f"transport {door.transport} can't listen on {address}: {error.strerror or error}") from error
     keep_alive(server.sockets, tcp_keep_alive)
-    return server
+    return Port(server.sockets, door, [server.close])
 
 
-def urls(server: asyncio.Server, scheme: str, path: str = "") -> list[str]:
+def urls(port: Port, scheme: str, path: str = "") -> list[str]:
     """Where clients find it."""
     found = []
-    for socket in server.sockets:
-        host, port = socket.getsockname()[:2]
-        found.append(f"{scheme}://[{host}]:{port}{path}" if ":" in host else f"{scheme}://{host}:{port}{path}")
+    for listener in port.sockets:
+        host, number = listener.getsockname()[:2]
+        found.append(f"{scheme}://[{host}]:{number}{path}" if ":" in host else f"{scheme}://{host}:{number}{path}")
     return found
 
 

@@ -1,17 +1,17 @@
 """Owns the PROXY protocol, version 2: a proxy in front of us says whose connection it passes on.
 
-Its rule: what does not begin with a whole, right header never reaches the protocol inside: whoever can reach this port
-without the proxy could otherwise claim any address.
+Its rule: what does not come from a trusted proxy, or does not begin with a whole, right header, never reaches the
+protocol inside: whoever can reach this port without the proxy could otherwise claim any address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from gateway.transport import TransportCounters
+from transports.door import Door
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 MAX_OCTETS = 16 + 1024
@@ -47,40 +47,78 @@ def read_header(data: bytes | bytearray) -> tuple[int, tuple[str, int] | None] |
     return end, (str(host), int.from_bytes(data[16 + 2 * size : 18 + 2 * size], "big"))
 
 
-class Proxied(asyncio.Protocol):
-    """One connection, until its header is read; then it is that of what `make` makes."""
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], counters: TransportCounters, timeout: float) -> None:
+
+class ProxiedBy:
+    """Who may say whose connection it passes on: addresses and networks, as the configuration has them. Raises
+    ValueError for what is neither."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self._networks: list[Network] = [ipaddress.ip_network(place) for place in places]
+
+    def __contains__(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        inner = getattr(address, "ipv4_mapped", None) or address
+        return any(inner in network for network in self._networks)
+
+
+class Proxied(asyncio.Protocol):
+    """One connection, until its header is read; then it is that of what `make` makes. Until then it is a stranger in
+    the crowd, like any other that has not said who it is."""
+
+    def __init__(self, door: Door, make: Callable[[], asyncio.Protocol], proxies: ProxiedBy) -> None:
+        self._door = door
         self._make = make
-        self._counters = counters
-        self._timeout = timeout
+        self._proxies = proxies
         self._data = bytearray()
+        self._peer = ""
         self._socket: asyncio.Transport
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)
-        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._refuse)
+        host, port = transport.get_extra_info("peername")[:2]
+        self._peer = f"{host}:{port}"
+        self._door.enter(self)
+        if host not in self._proxies:
+            self._door.refuse("untrusted-proxy", self._peer, "only `trusted_proxies` may connect here")
+            self._socket.abort()
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._door.timeout, self._refuse, "no whole header in time")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
+        self._leave()
 
-    def _refuse(self) -> None:
-        self._counters.protocol_errors["proxy-header"] += 1
-        self._timer.cancel()
+    def cut_off(self, why: str) -> None:
+        self._socket.abort()
+
+    def _leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._door.leave(self)
+
+    def _refuse(self, why: str) -> None:
+        self._door.counters.protocol_errors["proxy-header"] += 1
+        self._door.refuse("proxy-header", self._peer, why, count=False)
         self._socket.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._socket.is_closing():
+            return
         self._data += data
         try:
             found = read_header(self._data)
-        except ProxyError:
-            self._refuse()
+        except ProxyError as error:
+            self._refuse(str(error))
             return
         if found is None:
             return
-        self._timer.cancel()
         end, client = found
+        self._leave()
         inside = self._make()
         self._socket.set_protocol(inside)
         inside.connection_made(self._socket if client is None else cast(Any, _Announced(self._socket, client)))
@@ -102,7 +140,7 @@ class _Announced:
         return getattr(self._socket, name)
 
 
-def proxied(
-    make: Callable[[], asyncio.Protocol], counters: TransportCounters, timeout: float
-) -> Callable[[], asyncio.Protocol]:
-    return lambda: Proxied(make, counters, timeout)
+def proxied(door: Door, make: Callable[[], asyncio.Protocol], places: Sequence[str]) -> Callable[[], asyncio.Protocol]:
+    """`make`, behind the headers of these proxies."""
+    proxies = ProxiedBy(places)
+    return lambda: Proxied(door, make, proxies)

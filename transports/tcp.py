@@ -25,6 +25,8 @@ TURN_PACKETS = 4096
 """and of tiny packets no more than that."""
 MAX_PARTS = 1024
 """Buffers of one write; more are joined: the kernel takes no more at once, and libuv fails at millions."""
+POSTPONED_OCTETS = 4096
+"""So much of what waits for a login, or less, does not keep the end of its connection from being seen."""
 LINGER_SECONDS = 5.0
 """How long a closing connection waits for its peer to take the last bytes."""
 
@@ -42,6 +44,7 @@ class TcpConnection(asyncio.Protocol):
         "_out",
         "_out_octets",
         "_pauses",
+        "_postponed",
         "_stall",
         "_turn",
         "closing",
@@ -71,6 +74,8 @@ class TcpConnection(asyncio.Protocol):
         self._flushing = False
         self._linger: asyncio.TimerHandle | None = None
         self._pauses: set[str] = set()
+        self._postponed: set[str] = set()
+        """Those of `_pauses` for which the socket is read all the same."""
         self._turn = 0
         """Bytes handled since the others had their turn."""
         self._stall: asyncio.TimerHandle | None = None
@@ -157,17 +162,31 @@ class TcpConnection(asyncio.Protocol):
         """Stop reading until `resume` was called for each reason."""
         if self.closing:
             return  # what comes now is passed over
-        if not self._pauses and self.transport and not self.transport.is_closing():
+        if not self._pauses - self._postponed and self.transport and not self.transport.is_closing():
             self.transport.pause_reading()
         self._pauses.add(reason)
+        self._postponed.discard(reason)
+
+    def postpone(self, reason: str) -> None:
+        """As `pause`, but the end of the connection is still noticed, unless its peer has sent much more: for what is
+        not worth doing when the peer has gone. Whatever comes meanwhile waits."""
+        if self.closing or reason in self._pauses:
+            return
+        if len(self._buffer) > POSTPONED_OCTETS:
+            self.pause(reason)
+            return
+        self._pauses.add(reason)
+        self._postponed.add(reason)
 
     def resume(self, reason: str) -> None:
         if reason not in self._pauses:
             return
         self._pauses.discard(reason)
-        if not self._pauses and self.transport and not self.closing and not self.transport.is_closing():
-            self.transport.resume_reading()
-            if self._buffer:
+        self._postponed.discard(reason)
+        if self.transport and not self.closing and not self.transport.is_closing():
+            if not self._pauses - self._postponed:
+                self.transport.resume_reading()
+            if not self._pauses and self._buffer:
                 self.loop.call_soon(self._handle)
 
     @property
@@ -192,6 +211,9 @@ class TcpConnection(asyncio.Protocol):
         if self.closing:
             return
         self._buffer += data
+        if self._postponed and len(self._buffer) > POSTPONED_OCTETS:
+            for reason in list(self._postponed):
+                self.pause(reason)
         self._handle()
         if not self._pauses:
             self._count_unfinished()

@@ -1,4 +1,5 @@
-"""Owns TLS for listeners: what the configuration says about it, and the context that connections are made with.
+"""Owns TLS for listeners: what the configuration says about it, the context that connections are made with, and why a
+handshake has failed.
 
 Its rule: certificates are read at the start and at each reload; files that can't be used fail the start, and change
 nothing at a reload.
@@ -46,6 +47,29 @@ class ServerTls:
         """Connections that are made from now on see what the files hold now. Raises TlsError and changes nothing."""
         _context(self._settings)  # a pair that does not fit together would leave half of it in a context
         _load(self.context, self._settings)
+
+
+_REASONS = {
+    "HTTP_REQUEST": "tls-plain-text",
+    "WRONG_VERSION_NUMBER": "tls-plain-text",
+    "UNKNOWN_PROTOCOL": "tls-plain-text",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "tls-no-certificate",
+    "CERTIFICATE_VERIFY_FAILED": "tls-foreign-certificate",
+}
+
+
+def why_refused(error: OSError) -> tuple[str, str]:
+    """Why a handshake has failed: a reason to count, and what to say of it."""
+    if isinstance(error, ConnectionAbortedError):
+        return "tls-timeout", "the handshake took too long"
+    if not isinstance(error, ssl.SSLError):
+        return "tls-ended", "the client ended the connection amid the handshake; it may not trust our certificate"
+    reason = _REASONS.get(error.reason or "", "tls-handshake")
+    text = {
+        "tls-plain-text": "what it sent is no TLS",
+        "tls-no-certificate": "it showed no certificate",
+    }.get(reason, certificates.why(error))
+    return reason, text
 
 
 def _context(settings: TlsSettings) -> ssl.SSLContext:

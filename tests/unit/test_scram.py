@@ -133,3 +133,25 @@ def test_the_examples_of_rfc_4013(text: str, prepared: str) -> None:
 def test_what_rfc_4013_forbids(text: str) -> None:
     with pytest.raises(ValueError, match="password"):
         prepare(text)
+
+
+def salt_of(users: Users, name: str) -> tuple[int, bytes]:
+    found, _ = users.find(name)
+    return found.iterations, found.salt
+
+
+@given(st.lists(names, unique=True, min_size=1, max_size=4), names, st.binary(min_size=16, max_size=64))
+@settings(max_examples=30)
+def test_a_name_that_nobody_has_is_answered_alike_after_a_restart_and_a_reload(
+    there: list[str], name: str, key: bytes
+) -> None:
+    before = {one: Verifier(5000, bytes(20), bytes(32), one.encode().ljust(32)[:32]) for one in there}
+    if name in before:
+        return
+    decoy = salt_of(Users(before, key), name)
+    assert decoy == salt_of(Users(before, key), name)
+    after = before | {f"{name} too": make_verifier("new", 5000, b"s" * 20)}
+    assert decoy == salt_of(Users(dict(reversed(after.items())), key), name), "a reload has more users"
+    assert (decoy[0], len(decoy[1])) == (5000, 20), "it looks like those of the users"
+    assert salt_of(Users(before), name) == salt_of(Users(dict(before)), name), "without a key that outlives the process"
+    assert salt_of(Users(before), name) != decoy

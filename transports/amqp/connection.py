@@ -148,7 +148,7 @@ class AmqpConnection(TcpConnection):
 
     def lost(self, error: Exception | None) -> None:
         self.connections.discard(self)
-        self.handshake.end()
+        self.handshake.leave()
         for timer in (self._close_timer, self._beat_timer):
             if timer is not None:
                 timer.cancel()
@@ -451,7 +451,7 @@ class AmqpConnection(TcpConnection):
                 method_id=error.method & 0xFFFF,
             )
         )
-        self.handshake.end()
+        self.handshake.leave()
         self._close_timer = self.loop.call_later(CLOSE_SECONDS, self.abort)
         for reason in ("login", "backlog", "pressure", "unconfirmed"):
             self.resume(reason)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pamqp import commands as amqp
 from pamqp.base import Frame
 
+from gateway.errors import LoginBusyError
+from gateway.logs import log
 from gateway.transport import User
 from transports.amqp.codec import MIN_FRAME, PROTOCOL_HEADER, encode_method
-from transports.amqp.errors import ACCESS_REFUSED, CHANNEL_ERROR, NOT_ALLOWED, AmqpError
+from transports.amqp.errors import ACCESS_REFUSED, CHANNEL_ERROR, CONNECTION_FORCED, NOT_ALLOWED, AmqpError
 from transports.amqp.mechanisms import EXTERNAL, GUEST, PASSWORDS, Claim, LoginError, claim
 from transports.amqp.vhost import ROOT, Vhost
 
@@ -49,7 +51,7 @@ class Step(enum.Enum):
 class Handshake:
     """That of one connection. Methods raise AmqpError, which ends it."""
 
-    __slots__ = ("_login", "_timer", "capabilities", "connection", "name", "step")
+    __slots__ = ("_leave", "_login", "_timer", "capabilities", "connection", "name", "step")
 
     def __init__(self, connection: AmqpConnection) -> None:
         self.connection = connection
@@ -58,7 +60,9 @@ class Handshake:
         self._timer: asyncio.TimerHandle | None = None
         self._login: asyncio.Task[None] | None = None
         self.name = ""
-        """As the client has logged in."""
+        """As the client has logged in, or tries to."""
+        self._leave: Callable[[], None] | None = None
+        """Called when the login is over."""
 
     def begin(self) -> None:
         """The TCP connection is there."""
@@ -72,15 +76,39 @@ class Handshake:
         if self._login is not None:
             self._login.cancel()
 
+    def leave(self) -> None:
+        """The connection is over."""
+        self.end()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def _enter(self, user: User) -> None:
+        """The login lasts until the connection ends, or a reload ends it."""
+        if self._leave is not None:
+            self._leave()
+        self._leave = self.connection.gateway.let_in(user, self._put_out)
+
+    def _put_out(self, why: str) -> None:
+        connection = self.connection
+        if connection.closing or connection.refused:
+            return
+        connection.counters.refusals["login-revoked"] += 1
+        log.info("AMQP connection closed", transport=connection.name, peer=connection.peer, user=self.name, why=why)
+        connection.fail(AmqpError(CONNECTION_FORCED, why))
+
     def _too_slow(self) -> None:
-        self.connection.counters.protocol_errors["connect-timeout"] += 1
-        self.connection.abort()
+        connection = self.connection
+        connection.counters.protocol_errors["connect-timeout"] += 1
+        self._trace("connect-timeout", f"in {connection.settings.connect_timeout:g}s it came to {self.step.name}")
+        connection.abort()
 
     def protocol_header(self, data: bytes) -> int:
         """The first bytes; returns how many of them are used up."""
         connection = self.connection
         if not PROTOCOL_HEADER.startswith(data[:8]):
             connection.counters.protocol_errors["wrong-protocol"] += 1
+            self._trace("wrong-protocol", f"it began with {bytes(data[:8])!r}")
             connection.send(PROTOCOL_HEADER)  # [AMQP 4.2.2]
             connection.close()
             return len(data)
@@ -116,6 +144,7 @@ class Handshake:
                 raise AmqpError(NOT_ALLOWED, f"vhost {vhost!r} not found")
             if not self.connection.crowd.admit(self.connection):
                 most = self.connection.settings.max_connections
+                self._trace("max-connections", "all places are taken (max_connections)")
                 raise AmqpError(NOT_ALLOWED, f"connection limit ({most}) is reached")
             self.step = Step.DONE
             self.connection.declarations.vhost = Vhost(vhost)
@@ -148,45 +177,62 @@ class Handshake:
         return tls is not None and tls.client_ca is not None
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Nothing is read until it ends."""
-        self.connection.pause("login")
+        """Nothing is handled until it ends. That takes our time, not the client's."""
+        self.connection.postpone("login")
+        if self._timer is not None:
+            self._timer.cancel()
         self._login = self.connection.loop.create_task(work)
 
     async def _check(self, claimed: Claim) -> User | None:
         """Who it is, or None; then reading goes on. Without users a password is not just any, but guest's: else nobody
-        would notice that it is a wrong one."""
+        would notice that it is a wrong one. Raises LoginBusyError."""
         connection = self.connection
         name, password = claimed
         user: User | None = None
-        if password is None:
-            user = connection.gateway.user(name)
-        elif claimed == GUEST or not connection.gateway.anonymous:
-            user = await connection.gateway.authenticate(name, password)
+        try:
+            if password is None:
+                user = connection.gateway.user(name)
+            elif claimed == GUEST or not connection.gateway.anonymous:
+                user = await connection.gateway.authenticate(name, password, connection.peer)
+        finally:
+            connection.resume("login")
         if user is None and connection.settings.allow_anonymous and claimed == GUEST:
             user = User("")
-        connection.resume("login")
         return user
 
     async def _update_secret(self, method: amqp.Connection.UpdateSecret) -> None:
         connection = self.connection
         secret: Any = method.new_secret
-        user = await self._check(Claim(self.name, secret))
+        try:
+            user = await self._check(Claim(self.name, secret))
+            reason, why = "bad-credentials", "the new secret was refused"
+        except LoginBusyError as error:
+            user, reason, why = None, "login-busy", str(error)
         if connection.closing or connection.ended:
             return
         if user is None:
-            connection.counters.refusals["bad-credentials"] += 1
-            connection.fail(AmqpError(NOT_ALLOWED, "the new secret was refused", method.index))
+            self._refused(reason, why)
+            connection.fail(AmqpError(NOT_ALLOWED, why, method.index))
             return
+        self._enter(user)
         connection.send(encode_method(0, amqp.Connection.UpdateSecretOk))
 
     async def _authenticate(self, claimed: Claim, mechanism: str) -> None:
         connection = self.connection
-        user = await self._check(claimed)
+        try:
+            user = await self._check(claimed)
+        except LoginBusyError as error:
+            if not (connection.closing or connection.ended):
+                self._refused("login-busy", str(error))
+                connection.fail(AmqpError(CONNECTION_FORCED, f"busy: {error}"))
+            return
         if connection.closing or connection.ended:
             return
         if user is None:
             self._refuse(f"login was refused for user {claimed.name[:64]!r} using mechanism {mechanism}")
             return
+        self._enter(user)
+        self.begin()
         connection.declarations.actor.user = user.name
         self.step = Step.TUNE_OK
         tune = encode_method(
@@ -200,11 +246,20 @@ class Handshake:
 
     def _refuse(self, why: str) -> None:
         connection = self.connection
-        connection.counters.refusals["bad-credentials"] += 1
+        self._refused("bad-credentials", why)
         if connection.client_can("authentication_failure_close"):
             connection.fail(AmqpError(ACCESS_REFUSED, why))
         else:
             connection.close()  # [AMQP 1.4.2.2]: without that capability, closing is all that may be said
+
+    def _refused(self, reason: str, why: str) -> None:
+        connection = self.connection
+        connection.gateway.refused(connection.name, reason, connection.peer, self.name, why=why)
+
+    def _trace(self, reason: str, why: str) -> None:
+        """For what is counted already."""
+        connection = self.connection
+        connection.gateway.refused(connection.name, reason, connection.peer, self.name, why=why, count=False)
 
     def _tune_ok(self, method: amqp.Connection.TuneOk) -> None:
         connection = self.connection

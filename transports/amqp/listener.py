@@ -24,6 +24,7 @@ from transports.amqp.names import MAX_SHORT
 from transports.amqp.native import natives
 from transports.amqp.topology import OWNER, Topology
 from transports.amqp.vhost import Vhost
+from transports.door import Door
 from transports.port import open_port, urls
 from transports.tls import TlsSettings
 
@@ -123,20 +124,13 @@ class AmqpListener:
             )
 
         settings = self.settings
-        server = await open_port(
-            gateway,
-            self.name,
-            settings.listen,
-            connect,
-            settings.tls,
-            settings.connect_timeout,
-            settings.tcp_keep_alive,
-        )
+        door = Door(gateway, self.name, crowd, settings.connect_timeout)
+        port = await open_port(gateway, door, settings.listen, connect, settings.tls, settings.tcp_keep_alive)
         try:
-            gateway.started(self.name, urls(server, "amqp" if settings.tls is None else "amqps"))
+            gateway.started(self.name, urls(port, "amqp" if settings.tls is None else "amqps"))
             await loop.create_future()  # until cancelled
         finally:
-            server.close()
+            port.close()
             with anyio.CancelScope(shield=True):  # the drain must have its time although the caller is cancelled
                 await self._drain(gateway)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from asyncio import BaseTransport, Future, ensure_future
+from asyncio import BaseTransport, Future
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from gateway.crowd import Crowd
+from gateway.errors import LoginBusyError
 from gateway.logs import log
 from gateway.names import Actor
 from gateway.transport import Gateway, StateChange, TransportCounters, User
@@ -80,6 +81,7 @@ class MqttConnection(TcpConnection):
         "_connect",
         "_draining",
         "_heard",
+        "_leave",
         "_let_in",
         "_outbound",
         "_patience",
@@ -90,6 +92,7 @@ class MqttConnection(TcpConnection):
         "_terms",
         "_told",
         "_unanswered",
+        "_user",
         "_will",
         "actor",
         "client_id",
@@ -126,6 +129,10 @@ class MqttConnection(TcpConnection):
         self._authenticating: Future[User | None] | None = None
         self._proof: Proof | None = None
         """Of a client that asked for enhanced authentication."""
+        self._user: User | None = None
+        """Who the client is, once that is known."""
+        self._leave: Callable[[], None] | None = None
+        """Called when the login is over."""
         self._told: Properties5 = {}
         """What CONNACK says besides."""
 
@@ -283,32 +290,49 @@ class MqttConnection(TcpConnection):
             return
         self._terms = terms
         self.client_id = terms.client_id
-        self.pause("connect")  # what follows waits until it is known who sends it
-        if Property.AUTHENTICATION_METHOD in connect.properties:
+        if Property.AUTHENTICATION_METHOD in connect.properties:  # it goes on by AUTH
             proof = self._proof = Proof(self.gateway, connect.properties[Property.AUTHENTICATION_METHOD])
+            self.pause("connect")
             self._prove(proof, lambda: proof.begin(connect.properties))
-            self.resume("connect")  # it goes on by AUTH
+            self.resume("connect")  # what came behind it is handled now
             return
-        if self.gateway.anonymous or (shared.settings.allow_anonymous and connect.username is None):
-            self.actor.user = connect.username or ""
+        if shared.settings.allow_anonymous and connect.username is None:
+            self._user = User("")
             self._open(terms)
             return
-        self._authenticating = ensure_future(self.gateway.authenticate(connect.username, connect.password))
-        self._authenticating.add_done_callback(self._authenticated)
+        check = self.gateway.authenticate(connect.username, connect.password, self.peer)
+        if check.done():
+            self._authenticated(check)
+            return
+        self.postpone("connect")  # what follows waits until it is known who sends it
+        self._authenticating = check
+        check.add_done_callback(self._authenticated)
 
     def _authenticated(self, future: Future[User | None]) -> None:
         self._authenticating = None
         if self.closing or future.cancelled() or self._terms is None:
             return
         try:
-            user = future.result()
-            if user is None:
+            self._user = future.result()
+            if self._user is None:
                 self._turn_away(Reason.BAD_USER_NAME_OR_PASSWORD)
             else:
-                self.actor.user = user.name
                 self._open(self._terms)
+        except LoginBusyError as error:
+            self._turn_away(Reason.SERVER_BUSY, str(error))
         except Exception as error:
             self._broke(error)
+
+    def _put_out(self, why: str) -> None:
+        """A reload has taken away what its login rests on."""
+        if self.closing:
+            return
+        self.counters.refusals["login-revoked"] += 1
+        self._say_closed(why)
+        if not self._let_in:
+            self.send(encode(ConnAck(Reason.NOT_AUTHORIZED), self.version))
+        self._disconnect(Reason.NOT_AUTHORIZED, {Property.REASON_STRING: why})
+        self._end(lost=False)
 
     # enhanced authentication [MQTT-4.12]
 
@@ -324,13 +348,15 @@ class MqttConnection(TcpConnection):
         except ProofError as error:
             self._proof_failed(error.reason, str(error))
             return
+        if said.reason == Reason.SUCCESS:
+            self._user = proof.user
         if said.reason != Reason.SUCCESS or self._session is not None:
+            if said.reason == Reason.SUCCESS:
+                self._enter()
             self._reply(said)
             return
         assert self._terms is not None
         self._told = said.properties
-        self.pause("connect")
-        self.actor.user = proof.name
         self._open(self._terms)
 
     def _proof_failed(self, reason: Reason, why: str) -> None:
@@ -340,33 +366,40 @@ class MqttConnection(TcpConnection):
             self._disconnect(reason, {})
             self._end(lost=True)
         else:
-            self._turn_away(reason)
+            self._turn_away(reason, why)
+
+    def _enter(self) -> None:
+        """The login lasts until the connection ends, or a reload ends it."""
+        assert self._user is not None
+        if self._leave is not None:
+            self._leave()
+        self._leave = self.gateway.let_in(self._user, self._put_out)
 
     def _open(self, terms: Terms) -> None:
-        assert self._connect is not None
+        assert self._connect is not None and self._user is not None
         shared = self.shared
+        self.actor.user = self._user.name
         will = terms.carried_will
         if will is not None and self.actor.forges(will.message.properties.user_id):
             self._turn_away(Reason.NOT_AUTHORIZED)
             return
+        self.pause("connect")  # what follows waits until it is open
         if not shared.crowd.admit(self):
-            self._turn_away(Reason.SERVER_BUSY)
+            self._turn_away(Reason.SERVER_BUSY, "all places are taken (max_connections)")
             return
+        self._enter()
         try:
             session, present = shared.sessions.open(
                 terms.client_id, self._connect.clean_start, terms.expiry, self, shared.settings
             )
         except StoreRefusesError as error:
-            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
-            self._turn_away(Reason.SERVER_UNAVAILABLE)
+            self._turn_away(Reason.SERVER_UNAVAILABLE, str(error))
             return
         except SessionsFullError as error:
-            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
-            self._turn_away(Reason.QUOTA_EXCEEDED)
+            self._turn_away(Reason.QUOTA_EXCEEDED, str(error))
             return
         except NameTakenError as error:
-            log.warning("connection refused", transport=shared.name, peer=self.peer, why=str(error))
-            self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID)
+            self._turn_away(Reason.CLIENT_IDENTIFIER_NOT_VALID, str(error))
             return
         self._session = session
         session.carried = terms.carried_will
@@ -435,11 +468,11 @@ class MqttConnection(TcpConnection):
         self._subscriptions.resume()
         self.resume("connect")
 
-    def _turn_away(self, reason: Reason, version: int = 0) -> None:
+    def _turn_away(self, reason: Reason, why: str = "") -> None:
         """CONNACK with a reason, then the end [MQTT-3.1.4-2]."""
-        self.counters.refusals[reason.label] += 1
-        log.info("connection refused", transport=self.shared.name, peer=self.peer, reason=reason.label)
-        self.send(encode(ConnAck(reason), version or self.version))
+        name = self._proof.claimed if self._proof is not None else self._connect.username if self._connect else None
+        self.gateway.refused(self.shared.name, reason.label, self.peer, name or "", self.client_id, why)
+        self.send(encode(ConnAck(reason), self.version))
         self._end(lost=False)
 
     # the rest of the packets
@@ -547,7 +580,11 @@ class MqttConnection(TcpConnection):
 
     def _count_fault(self, reason: Reason, why: str) -> None:
         self.counters.protocol_errors[reason.label] += 1
-        self._say_closed(why, reason=reason.label)
+        if not self._let_in:
+            name = (self._connect.username if self._connect is not None else None) or ""
+            self.gateway.refused(self.shared.name, reason.label, self.peer, name, self.client_id, why, count=False)
+        else:
+            self._say_closed(why, reason=reason.label)
 
     def _say_closed(self, why: str, **fields: Any) -> None:
         log.info(
@@ -576,6 +613,9 @@ class MqttConnection(TcpConnection):
             self.shared.sessions.close(session, self, will)
         if self._authenticating is not None:
             self._authenticating.cancel()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
     def let_go(self, lost: bool = False) -> CarriedWill | None:
         """Gives back what is unsettled and forgets the session, which may be another connection's from now on; returns

@@ -14,6 +14,7 @@ import msgspec
 from gateway.logs import log
 from gateway.origin import is_private
 from gateway.transport import Gateway
+from transports.door import Door
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
@@ -45,20 +46,13 @@ class MqttListener:
         def private() -> bool:  # a reload may bring users, or take them away
             return is_private(settings.listen, gateway.anonymous or settings.allow_anonymous)
 
+        door = Door(gateway, self.name, shared.crowd, settings.connect_timeout)
         make = wrapped(lambda: MqttConnection(shared), settings.websocket, "mqtt", shared.counters, private)
         if settings.proxy_protocol:
-            make = proxied(make, shared.counters, settings.connect_timeout)
-        server = await open_port(
-            gateway,
-            self.name,
-            settings.listen,
-            make,
-            settings.tls,
-            settings.connect_timeout,
-            settings.tcp_keep_alive,
-        )
+            make = proxied(door, make, settings.trusted_proxies)
+        port = await open_port(gateway, door, settings.listen, make, settings.tls, settings.tcp_keep_alive)
         scheme, path = ("mqtt", "") if settings.websocket is None else ("ws", settings.websocket.path)
-        gateway.started(self.name, urls(server, scheme + ("s" if settings.tls is not None else ""), path))
+        gateway.started(self.name, urls(port, scheme + ("s" if settings.tls is not None else ""), path))
         try:
             last = loop.time()
             while True:
@@ -69,7 +63,7 @@ class MqttListener:
                 shared.sessions.sweep()
                 last = now
         finally:
-            server.close()
+            port.close()
             with anyio.CancelScope(shield=True):
                 await self._drain(shared)
 

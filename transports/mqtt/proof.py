@@ -6,7 +6,7 @@ Its rule: it knows no socket; it says what is to be answered, and who has not pr
 from __future__ import annotations
 
 from gateway.scram import METHOD, Exchange, ScramError
-from gateway.transport import Gateway
+from gateway.transport import Gateway, User
 from transports.mqtt.packets import Auth, Properties5, Property, ProtocolError, Reason
 
 
@@ -21,15 +21,19 @@ class ProofError(Exception):
 class Proof:
     """Of one client by one method, SCRAM-SHA-256 if it is any that is known. `method` is what its CONNECT names."""
 
-    __slots__ = ("_exchange", "_gateway", "_is_proven", "_method", "name")
+    __slots__ = ("_exchange", "_gateway", "_is_proven", "_method", "_name", "claimed", "user")
 
     def __init__(self, gateway: Gateway, method: str) -> None:
         self._gateway = gateway
         self._method = method
         self._exchange: Exchange | None = None
-        self.name = ""
+        self._name = ""
         """Who it has proved to be."""
         self._is_proven = False
+        self.claimed = ""
+        """Who it says it is, for the log."""
+        self.user: User | None = None
+        """Who it is, as it has proved last."""
 
     def begin(self, asked: Properties5) -> Auth:
         """The challenge to a CONNECT, or to an AUTH that asks to prove it again. Raises ProofError."""
@@ -41,6 +45,8 @@ class Proof:
             challenge = self._exchange.first(asked.get(Property.AUTHENTICATION_DATA, b""))
         except ScramError as error:
             raise ProofError(Reason.NOT_AUTHORIZED, str(error)) from error
+        finally:
+            self.claimed = self._exchange.name
         return self._auth(Reason.CONTINUE_AUTHENTICATION, challenge)
 
     def take(self, packet: Auth) -> Auth:
@@ -57,9 +63,10 @@ class Proof:
             answer = exchange.final(packet.properties.get(Property.AUTHENTICATION_DATA, b""))
         except ScramError as error:
             raise ProofError(Reason.NOT_AUTHORIZED, str(error)) from error
-        if self._is_proven and exchange.name != self.name:
-            raise ProofError(Reason.NOT_AUTHORIZED, f"it proves to be {exchange.name!r}, and was {self.name!r}")
-        self.name, self._is_proven = exchange.name, True
+        if self._is_proven and exchange.name != self._name:
+            raise ProofError(Reason.NOT_AUTHORIZED, f"it proves to be {exchange.name!r}, and was {self._name!r}")
+        self._name, self._is_proven = exchange.name, True
+        self.user = self._gateway.proven(exchange)
         return self._auth(Reason.SUCCESS, answer)
 
     def _auth(self, reason: Reason, data: bytes) -> Auth:

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.address import Address
 from gateway.policy import DISCARD, Octets, QueuePolicy, Seconds
+from transports.proxy import ProxiedBy
 from transports.tls import TlsSettings
 from transports.websocket import WebSocketSettings
 
@@ -37,7 +38,8 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     response_information: what CONNACK says to an MQTT 5 client that asks for it, e.g. where answers should go; "":
     nothing. server_reference: where a stopping daemon sends MQTT 5 clients: host:port; "": nowhere else.
     proxy_protocol: every connection comes from a proxy that says whose it is (PROXY protocol, version 2); not together
-    with tls, which then is the proxy's.
+    with tls, which then is the proxy's. trusted_proxies: addresses and networks of these proxies, as in
+    [192.0.2.7, "2001:db8::/64"]; by default only those on this machine. Anybody else is cut off.
     tls: encrypts (`mqtts`, `wss`). websocket: packets come in WebSocket messages (`ws`, `wss`); the port serves nothing
     else.
     """
@@ -65,6 +67,7 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     response_information: str = ""
     server_reference: str = ""
     proxy_protocol: bool = False
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1")
     max_subscriptions: Annotated[int, msgspec.Meta(ge=1)] = 1000
     max_topic_levels: Annotated[int, msgspec.Meta(ge=1, le=128)] = 128
 
@@ -77,6 +80,10 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("max_keep_alive must be at most 65535s")
         if self.proxy_protocol and self.tls is not None:
             raise ValueError("proxy_protocol and tls do not go together; let the proxy have the certificate")
+        try:
+            ProxiedBy(self.trusted_proxies)
+        except ValueError as error:
+            raise ValueError(f"trusted_proxies: {error}; write an address, or a network as 192.0.2.0/24") from error
         if self.connect_timeout <= 0:
             raise ValueError("connect_timeout must be above 0")
 
