@@ -482,10 +482,10 @@ def test_every_call_is_answered_once_by_what_became_of_it(steps: list[tuple[Any,
 def test_overlapping_bindings_wait_as_long_as_the_strictest_says(
     also: str, text: str, within: float | None, due: float, first: bool
 ) -> None:
-    """A plugin's own, which no check of a configuration has seen, come before or behind; by one text or by another."""
+    """Which come before or behind; by one text or by another."""
     kernel = kernel_with_link()
-    owner = "a plugin" if not first else ""
-    kernel.core.bind(Binding(queue=DELIVERED, filter=also, owner=owner, options=Options(target=text, within=within)))
+    options = Options(target=text, within=within)
+    kernel.core.bind(Binding(queue=DELIVERED, filter=also, owner="config", options=options))
     if first:
         options = Options(target="{topic}", within=WITHIN)
         kernel.core.bind(Binding(queue=DELIVERED, filter="t/#", owner="config", options=options))

@@ -15,8 +15,8 @@ DOCUMENT = (ROOT / "docs" / "guarantees.md").read_text()
 COMMAND = re.compile(r"`make ([a-z]+)")
 ROW = re.compile(r"^\| (?!promise \|)(.+) \| (.+) \|$", re.MULTILINE)
 PROMISES, _, REST = DOCUMENT.partition("\n## Not promised")
-READERS = {"gateway/document.py", "gateway/policy.py"}
-"""What reads the configuration: numbers, durations, sizes, variables."""
+READERS = {"gateway/document.py", "gateway/policy.py", "gateway/schema.py"}
+"""What reads the configuration: numbers, durations, sizes, variables, and what its types say of a fault."""
 PATTERN_MODULES = {"re", "regex", "fnmatch", "glob"}
 
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.message import Message
 from gateway.metrics import CommitStats, Histogram, exposition
+from gateway.names import Actor
 from gateway.policy import QueuePolicy
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
@@ -72,9 +73,10 @@ async def test_sessions_are_one_series_that_does_not_fall_when_one_ends():
         def closed(self, reason): ...
 
     async with local_gateway() as (gateway, operator):
+        sessions = Actor("mqtt")
         for name in ("mqtt.one", "mqtt.two"):
             gateway.declare(name, QueuePolicy(dead_letter="none"), "mqtt")
-            gateway.attach(name, Client(), live=True)
+            gateway.attach(name, Client(), live=True, actor=sessions)
             gateway.bind(Binding(queue=name, filter="a", owner="mqtt"))
         await gateway.accept([Message("a", b"1", qos=1)])
         for each, names in ((False, {"mqtt.*"}), (True, {"mqtt.one", "mqtt.two"})):

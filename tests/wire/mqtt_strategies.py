@@ -35,6 +35,7 @@ from transports.mqtt.packets import (
 )
 
 texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12)
+nonempty_texts = texts.filter(bool)
 topics = st.text(st.characters(exclude_characters="\0+#", codec="utf-8"), min_size=1, max_size=20)
 payloads = st.binary(max_size=200)
 packet_ids = st.integers(1, 65_535)
@@ -93,13 +94,13 @@ def _publishes(version: int) -> st.SearchStrategy[Publish]:
 
 def _requests(version: int) -> st.SearchStrategy[Request]:
     if version != V5:
-        return st.builds(Request, texts, st.integers(0, 2))
-    return st.builds(Request, texts, st.integers(0, 2), st.booleans(), st.booleans(), st.integers(0, 2))
+        return st.builds(Request, nonempty_texts, st.integers(0, 2))
+    return st.builds(Request, nonempty_texts, st.integers(0, 2), st.booleans(), st.booleans(), st.integers(0, 2))
 
 
 @st.composite
 def _connects(draw: st.DrawFn, version: int) -> Connect:
-    wills = st.builds(Will, texts, payloads, st.integers(0, 2), st.booleans(), sections(version, WILL))
+    wills = st.builds(Will, nonempty_texts, payloads, st.integers(0, 2), st.booleans(), sections(version, WILL))
     username = draw(st.none() | texts)
     password = draw(st.none() | st.binary(max_size=20)) if username is not None or version == V5 else None
     return Connect(
@@ -129,7 +130,7 @@ def packets(version: int) -> st.SearchStrategy[Any]:
         st.builds(Ack, st.just(type), packet_ids, reason, section(type))
         for type in (Type.PUBACK, Type.PUBREC, Type.PUBREL, Type.PUBCOMP)
     ]
-    filters = st.lists(texts, min_size=1, max_size=4).map(tuple)
+    filters = st.lists(nonempty_texts, min_size=1, max_size=4).map(tuple)
     requests = st.lists(_requests(version), min_size=1, max_size=4).map(tuple)
     some = [
         _connects(version),
