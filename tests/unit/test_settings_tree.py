@@ -43,7 +43,8 @@ SAMPLES: dict[str, Any] = {
     "password_hash": HASH, "scram": VERIFIER, "username": "u", "password": "p", "consume": ["q"],
     "subscribe": ["a/#"], "vhosts": ["blue"], "client_id": "c", "max_bytes": "1MB", "level": "info",
     "max_delay": "7d", "delay": "1s", "server_reference": "", "memory": True, "qos": 1, "exchange": "e",
-    "ca": "ca.pem", "client_ca": "ca.pem", "to_exchange": None, "origins": ["https://app.example"], "trusted_proxies": ["192.0.2.0/24"], "path": "/mqtt",
+    "ca": "ca.pem", "client_ca": "ca.pem", "to_exchange": None, "origins": ["https://app.example"],
+    "trusted_proxies": ["192.0.2.0/24"], "path": "/mqtt",
 }  # fmt: skip
 
 
