@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.commands import (
+from gateway.cli.commands import (
     AsJson,
     bindings,
     consume,
@@ -23,8 +23,8 @@ from gateway.commands import (
     queues_app,
     read_headers,
 )
+from gateway.cli.dead_letters import dead_letters_app
 from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, UnreachableError, check_text
-from gateway.redrive import dead_letters_app
 
 # What only some commands need is imported by these, so that each starts quickly.
 
@@ -63,9 +63,9 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 
     Example: gateway run config/gateway.yaml
     """
-    from gateway import server
-    from gateway.greeting import greeting
-    from gateway.settings import load
+    from gateway import daemon as server
+    from gateway.cli.greeting import greeting
+    from gateway.config.settings import load
 
     settings = load(config, os.environ)
     server.run(settings, config, lambda addresses: print(greeting(settings, addresses), flush=True))
@@ -87,9 +87,9 @@ def check(
 
     Example: gateway check config/gateway.yaml --store
     """
-    from gateway import plugins
-    from gateway.document import Faults
-    from gateway.settings import load
+    from gateway.config.document import Faults
+    from gateway.config.settings import load
+    from gateway.transport import registry as plugins
 
     if store:
         _check_store(Path(load(config, os.environ).store.path), save_to, as_json)
@@ -120,8 +120,8 @@ def check(
 
 
 def _check_store(path: Path, save_to: Path | None, as_json: bool) -> None:
-    from gateway import tables
-    from gateway.inspection import inspect
+    from gateway.cli import tables
+    from gateway.engine.inspection import inspect
 
     found = inspect(path, save_to)
     if as_json:
@@ -160,12 +160,12 @@ def explain(
 
     Example: gateway explain config/gateway.yaml --topic shop/7/orders --header order-id=1001
     """
-    from gateway import explain as explaining
-    from gateway import tables
-    from gateway.document import nearest
-    from gateway.message import QUEUE_PREFIX, Properties, to_topic
-    from gateway.settings import load
-    from gateway.topics import check_name
+    from gateway.admin import explain as explaining
+    from gateway.cli import tables
+    from gateway.config.settings import load
+    from gateway.errors import nearest
+    from gateway.model.message import QUEUE_PREFIX, Properties, to_topic
+    from gateway.model.topics import check_name
 
     for text in (topic, client_id, source, *(header or ())):
         check_text(text)
@@ -207,7 +207,7 @@ def hash_password(
 
     Example: gateway hash-password --user alice >> users.txt
     """
-    from gateway.access import hash_password as make
+    from gateway.auth.users import hash_password as make
 
     if sys.stdin.isatty():
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -220,7 +220,7 @@ def hash_password(
     if scram:
         if user:
             raise ConfigError("users_file has no place for a SCRAM verifier; leave --user out and put it in `users`")
-        from gateway.scram import make_verifier
+        from gateway.auth.scram import make_verifier
 
         try:
             typer.echo(str(make_verifier(password)))
@@ -238,7 +238,7 @@ def schema() -> None:
     """
     import json
 
-    from gateway.settings import json_schema
+    from gateway.config.settings import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 

@@ -5,6 +5,9 @@ Its rule: every message says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GatewayError(Exception):
     """Any error this product raises on purpose."""
@@ -93,3 +96,20 @@ def check_text(text: str, what: str = "") -> str:
     except UnicodeEncodeError:
         raise NoTextError(text, what) from None
     return text
+
+
+def find_near(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that is nearest to this one, or nothing."""
+    return difflib.get_close_matches(word, sorted(set(known)), 1, 0.6)
+
+
+def nearest(word: str, known: Iterable[str], kind: str = "") -> str:
+    """`; did you mean "x"?`, or the list of what is known when nothing is near."""
+    names = sorted(set(known))
+    near = find_near(word, names)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    if not names:
+        return f"; there are no {kind}" if kind else ""
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"; known{' ' + kind if kind else ''}: {shown}"

@@ -1,16 +1,12 @@
-"""Owns the look at files that the settings name, for `gateway check`: the daemon itself reads them when it needs them.
+"""Owns what a section of settings says of the files that it names, when `gateway check` asks.
 
-Its rule: it knows no kind of file. A section of settings that names files says what is wrong with them.
+Its rule: it knows no kind of file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
-
-import msgspec
-
-from gateway.document import Faults, Node
 
 
 class Finding(NamedTuple):
@@ -35,17 +31,3 @@ class NamesFiles(Protocol):
     def look_at_files(self, now: float) -> Iterator[Finding]:
         """now: seconds since 1970."""
         ...
-
-
-def look(section: object, node: Node, place: str, now: float, faults: Faults, warnings: Faults) -> None:
-    """Of that section and all in it; `place` are the keys that lead there, with dots."""
-    if isinstance(section, NamesFiles) and not node.unread:  # else it would look at what nobody wrote
-        for finding in section.look_at_files(now):
-            into = faults if finding.fatal else warnings
-            into.add(node.child(finding.key).line, f"{place}.{finding.key}", finding.text)
-    if isinstance(section, msgspec.Struct):
-        for field in msgspec.structs.fields(section):
-            inner = getattr(section, field.name)
-            if isinstance(inner, msgspec.Struct):
-                key = field.encode_name
-                look(inner, node.child(key), f"{place}.{key}", now, faults, warnings)

@@ -17,16 +17,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway import percent, web
 from gateway.address import Address
-from gateway.http_peer import Limits
-from gateway.message import Message, Properties, check_destination, retains, to_topic
-from gateway.names import Actor
-from gateway.policy import Octets, Seconds
-from gateway.sink import drive
-from gateway.source import USER_ID
+from gateway.admin.views import plain
+from gateway.model.message import Message, Properties, check_destination, retains, to_topic
+from gateway.model.names import Actor
+from gateway.model.policy import Octets, Seconds
+from gateway.net import http_server as web
+from gateway.net import percent
+from gateway.net.http_connection import Limits
 from gateway.transport import Delivery, Gateway, Outcome, Verdict
-from gateway.views import plain
+from gateway.transport.sink import drive
+from gateway.transport.source import USER_ID
 
 STATUS = {Outcome.STORED: 201, Outcome.DUPLICATE: 200, Outcome.UNROUTED: 404, Outcome.REFUSED: 429}
 REFUSALS = {401: "bad-credentials", 403: "forbidden", 413: "too-large"}

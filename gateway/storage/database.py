@@ -13,7 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from gateway.errors import StoreDamagedError, StoreError
-from gateway.storage.journal import StateChange
+from gateway.model.state import StateChange
 
 APPLICATION_ID = 0x47617465  # "Gate"
 FORMAT = 3

@@ -10,13 +10,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-
-class StateChange(NamedTuple):
-    """A small value of a transport or of the core that must survive: last write wins, None removes it."""
-
-    owner: str
-    key: str
-    value: bytes | None
+from gateway.model.state import StateChange
 
 
 class Commit(msgspec.Struct):

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from gateway.errors import StoreFailedError
-from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
+from gateway.model.state import StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt
 
 
 class MemoryJournal:

@@ -14,9 +14,9 @@ from zlib import crc32
 import msgspec
 
 from gateway.errors import StoreError
+from gateway.model.state import StateChange
 from gateway.storage import database
 from gateway.storage.directory import StoreDirectory
-from gateway.storage.journal import StateChange
 
 _FURTHEST = 1 << 62
 

@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 from zlib import crc32
 
 from gateway.errors import StoreDamagedError, StoreError, StoreFailedError, StoreFullError
+from gateway.model.state import StateChange
 from gateway.storage import database
 from gateway.storage.database import PAGE, pragma
 from gateway.storage.directory import NO_ROOM, PROBE_OCTETS, StoreDirectory, sync
-from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt
 
 RESERVE = 64 << 20
 WAL_LIMIT = 8 << 20

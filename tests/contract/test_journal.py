@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.errors import StoreFailedError
-from gateway.storage.journal import Commit, Content, Journal, StateChange
+from gateway.model.state import StateChange
+from gateway.storage.journal import Commit, Content, Journal
 from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal
 

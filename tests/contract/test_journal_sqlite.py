@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreError
+from gateway.model.state import StateChange
 from gateway.storage import database, salvage
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, Content, StateChange
+from gateway.storage.journal import Commit, Content
 from gateway.storage.sqlite import SqliteJournal
 
 ROOT = Path(__file__).parents[2]

@@ -16,19 +16,19 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis.stateful import RuleBasedStateMachine
 from msgspec.structs import replace
 
-from gateway.access import Access
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.flow import Pressure
-from gateway.local import LocalGateway
-from gateway.message import Message
-from gateway.policy import QueuePolicy, Seconds, SecondsRange
-from gateway.replay import restore
+from gateway.auth.users import Access
+from gateway.broker.core import Core
+from gateway.engine.committer import Committer
+from gateway.engine.gateway import LocalGateway
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
+from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy, Seconds, SecondsRange
+from gateway.net.tcp import TcpConnection
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Outcome
 from tests.harness.kernel import Clock
 from tests.harness.socket import NoSocket
-from transports.tcp import TcpConnection
 
 LIVES = settings(
     max_examples=int(os.environ.get("GATEWAY_CREDIT_EXAMPLES", "40")),

@@ -15,8 +15,8 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from gateway.address import Address
-from gateway.crowd import Crowd
-from gateway.flow import UNLIMITED
+from gateway.model.credit import UNLIMITED
+from gateway.net.connection_limits import Crowd
 from tests.credit.house import LIVES, POLICIES, Entry, Holder, House, Wire
 from transports.amqp import consuming
 from transports.amqp.channel import Channel, Places

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from gateway.address import Address
-from gateway.message import Message
-from gateway.policy import Octets
+from gateway.model.message import Message
+from gateway.model.policy import Octets
 from tests.credit.house import LIVES, POLICIES, Entry, Holder, House, Wire
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.connection import MqttConnection, Shared

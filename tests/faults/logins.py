@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.access import argon2_check, hash_password
+from gateway.auth.users import argon2_check, hash_password
 from tests.harness.daemon import Daemon
 from tests.harness.process import Address
 from transports.mqtt.encoding import encode

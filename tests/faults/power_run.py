@@ -19,19 +19,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway import committer as committing
-from gateway import compaction, gather, reading, replay
+from gateway.broker import commit_batch as gather
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure, secret_state
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.declarations import configure, secret_state
-from gateway.flow import Pressure
-from gateway.message import Message, Properties
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
-from gateway.records import decode
-from gateway.replay import restore
+from gateway.engine import body_reader as reading
+from gateway.engine import committer as committing
+from gateway.engine import compaction
+from gateway.engine import recovery as replay
+from gateway.engine.committer import Committer
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
+from gateway.model.message import Message, Properties
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.model.state import StateChange
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt
+from gateway.storage.records import decode
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Binding, Delivery, Outcome, Subscription, Verdict
 from tests.faults.shim import Rules

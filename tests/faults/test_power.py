@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from gateway.gather import Accept
-from gateway.queue import decode_message
+from gateway.broker.commit_batch import Accept
+from gateway.queueing.queue import decode_message
 from gateway.storage import salvage
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Outcome

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway import committer as committing
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure, secret_state
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.declarations import configure, secret_state
-from gateway.flow import Pressure
-from gateway.message import Message, Properties
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
-from gateway.replay import live_octets, restore
+from gateway.engine import committer as committing
+from gateway.engine.committer import Committer
+from gateway.engine.recovery import live_octets, restore
+from gateway.model.credit import Pressure
+from gateway.model.message import Message, Properties
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.storage import salvage
 from gateway.storage import sqlite as store
 from gateway.storage.sqlite import SqliteJournal

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
+from gateway.model.state import StateChange
 from gateway.storage import salvage
 from gateway.storage import sqlite as store
-from gateway.storage.journal import Commit, Content, StateChange
+from gateway.storage.journal import Commit, Content
 from gateway.storage.sqlite import SqliteJournal
 from tests.faults.disk import FULL, IOERR_FSYNC, IOERR_WRITE, OK, Disk, Event
 

@@ -11,17 +11,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from gateway.access import Access
 from gateway.address import Address
+from gateway.auth.users import Access
+from gateway.broker.core import Core
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.crowd import Crowd
-from gateway.flow import Pressure
-from gateway.local import LocalGateway
-from gateway.message import Message
-from gateway.policy import DedupPolicy, Octets, QueuePolicy, Seconds
-from gateway.replay import restore
+from gateway.engine.committer import Committer
+from gateway.engine.gateway import LocalGateway
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
+from gateway.model.message import Message
+from gateway.model.policy import DedupPolicy, Octets, QueuePolicy, Seconds
+from gateway.net.connection_limits import Crowd
+from gateway.net.tcp import TcpConnection
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Binding, Delivery, Verdict
 from tests.harness.socket import NoSocket
@@ -32,7 +33,6 @@ from transports.amqp.topology import Topology
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
-from transports.tcp import TcpConnection
 
 CPU_SECONDS = 5.0
 MAX_HELD = 1 << 20

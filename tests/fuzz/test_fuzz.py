@@ -99,7 +99,7 @@ def test_what_raises_is_seen(protocol: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @protocols
 def test_what_is_left_behind_is_seen(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.subscription.QueueSubscription.detach", lambda self, lost=False: None)
+    monkeypatch.setattr("gateway.queueing.subscription.QueueSubscription.detach", lambda self, lost=False: None)
     with pytest.raises(AssertionError, match="still with the connection"):
         play(protocol, OPENINGS[protocol] + CONSUMED[protocol])
 

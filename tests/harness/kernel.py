@@ -10,21 +10,22 @@ import random
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 
-from gateway.compaction import Compaction
-from gateway.core import Core
-from gateway.declarations import configure, secret_state
-from gateway.gather import Accept
-from gateway.message import Message, Properties
-from gateway.names import OPERATOR
-from gateway.operations import RedriveProgress, Selection
-from gateway.operator import Operator
-from gateway.order import Grouped
-from gateway.policy import QueuePolicy
-from gateway.queue import Queue
-from gateway.replay import Refresh, Restored, restore
-from gateway.storage.journal import Commit, Journal, StateChange
+from gateway.admin.operations import RedriveProgress, Selection
+from gateway.admin.service import Operator
+from gateway.broker.commit_batch import Accept
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure, secret_state
+from gateway.engine.compaction import Compaction
+from gateway.engine.recovery import Refresh, Restored, restore
+from gateway.model.message import Message, Properties
+from gateway.model.names import OPERATOR
+from gateway.model.policy import QueuePolicy
+from gateway.model.state import StateChange
+from gateway.queueing.ordering import Grouped
+from gateway.queueing.queue import Queue
+from gateway.queueing.subscription import QueueSubscription
+from gateway.storage.journal import Commit, Journal
 from gateway.storage.memory import MemoryJournal
-from gateway.subscription import QueueSubscription
 from gateway.transport import PLAIN, Binding, Credit, Delivery, Offer, Outcome, Verdict
 
 START = 1_000_000.0

@@ -12,17 +12,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-from gateway import links
-from gateway.access import Access
+from gateway.admin.service import Operator
+from gateway.auth.users import Access
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.declarations import configure
-from gateway.flow import Pressure
-from gateway.local import LocalGateway
-from gateway.operator import Operator
-from gateway.replay import restore
-from gateway.settings import Settings, load
+from gateway.config import links
+from gateway.config.settings import Settings, load
+from gateway.engine.committer import Committer
+from gateway.engine.gateway import LocalGateway
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Transport
 

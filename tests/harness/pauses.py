@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.server import tame_collector
+from gateway.daemon import tame_collector
 
 LIMIT_SECONDS = 0.05
 """What the design allows."""

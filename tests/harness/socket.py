@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from transports.tcp import HIGH_WATER, TcpConnection
+from gateway.net.tcp import HIGH_WATER, TcpConnection
 
 
 class NoSocket(asyncio.Transport):

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.harness.daemon import Daemon
 
 CONFIG = {

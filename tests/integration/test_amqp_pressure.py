@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from pamqp import body, commands, header
 
-from gateway.access import Access, hash_password
 from gateway.address import Address as Listen
+from gateway.auth.users import Access, hash_password
+from gateway.broker.core import Core
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.flow import Pressure
-from gateway.local import LocalGateway
-from gateway.policy import Octets, Seconds
-from gateway.replay import restore
+from gateway.engine.committer import Committer
+from gateway.engine.gateway import LocalGateway
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
+from gateway.model.policy import Octets, Seconds
 from gateway.storage.memory import MemoryJournal
 from tests.harness.process import Address
 from tests.integration.amqp_raw import HELLO, Raw

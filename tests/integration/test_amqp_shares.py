@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pamqp import commands
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.faults.abuse import metric
 from tests.harness.daemon import Daemon
 from tests.integration.amqp_raw import Raw

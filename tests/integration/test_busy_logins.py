@@ -15,12 +15,13 @@ import pytest
 from argon2 import PasswordHasher
 from pamqp import commands
 
-from gateway import access
 from gateway.address import Address as Listen
-from gateway.admin import NAME, Admin
-from gateway.local import LocalGateway
-from gateway.policy import Seconds
-from gateway.settings import AdminSettings
+from gateway.admin.api import NAME, Admin
+from gateway.auth import users as access
+from gateway.config.settings import AdminSettings
+from gateway.engine.gateway import LocalGateway
+from gateway.model.policy import Seconds
+from gateway.net.websocket import WebSocketSettings
 from plugins.http import Http, HttpSettings
 from tests.harness.local import local_gateway
 from tests.harness.process import Address
@@ -31,7 +32,6 @@ from transports.mqtt.encoding import encode
 from transports.mqtt.listener import MqttListener
 from transports.mqtt.packets import V5, V311, ConnAck, Connect, Publish, Reason
 from transports.mqtt.settings import MqttSettings
-from transports.websocket import WebSocketSettings
 
 pytestmark = pytest.mark.anyio
 ANN = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash("secret")

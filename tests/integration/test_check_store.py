@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.policy import DedupPolicy, QueuePolicy
+from gateway.model.policy import DedupPolicy, QueuePolicy
 from gateway.storage.sqlite import SqliteJournal
 from tests.harness.kernel import Clock, Kernel, grouped, to
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pika
 import pytest
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.harness.daemon import ROOT, Daemon
 
 QUEUES = ("orders", "parked", "tables", "esc")

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from gateway import compaction, reading
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure
 from gateway.clock import Clock
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.declarations import configure
-from gateway.flow import Pressure
-from gateway.message import Message
-from gateway.policy import QueuePolicy
-from gateway.replay import restore
+from gateway.engine import body_reader as reading
+from gateway.engine import compaction
+from gateway.engine.committer import Committer
+from gateway.engine.recovery import restore
+from gateway.model.credit import Pressure
+from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy
 from gateway.storage.sqlite import SqliteJournal
 from gateway.transport import Binding, Delivery, Outcome, Subscription, Verdict
 

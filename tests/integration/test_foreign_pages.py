@@ -11,7 +11,7 @@ import pytest
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, RejectConnection, Request
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.harness.daemon import Daemon
 
 LOOPBACK = {"listen": "127.0.0.1:0"}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pamqp import commands
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.harness.daemon import Daemon
 from tests.integration.amqp_raw import Raw
 from tests.integration.mqtt_raw import RawClient, unique

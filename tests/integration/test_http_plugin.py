@@ -10,7 +10,7 @@ from queue import Queue
 import httpx
 import pytest
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 
 WEB = {"web": {"type": "http", "listen": "127.0.0.1:0", "max_body": 1000}}
 CONFIG = {

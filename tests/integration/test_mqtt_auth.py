@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.access import hash_password
-from gateway.scram import METHOD, make_verifier
+from gateway.auth.scram import METHOD, make_verifier
+from gateway.auth.users import hash_password
 from tests.harness.daemon import Daemon
 from tests.integration.mqtt_raw import RawClient
 from tests.unit.test_scram import answer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.harness.daemon import Daemon
 from tests.harness.node import Node
 from tests.harness.process import quiet_port

@@ -19,14 +19,14 @@ import httpx
 import pytest
 
 from gateway.address import Address
-from gateway.admin import Admin
-from gateway.dead_letter import Reason
-from gateway.local import LocalGateway
-from gateway.message import DEFAULT_EXCHANGE, Message
-from gateway.policy import QueuePolicy
-from gateway.records import Extra
-from gateway.server import Daemon
-from gateway.settings import AdminSettings, Settings, load
+from gateway.admin.api import Admin
+from gateway.config.settings import AdminSettings, Settings, load
+from gateway.daemon import Daemon
+from gateway.engine.gateway import LocalGateway
+from gateway.model.delivery import Reason
+from gateway.model.message import DEFAULT_EXCHANGE, Message
+from gateway.model.policy import QueuePolicy
+from gateway.storage.records import Extra
 from gateway.transport import Binding, Death, Delivery, Outcome, Verdict
 from tests.harness.local import local_gateway, serving
 from tests.harness.pauses import pauses
@@ -210,7 +210,7 @@ async def test_a_reload_that_is_asked_for_while_one_runs_reads_the_file_again(
         may_go_on.wait()
         return found
 
-    monkeypatch.setattr("gateway.server.load", reading)
+    monkeypatch.setattr("gateway.daemon.load", reading)
     daemon._gateway.on_reload("test", lambda: reloaded.put_nowait(len(daemon.settings.routes)))
     written(path, "b", 5, "{topic}")
     os.kill(os.getpid(), signal.SIGHUP)

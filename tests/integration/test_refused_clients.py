@@ -16,9 +16,9 @@ import trustme
 from argon2 import PasswordHasher
 from pamqp import commands
 
-from gateway.crowd import SPARE
-from gateway.refusals import LINES
-from gateway.scram import METHOD, make_verifier
+from gateway.auth.scram import METHOD, make_verifier
+from gateway.net.connection_limits import SPARE
+from gateway.transport.refusals import LINES
 from tests.harness.daemon import Daemon
 from tests.harness.link import wait_for
 from tests.integration.amqp_raw import Raw

@@ -15,7 +15,7 @@ import pytest
 from argon2 import PasswordHasher
 from pamqp import commands
 
-from gateway.scram import make_verifier
+from gateway.auth.scram import make_verifier
 from tests.harness.daemon import Daemon
 from tests.harness.link import wait_for
 from tests.integration.amqp_raw import Raw

@@ -19,7 +19,7 @@ import trustme
 from paho.mqtt.enums import CallbackAPIVersion
 from pika.credentials import ExternalCredentials
 
-from gateway.access import hash_password
+from gateway.auth.users import hash_password
 from tests.faults.abuse import metric
 from tests.harness.daemon import Daemon
 from tests.integration.mqtt_raw import unique

@@ -9,7 +9,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from gateway.policy import DEAD_LETTERS, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds, SecondsRange
+from gateway.model.policy import DEAD_LETTERS, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds, SecondsRange
 from tests.harness.kernel import GROUP, KEY
 
 DEAD_EXCHANGE = "dead"

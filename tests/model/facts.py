@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from gateway.message import Message
-from gateway.policy import QueuePolicy
+from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Outcome
 
 GATHERING, COMMITTING, COMMITTED = range(3)

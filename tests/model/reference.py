@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import msgspec
 
-from gateway.dead_letter import UNSTORED_OCTETS
-from gateway.message import Message
-from gateway.policy import DISCARD, QueuePolicy
+from gateway.broker.dead_letters import UNSTORED_OCTETS
+from gateway.model.message import Message
+from gateway.model.policy import DISCARD, QueuePolicy
 from gateway.transport import Outcome, Verdict
 from tests.model.facts import (
     COMMITTED,

@@ -27,12 +27,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway import queue as queue_module
-from gateway import reordering, replay
+from gateway.engine import recovery as replay
 from gateway.errors import GatewayError
-from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties
-from gateway.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, QueuePolicy
-from gateway.storage.journal import Commit, StateChange
+from gateway.model.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties
+from gateway.model.policy import DEAD_LETTER_POLICY, DEAD_LETTERS, QueuePolicy
+from gateway.model.state import StateChange
+from gateway.queueing import queue as queue_module
+from gateway.queueing import reordering
+from gateway.storage.journal import Commit
 from gateway.transport import Binding, Credit, Delivery, Verdict
 from tests.harness.kernel import Answer, Clock, Kernel, Worker, on, to
 from tests.model.draws import DEAD_EXCHANGE, bins, briefs, fifos, maybe, messages, plains, queues

@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gateway.gather import Pending
-from gateway.ledger import Counters
-from gateway.order import Grouped
-from gateway.queue import Queue
+from gateway.queueing.host import Counters
+from gateway.queueing.ordering import Grouped
+from gateway.queueing.pending import Pending
+from gateway.queueing.queue import Queue
 from gateway.storage.journal import Journal
 from gateway.storage.memory import MemoryJournal
 from gateway.storage.sqlite import SqliteJournal

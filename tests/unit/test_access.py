@@ -8,10 +8,11 @@ import threading
 import argon2
 import pytest
 
-from gateway import access, logins
-from gateway.access import Access, hash_password, is_hash
+from gateway.auth import logins
+from gateway.auth import users as access
+from gateway.auth.scram import make_verifier
+from gateway.auth.users import Access, hash_password, is_hash
 from gateway.errors import LoginBusyError
-from gateway.scram import make_verifier
 from gateway.transport import User
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.message import NO_PROPERTIES
+from gateway.model.message import NO_PROPERTIES
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import Publish
 from transports.amqp.consumer import AmqpConsumer

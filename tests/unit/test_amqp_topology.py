@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds
+from gateway.model.policy import DISCARD, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds
 from gateway.transport import HeadersMatch, Message, Properties
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.errors import AmqpError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.message import Message, Properties
+from gateway.model.message import Message, Properties
 from transports.amqp.channel import Route
 from transports.amqp.codec import Publish
 from transports.amqp.transaction import MESSAGE_OCTETS, Transaction

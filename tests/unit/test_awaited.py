@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from msgspec import structs
 
-from gateway import links
-from gateway.policy import QueuePolicy
+from gateway.config import links
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Binding, Message, Offer, Options, Outcome, StateChange, Verdict
 from tests.harness.kernel import Kernel, Worker, on
 

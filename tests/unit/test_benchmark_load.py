@@ -23,8 +23,8 @@ from benchmarks.report import cell, ratios
 from benchmarks.rounds import Bench, Figure, Spread
 from benchmarks.schedule import percentile
 from benchmarks.subscriber import Expected, Subscriber
-from gateway.dedup import Dedup
-from gateway.template import Template
+from gateway.queueing.dedup import Dedup
+from gateway.routing.templates import Template
 
 BODIES = [b'{"id":"%010d","v":"xxxx"}' % n for n in range(8)]
 

@@ -10,10 +10,10 @@ import pytest
 import trustme
 import yaml
 
-from gateway.document import Faults
+from gateway.config.document import Faults
+from gateway.config.settings import load
 from gateway.errors import ConfigError
-from gateway.settings import load
-from transports.certificates import validity
+from gateway.net.certificates import validity
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.__main__ import app
-from gateway.greeting import greeting
-from gateway.settings import load
+from gateway.cli.greeting import greeting
+from gateway.config.settings import load
 
 CONFIG = Path(__file__).parents[2] / "config" / "gateway.yaml"
 COMMANDS = [

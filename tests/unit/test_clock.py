@@ -7,8 +7,8 @@ import time
 import pytest
 
 from gateway.clock import Clock
-from gateway.message import Message
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.model.message import Message
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Outcome
 from tests.harness.kernel import KEY, Kernel, grouped

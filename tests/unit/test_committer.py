@@ -9,16 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from gateway import committer as committing
-from gateway import reading, replay
-from gateway.committer import Committer
-from gateway.core import Core
-from gateway.declarations import configure
+from gateway.broker.core import Core
+from gateway.broker.definitions import configure
+from gateway.engine import body_reader as reading
+from gateway.engine import committer as committing
+from gateway.engine import recovery as replay
+from gateway.engine.committer import Committer
+from gateway.engine.recovery import restore
 from gateway.errors import StoreError, StoreFailedError, StoreFullError
-from gateway.flow import Pressure
-from gateway.policy import DedupPolicy, QueuePolicy
-from gateway.replay import restore
-from gateway.storage.journal import Commit, Content, Rebuilt, StateChange
+from gateway.model.credit import Pressure
+from gateway.model.policy import DedupPolicy, QueuePolicy
+from gateway.model.state import StateChange
+from gateway.storage.journal import Commit, Content, Rebuilt
 from gateway.storage.memory import MemoryJournal
 from gateway.transport import Binding, Options, Outcome
 from tests.harness.kernel import Clock, Kernel, Worker, on, to

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway import compaction
-from gateway.compaction import Compaction
-from gateway.policy import QueuePolicy
+from gateway.engine import compaction
+from gateway.engine.compaction import Compaction
+from gateway.model.policy import QueuePolicy
 from tests.harness.kernel import Kernel, Worker
 
 

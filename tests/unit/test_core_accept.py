@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
-from gateway.storage.journal import StateChange
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.model.state import StateChange
 from gateway.transport import Binding, Offer, Options, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 

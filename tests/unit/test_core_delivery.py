@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.policy import QueuePolicy, Seconds, SecondsRange
+from gateway.model.policy import QueuePolicy, Seconds, SecondsRange
 from gateway.transport import Credit, Delivery, Verdict
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped, to
 

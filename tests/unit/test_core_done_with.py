@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.policy import QueuePolicy
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Offer, Outcome, Subscription
 from tests.harness.kernel import Kernel, Worker, to
 

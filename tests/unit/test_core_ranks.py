@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.policy import QueuePolicy
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Credit
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped
 

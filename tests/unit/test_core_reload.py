@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from gateway import reordering
-from gateway.declarations import configure
+from gateway.broker.definitions import configure
 from gateway.errors import GatewayError, UnknownQueueError
-from gateway.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
+from gateway.model.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
+from gateway.queueing import reordering
 from gateway.transport import Binding, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from gateway.message import Properties
-from gateway.policy import QueuePolicy
+from gateway.model.message import Properties
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Verdict
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped, to
 

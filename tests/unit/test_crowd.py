@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.crowd import SMALL_OCTETS, SPARE, Crowd
-from gateway.metrics import TransportCounters
+from gateway.model.counters import TransportCounters
+from gateway.net.connection_limits import SMALL_OCTETS, SPARE, Crowd
 
 KB = 1024
 

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.dead_letter import MAX_DEATHS, MAX_UNDECIDED, Reason, died
-from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
-from gateway.records import NO_EXTRA
+from gateway.broker.dead_letters import MAX_DEATHS, MAX_UNDECIDED, died
+from gateway.model.delivery import Reason
+from gateway.model.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
+from gateway.storage.records import NO_EXTRA
 from gateway.transport import Binding, Verdict
 from tests.harness.kernel import GROUP, Kernel, grouped, on, to
 

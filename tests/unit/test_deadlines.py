@@ -5,9 +5,9 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from gateway.deadlines import PARTS, Expiries
-from gateway.entries import Entries
-from gateway.order import NEVER
+from gateway.queueing.entries import Entries
+from gateway.queueing.ordering import NEVER
+from gateway.queueing.timers import PARTS, Expiries
 
 START = 1_700_000_000.0
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.declarations import secret_state
-from gateway.dedup import KEY_BYTES, SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
-from gateway.message import Properties
-from gateway.order import NEVER
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.broker.definitions import secret_state
+from gateway.model.message import Properties
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.queueing.dedup import KEY_BYTES, SWEEP_KEYS, SWEEP_SECONDS, Dedup, pack_keys, unpack_keys
+from gateway.queueing.ordering import NEVER
 from gateway.transport import Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 

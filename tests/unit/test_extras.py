@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.groups import Extras
-from gateway.records import Extra
+from gateway.queueing.interning import Extras
+from gateway.storage.records import Extra
 
 VALUE, OTHER = Extra(group="a"), Extra(group="b")
 

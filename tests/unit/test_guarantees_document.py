@@ -15,7 +15,7 @@ DOCUMENT = (ROOT / "docs" / "guarantees.md").read_text()
 COMMAND = re.compile(r"`make ([a-z]+)")
 ROW = re.compile(r"^\| (?!promise \|)(.+) \| (.+) \|$", re.MULTILINE)
 PROMISES, _, REST = DOCUMENT.partition("\n## Not promised")
-READERS = {"gateway/document.py", "gateway/policy.py", "gateway/schema.py"}
+READERS = {"gateway/config/document.py", "gateway/model/policy.py", "gateway/config/schema.py"}
 """What reads the configuration: numbers, durations, sizes, variables, and what its types say of a fault."""
 PATTERN_MODULES = {"re", "regex", "fnmatch", "glob"}
 

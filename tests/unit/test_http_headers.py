@@ -6,10 +6,10 @@ import h11
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import web
-from gateway.message import Message, Properties
-from gateway.source import USER_ID
+from gateway.model.message import Message, Properties
+from gateway.net import http_server as web
 from gateway.transport import Delivery, Options
+from gateway.transport.source import USER_ID
 from plugins.http import _headers, _read_fields
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)

@@ -8,11 +8,10 @@ from collections import defaultdict
 
 import pytest
 
-from gateway import sink
 from gateway.errors import UnknownQueueError
-from gateway.message import Message
-from gateway.sink import Window, drive
-from gateway.transport import Outcome, Verdict
+from gateway.model.message import Message
+from gateway.transport import Outcome, Verdict, sink
+from gateway.transport.sink import Window, drive
 from tests.harness.local import local_gateway
 
 pytestmark = pytest.mark.anyio
@@ -232,7 +231,7 @@ async def test_a_queue_that_is_not_there_or_goes_away():
 
 
 def sink_policy():
-    from gateway.policy import QueuePolicy
+    from gateway.model.policy import QueuePolicy
 
     return QueuePolicy(durable=False)
 

@@ -11,20 +11,20 @@ import hypothesis
 import msgspec
 import pytest
 
-from gateway.message import Message
-from gateway.message import Properties as MessageProperties
-from gateway.source import HOPS, hops
+from gateway.model.message import Message
+from gateway.model.message import Properties as MessageProperties
 from gateway.transport import NO_OPTIONS, Delivery, Options, Outcome, Verdict
+from gateway.transport.source import HOPS, hops
 from tests.harness.local import local_gateway
 from tests.wire.mqtt_strategies import message_properties
-from transports.mqtt import link_source
 from transports.mqtt.fields import read_properties
-from transports.mqtt.link_settings import MqttClientSettings
-from transports.mqtt.link_sink import RemoteSink
-from transports.mqtt.link_source import Source
+from transports.mqtt.link import source as link_source
+from transports.mqtt.link.remote import LostError, Terms, Unreadable
+from transports.mqtt.link.settings import MqttClientSettings
+from transports.mqtt.link.sink import RemoteSink
+from transports.mqtt.link.source import Source
 from transports.mqtt.packets import Publish, Reason, Type
 from transports.mqtt.properties import from_wire, to_wire
-from transports.mqtt.remote import LostError, Terms, Unreadable
 
 pytestmark = pytest.mark.anyio
 SETTINGS = MqttClientSettings(url="mqtt://plant.example")
@@ -114,7 +114,7 @@ async def test_what_is_being_committed_as_the_link_stops_is_still_acknowledged()
 
 
 async def test_what_is_refused_is_held_with_all_behind_it_and_offered_again(monkeypatch):
-    monkeypatch.setattr("gateway.source.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gateway.transport.source.FIRST_PAUSE", 0.001)
     async with local_gateway(CONFIG) as (gateway, _):
         held = Held(gateway)
         link = Link(held)
@@ -135,7 +135,7 @@ async def test_what_is_refused_is_held_with_all_behind_it_and_offered_again(monk
 
 
 async def test_a_full_queue_of_ours_drains_in_order(monkeypatch):
-    monkeypatch.setattr("gateway.source.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gateway.transport.source.FIRST_PAUSE", 0.001)
     async with local_gateway(CONFIG) as (gateway, _):
         link = Link(gateway)
         link.come(*[packet(mid) for mid in range(1, 8)])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway import links
+from gateway.admin.explain import configured, explain
+from gateway.config import links
+from gateway.config.settings import load
 from gateway.errors import ConfigError
-from gateway.explain import configured, explain
-from gateway.message import Message, Properties
-from gateway.policy import QueuePolicy
-from gateway.settings import load
+from gateway.model.message import Message, Properties
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Binding, Offer, Options, Outcome
 from tests.harness.kernel import Kernel
 

@@ -7,7 +7,7 @@ from collections import Counter
 import hypothesis.strategies as st
 from hypothesis import given
 
-from gateway.login_queue import LoginQueue
+from gateway.auth.login_queue import LoginQueue
 
 PEERS, NAMES = st.sampled_from("abcd"), st.sampled_from("uvwx")
 steps = st.lists(

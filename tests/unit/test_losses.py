@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.losses import Losses
-from gateway.message import Message
+from gateway.engine.drop_log import Losses
+from gateway.model.message import Message
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.local import local_gateway
 

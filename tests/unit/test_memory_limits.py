@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import BindingsFullError
-from gateway.message import Message, Properties
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds
+from gateway.model.message import Message, Properties
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds
 from gateway.transport import Binding, Delivery, Outcome, Verdict
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.message import Message
-from gateway.metrics import CommitStats, Histogram, exposition
-from gateway.names import Actor
-from gateway.policy import QueuePolicy
+from gateway.admin.metrics import exposition
+from gateway.model.counters import CommitStats, Histogram
+from gateway.model.message import Message
+from gateway.model.names import Actor
+from gateway.model.policy import QueuePolicy
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.flow import UNLIMITED, Credit, Pressure
-from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties, to_topic
+from gateway.model.credit import UNLIMITED, Credit, Pressure
+from gateway.model.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE, Message, Properties, to_topic
 
 
 def test_a_message_is_immutable_and_says_what_its_sender_said() -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.address import Address
-from gateway.flow import Pressure
-from gateway.message import Message
-from gateway.policy import QueuePolicy, Seconds
+from gateway.model.credit import Pressure
+from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy, Seconds
+from gateway.net.tcp import HIGH_WATER
 from gateway.transport import Binding
 from tests.harness.local import local_gateway
 from tests.harness.socket import NoSocket
@@ -45,7 +46,6 @@ from transports.mqtt.packets import (
 )
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
-from transports.tcp import HIGH_WATER
 
 
 class Peer:

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
+from gateway.admin.operations import GroupView, QueueStats, RedriveProgress, Selection, StoredMessage
+from gateway.admin.service import Operator, _stats
 from gateway.errors import GatewayError, UnknownQueueError
-from gateway.message import Message
-from gateway.operations import GroupView, QueueStats, RedriveProgress, Selection, StoredMessage
-from gateway.operator import Operator, _stats
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
-from gateway.queue import Queue
+from gateway.model.message import Message
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
+from gateway.queueing.queue import Queue
 from gateway.transport import Binding, HeadersMatch
 from tests.harness import kernel as kernel_module
 from tests.harness.kernel import GROUP, KEY, Kernel, Worker, grouped, on, to

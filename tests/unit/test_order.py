@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from gateway.entries import Entries
-from gateway.order import Competing, Grouped, Order
-from gateway.priority import Prioritized
+from gateway.queueing.entries import Entries
+from gateway.queueing.ordering import Competing, Grouped, Order
+from gateway.queueing.priority import Prioritized
 
 PRIORITY = 0
 """Instead of a limit: a queue with priorities."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway import plugins
 from gateway.errors import ConfigError, ListenError
-from gateway.policy import Seconds
+from gateway.model.policy import Seconds
+from gateway.transport import registry as plugins
 from tests.harness.local import local_gateway
 
 pytestmark = pytest.mark.anyio

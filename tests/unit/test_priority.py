@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from gateway.entries import Entries
 from gateway.errors import GatewayError
-from gateway.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
-from gateway.priority import MAX_PRIORITY, Prioritized, priority_of
+from gateway.model.policy import DISCARD, ExchangeTarget, QueuePolicy, Seconds
+from gateway.queueing.entries import Entries
+from gateway.queueing.priority import MAX_PRIORITY, Prioritized, priority_of
 from gateway.transport import Properties
 from tests.harness.kernel import GROUP, Kernel, to
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from transports.proxy import MAX_OCTETS, SIGNATURE, ProxyError, read_header
+from gateway.net.proxy import MAX_OCTETS, SIGNATURE, ProxyError, read_header
 
 
 def header(family: int, addresses: bytes, command: int = 0x21, more: bytes = b"") -> bytes:

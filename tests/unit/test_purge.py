@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.policy import DEAD_LETTERS, QueuePolicy, Seconds
-from gateway.purge import PURGED_AT_ONCE
+from gateway.model.policy import DEAD_LETTERS, QueuePolicy, Seconds
+from gateway.queueing.purge import PURGED_AT_ONCE
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped, to
 
 MANY = 3 * PURGED_AT_ONCE

@@ -8,9 +8,9 @@ from math import isqrt
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from gateway.entries import Entries, Walk
-from gateway.groups import Extras, GroupNames
-from gateway.records import NO_EXTRA, Extra
+from gateway.queueing.entries import Entries, Walk
+from gateway.queueing.interning import Extras, GroupNames
+from gateway.storage.records import NO_EXTRA, Extra
 from gateway.transport import Options
 
 

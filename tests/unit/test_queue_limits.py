@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
-from gateway.queue import EXPIRED_AT_ONCE
+from gateway.model.policy import DISCARD, ExchangeTarget, Octets, QueuePolicy, Seconds
+from gateway.queueing.queue import EXPIRED_AT_ONCE
 from gateway.transport import Binding, Message, Outcome
 from tests.harness.kernel import GROUP, Clock, Kernel, grouped, to
 

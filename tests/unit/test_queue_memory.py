@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from gateway.policy import DISCARD, QueuePolicy
+from gateway.model.policy import DISCARD, QueuePolicy
 from tests.harness.kernel import GROUP, Kernel, grouped
 from tests.harness.kernel import to as plain
 

@@ -16,16 +16,16 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from gateway.links import awaited, outbox
-from gateway.message import Message, Properties
-from gateway.metrics import TransportCounters
+from gateway.model.counters import TransportCounters
+from gateway.model.message import Message, Properties
 from gateway.transport import NO_OPTIONS, Delivery, Options, Outcome, Verdict
+from gateway.transport.outbox import awaited, outbox
 from tests.harness.local import local_gateway
-from transports.amqp import link_source
-from transports.amqp.link_settings import AmqpClientSettings
-from transports.amqp.link_sink import RabbitSink
-from transports.amqp.link_source import QueueSource
-from transports.amqp.link_wire import wrap
+from transports.amqp.link import source as link_source
+from transports.amqp.link.settings import AmqpClientSettings
+from transports.amqp.link.sink import RabbitSink
+from transports.amqp.link.source import QueueSource
+from transports.amqp.link.wire import wrap
 from transports.amqp.properties import encode
 
 pytestmark = pytest.mark.anyio
@@ -424,7 +424,7 @@ async def test_nothing_is_acknowledged_before_its_commit_and_then_all_at_once():
 
 
 async def test_what_is_refused_is_held_and_offered_again(monkeypatch):
-    monkeypatch.setattr("gateway.source.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gateway.transport.source.FIRST_PAUSE", 0.001)
     async with consumer() as found:
         found.come(())
         bodies, commit = await found.gateway.calls.get()

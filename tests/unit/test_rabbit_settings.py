@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import links
+from gateway.admin.explain import configured, explain
+from gateway.config import links
+from gateway.config.settings import load
 from gateway.errors import ConfigError
-from gateway.explain import configured, explain
-from gateway.message import Message
-from gateway.policy import QueuePolicy, decode_custom
-from gateway.settings import load
-from transports.amqp.link_settings import AmqpClientSettings, check_target
+from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy, decode_custom
+from transports.amqp.link.settings import AmqpClientSettings, check_target
 
 RABBIT = "rabbit: {type: amqp-client, url: 'amqp://rabbit.example'}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.refusals import LINES, MAX_TEXT, WINDOW_SECONDS, Refusals
+from gateway.transport.refusals import LINES, MAX_TEXT, WINDOW_SECONDS, Refusals
 
 
 class House:

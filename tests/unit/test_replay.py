@@ -7,13 +7,14 @@ import random
 import msgspec
 import pytest
 
-from gateway import replay
+from gateway.engine import recovery as replay
+from gateway.engine.recovery import Refresh, live_octets, snapshot
 from gateway.errors import StoreError
-from gateway.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
-from gateway.records import Record, decode, encode, pack, unpack
-from gateway.replay import Refresh, live_octets, snapshot
-from gateway.storage.journal import Commit, StateChange
+from gateway.model.policy import DedupPolicy, QueuePolicy, Seconds, SecondsRange
+from gateway.model.state import StateChange
+from gateway.storage.journal import Commit
 from gateway.storage.memory import MemoryJournal
+from gateway.storage.records import Record, decode, encode, pack, unpack
 from gateway.transport import Binding, Credit, ExchangeBinding, HeadersMatch, Options, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 

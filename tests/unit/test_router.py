@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from msgspec import structs
 
-from gateway.message import Message, Properties, to_topic
-from gateway.router import Router
+from gateway.model.message import Message, Properties, to_topic
+from gateway.routing.router import Router
 from gateway.transport import Binding, ExchangeBinding, HeadersMatch, Options
 from tests.unit.test_topics import filters, names
 

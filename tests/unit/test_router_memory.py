@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from gateway.message import Message
-from gateway.router import FORGOTTEN_SINGLY, Router
+from gateway.model.message import Message
+from gateway.routing.router import FORGOTTEN_SINGLY, Router
 from gateway.transport import Binding
 
 CACHE_OCTETS = 4 << 20

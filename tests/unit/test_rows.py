@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.rows import ROWS_AT_ONCE, Rows
+from gateway.storage.body_rows import ROWS_AT_ONCE, Rows
 
 
 def made(count: int) -> Rows:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from gateway.scram import Exchange, ScramError, Users, Verifier, make_verifier, prepare
+from gateway.auth.scram import Exchange, ScramError, Users, Verifier, make_verifier, prepare
 
 SALT = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
 PENCIL = make_verifier("pencil", 4096, SALT)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway import plugins, web
-from gateway.access import hash_password
 from gateway.address import Address
-from gateway.document import Faults
+from gateway.auth.users import hash_password
+from gateway.config.document import Faults
+from gateway.config.settings import Settings, load
 from gateway.errors import ConfigError, ListenError
-from gateway.policy import QueuePolicy
-from gateway.settings import Settings, load
+from gateway.model.policy import QueuePolicy
+from gateway.net import http_server as web
+from gateway.transport import registry as plugins
 
 HASH = hash_password("secret")
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.document import Faults, Node, parse
+from gateway.config.document import Faults, Node, parse
 from gateway.errors import ConfigError
 
 

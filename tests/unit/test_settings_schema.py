@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+from gateway.config.settings import json_schema, load
 from gateway.errors import ConfigError
-from gateway.settings import json_schema, load
 
 CONFIG = Path(__file__).parents[2] / "config"
 FILES = [CONFIG / "gateway.yaml", *sorted((CONFIG / "examples").glob("*.yaml"))]

@@ -17,15 +17,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway import plugins
-from gateway.access import hash_password
 from gateway.address import Address
-from gateway.document import Faults
+from gateway.auth.scram import make_verifier
+from gateway.auth.users import hash_password
+from gateway.config.document import Faults
+from gateway.config.settings import Route as RouteSettings
+from gateway.config.settings import Settings, TransportSettings, UserSettings, load
 from gateway.errors import ConfigError
-from gateway.policy import ExchangeTarget, Octets, QueuePolicy, Seconds, SecondsRange
-from gateway.scram import make_verifier
-from gateway.settings import Route as RouteSettings
-from gateway.settings import Settings, TransportSettings, UserSettings, load
+from gateway.model.policy import ExchangeTarget, Octets, QueuePolicy, Seconds, SecondsRange
+from gateway.transport import registry as plugins
 
 HASH, VERIFIER = hash_password("secret"), str(make_verifier("secret"))
 Place = tuple[str | int, ...]

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway import sink
-from gateway.message import Message
-from gateway.sink import drive
-from gateway.transport import Delivery, Outcome, Verdict
+from gateway.model.message import Message
+from gateway.transport import Delivery, Outcome, Verdict, sink
+from gateway.transport.sink import drive
 from tests.harness.local import local_gateway
 
 pytestmark = pytest.mark.anyio

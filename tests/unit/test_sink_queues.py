@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gateway.message import Message
-from gateway.sink import drive
+from gateway.model.message import Message
 from gateway.transport import Delivery, Outcome, Verdict
+from gateway.transport.sink import drive
 from tests.harness.local import local_gateway
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.flow import Credit
-from gateway.policy import DEAD_LETTERS, QueuePolicy, Seconds
+from gateway.model.credit import Credit
+from gateway.model.policy import DEAD_LETTERS, QueuePolicy, Seconds
 from gateway.transport import Verdict
 from tests.harness.kernel import GROUP, Kernel, Worker, grouped
 

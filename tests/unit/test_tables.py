@@ -22,14 +22,17 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from gateway import commands, explain, inspection, redrive, tables
 from gateway.__main__ import app
-from gateway.commands import Answer
+from gateway.admin import explain
+from gateway.admin.operations import Step
+from gateway.admin.views import Body, DeathView, MessageView, StoredView
+from gateway.cli import commands, tables
+from gateway.cli import dead_letters as redrive
+from gateway.cli.commands import Answer
+from gateway.cli.tables import Column
+from gateway.engine import inspection
 from gateway.logs import printable
-from gateway.operations import Step
 from gateway.storage.salvage import Report
-from gateway.tables import Column
-from gateway.views import Body, DeathView, MessageView, StoredView
 
 SOURCES = Path(tables.__file__).parent
 CONFIG = SOURCES.parent / "config" / "gateway.yaml"

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from gateway.crowd import Crowd
-from gateway.metrics import TransportCounters
+from gateway.model.counters import TransportCounters
+from gateway.net import tcp
+from gateway.net.connection_limits import Crowd
+from gateway.net.tcp import TcpConnection
 from gateway.transport import Gateway
 from tests.harness.process import Address
-from transports import tcp
-from transports.tcp import TcpConnection
 
 NOT_NEEDED = cast(Gateway, None)
 SECONDS = 10.0

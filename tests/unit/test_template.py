@@ -10,8 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from gateway.message import Message, Properties, to_topic
-from gateway.template import MAX_VALUE_BYTES, Fields, MissingValueError, Template
+from gateway.model.message import Message, Properties, to_topic
+from gateway.routing.templates import MAX_VALUE_BYTES, Fields, MissingValueError, Template
 
 
 def render(text: str, message: Message) -> str:

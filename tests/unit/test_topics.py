@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from gateway.topics import (
+from gateway.model.topics import (
     MAX_BINDING_LEVELS,
     MAX_HASHES,
     MAX_LEVELS,

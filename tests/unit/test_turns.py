@@ -7,7 +7,7 @@ import asyncio
 import hypothesis.strategies as st
 from hypothesis import given
 
-from gateway.turns import Turns
+from gateway.transport.ordered_replies import Turns
 
 
 @given(st.permutations(range(6)))

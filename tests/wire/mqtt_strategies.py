@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from gateway.message import Properties
+from gateway.model.message import Properties
 from transports.mqtt.fields import allowed_properties
 from transports.mqtt.packets import (
     RETURN_CODES,

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands as amqp
 
-from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
-from gateway.router import Router
-from gateway.topics import MAX_HASHES, swap
+from gateway.model.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
+from gateway.model.topics import MAX_HASHES, swap
+from gateway.routing.router import Router
 from gateway.transport import Binding
 from transports.amqp import properties as subject
 from transports.amqp.errors import AmqpError

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.message import Properties
+from gateway.model.message import Properties
 from tests.wire.mqtt_strategies import message_properties, packets, topics
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import EncodedPublish, encode, positive_pubacks, puback

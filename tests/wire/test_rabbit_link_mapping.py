@@ -14,14 +14,14 @@ from hypothesis import given
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from gateway.message import Message, Properties
-from gateway.source import HOPS, hops
-from gateway.topics import swap
+from gateway.model.message import Message, Properties
+from gateway.model.topics import swap
 from gateway.transport import Delivery, Options
+from gateway.transport.source import HOPS, hops
 from tests.wire.test_amqp_properties import canonical as any_properties
-from transports.amqp.link_mapping import USER_ID, incoming, outgoing
-from transports.amqp.link_settings import address
-from transports.amqp.link_wire import Wire, _Frames, unwrap, wrap
+from transports.amqp.link.mapping import USER_ID, incoming, outgoing
+from transports.amqp.link.settings import address
+from transports.amqp.link.wire import Wire, _Frames, unwrap, wrap
 from transports.amqp.properties import message_id
 
 METHOD = commands.Basic.Deliver("c", 1, False, "feed", "up.1")

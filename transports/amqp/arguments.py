@@ -22,12 +22,12 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gateway.message import DEFAULT_EXCHANGE
-from gateway.names import is_reserved
-from gateway.policy import DISCARD, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds
-from gateway.priority import MAX_PRIORITY
-from gateway.template import Template
-from gateway.topics import swap
+from gateway.model.message import DEFAULT_EXCHANGE
+from gateway.model.names import is_reserved
+from gateway.model.policy import DISCARD, DedupPolicy, ExchangeTarget, Octets, QueuePolicy, Seconds
+from gateway.model.topics import swap
+from gateway.queueing.priority import MAX_PRIORITY
+from gateway.routing.templates import Template
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.vhost import ROOT, Vhost
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError
-from gateway.message import DEFAULT_EXCHANGE
+from gateway.model.message import DEFAULT_EXCHANGE
 from gateway.transport import Binding, ExchangeBinding, QueueView, StateChange
 from transports.amqp.codec import encode_method
 from transports.amqp.declarations import Answer, Declarations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.flow import UNLIMITED, Credit
+from gateway.model.credit import UNLIMITED, Credit
 from transports.amqp.codec import Publish
 from transports.amqp.errors import CONTENT_TOO_LARGE, PRECONDITION_FAILED, UNEXPECTED_FRAME, AmqpError
 from transports.amqp.properties import Content

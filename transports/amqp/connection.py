@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from pamqp import commands as amqp
 
-from gateway.crowd import Crowd
 from gateway.logs import log
+from gateway.net.connection_limits import Crowd
+from gateway.net.tcp import TURN_PACKETS, TcpConnection
 from gateway.transport import Gateway, TransportCounters
 from transports.amqp.bindings import Bindings
 from transports.amqp.channel import Channel, Places
@@ -51,7 +52,6 @@ from transports.amqp.methods import HANDLERS
 from transports.amqp.publishing import Publishing
 from transports.amqp.topology import Topology
 from transports.amqp.waiting import Waiting
-from transports.tcp import TURN_PACKETS, TcpConnection
 
 if TYPE_CHECKING:
     from transports.amqp.listener import AmqpSettings
@@ -62,6 +62,8 @@ CLOSE_SECONDS = 5.0
 
 class AmqpConnection(TcpConnection):
     """A client's connection. `connections` is its listener's set, which it stands in as long as it lives."""
+
+    gateway: Gateway
 
     __slots__ = (
         "_asked",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pamqp import commands as amqp
 
 from gateway.errors import ExclusiveUseError
-from gateway.flow import Credit
-from gateway.message import NO_PROPERTIES, Message, Properties
+from gateway.model.credit import Credit
+from gateway.model.message import NO_PROPERTIES, Message, Properties
 from gateway.transport import Delivery, QueueView, Verdict
 from transports.amqp.arguments import consumer_priority
 from transports.amqp.channel import Channel

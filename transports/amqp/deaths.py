@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.topics import swap
+from gateway.model.topics import swap
 from gateway.transport import Death, Delivery
 from transports.amqp.vhost import ROOT, Vhost
 

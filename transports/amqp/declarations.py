@@ -14,10 +14,10 @@ import msgspec
 from pamqp import commands as amqp
 
 from gateway.errors import BindingsFullError, GatewayError, LockedQueueError, ReservedNameError
-from gateway.message import DEFAULT_EXCHANGE
-from gateway.names import Actor, check_use, is_reserved
+from gateway.model.message import DEFAULT_EXCHANGE
+from gateway.model.names import Actor, check_use, is_reserved
+from gateway.model.values import same
 from gateway.transport import Binding, ExchangeBinding, Gateway, QueueView, StateChange
-from gateway.values import same
 from transports.amqp.arguments import CLIENT_POLICY, first_difference, policy_of
 from transports.amqp.codec import encode_method
 from transports.amqp.errors import (

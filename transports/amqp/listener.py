@@ -14,9 +14,12 @@ import anyio
 import msgspec
 
 from gateway.address import Address
-from gateway.crowd import Crowd
 from gateway.errors import StoreError
-from gateway.policy import Octets, Seconds
+from gateway.model.policy import Octets, Seconds
+from gateway.net.connection_limits import Crowd
+from gateway.net.door import Door
+from gateway.net.sockets import open_port, urls
+from gateway.net.tls import TlsSettings
 from gateway.transport import Gateway
 from transports.amqp.channel import Places
 from transports.amqp.connection import AmqpConnection
@@ -24,9 +27,6 @@ from transports.amqp.names import MAX_SHORT
 from transports.amqp.native import natives
 from transports.amqp.topology import OWNER, Topology
 from transports.amqp.vhost import Vhost
-from transports.door import Door
-from transports.port import open_port, urls
-from transports.tls import TlsSettings
 
 DISTRIBUTION = "mqtt-amqp-gateway"
 CLOSE_SECONDS = 1.0

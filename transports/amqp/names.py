@@ -14,8 +14,8 @@ to the default exchange with `routing_key=reply_to`) answers a device, and need 
 
 from __future__ import annotations
 
-from gateway.message import QUEUE_PREFIX
-from gateway.topics import level_text, literal_level, swap
+from gateway.model.message import QUEUE_PREFIX
+from gateway.model.topics import level_text, literal_level, swap
 
 TOPIC_PREFIX = "$topic/"
 DIRECT_REPLY = "amq.rabbitmq.reply-to"

@@ -37,9 +37,9 @@ import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from gateway.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
-from gateway.topics import check_name, swap
-from gateway.values import same
+from gateway.model.message import DEFAULT_EXCHANGE, NO_PROPERTIES, Message, Properties
+from gateway.model.topics import check_name, swap
+from gateway.model.values import same
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.fields import decode_table, encode_table, syntax_error
 from transports.amqp.names import DIRECT_REPLY, MAX_SHORT, reply_to_key, reply_to_topic

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 from pamqp import commands as amqp
 
-from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, TOPIC_EXCHANGE, Message, Properties
-from gateway.names import is_reserved
-from gateway.topics import swap
+from gateway.model.message import DEFAULT_EXCHANGE, QUEUE_PREFIX, TOPIC_EXCHANGE, Message, Properties
+from gateway.model.names import is_reserved
+from gateway.model.topics import swap
 from gateway.transport import PLAIN, Offer, Outcome
-from gateway.turns import Turns
+from gateway.transport.ordered_replies import Turns
 from transports.amqp.channel import Channel, Route
 from transports.amqp.codec import (
     PUBLISH,

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import msgspec
 
-from gateway.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE
-from gateway.topics import swap
+from gateway.model.message import DEFAULT_EXCHANGE, TOPIC_EXCHANGE
+from gateway.model.topics import swap
 from gateway.transport import Binding, ExchangeBinding, HeadersMatch, QueueView, StateChange
 from transports.amqp.errors import PRECONDITION_FAILED, AmqpError
 from transports.amqp.names import to_filter

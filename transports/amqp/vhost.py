@@ -7,8 +7,8 @@ for all, since it knows queues by their whole names.
 
 from __future__ import annotations
 
-from gateway.message import DEFAULT_EXCHANGE
-from gateway.names import NAMESPACE
+from gateway.model.message import DEFAULT_EXCHANGE
+from gateway.model.names import NAMESPACE
 from transports.amqp.errors import ACCESS_REFUSED, AmqpError
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gateway.crowd import Crowd
 from gateway.errors import LoginBusyError
 from gateway.logs import log
-from gateway.names import Actor
+from gateway.model.names import Actor
+from gateway.net.connection_limits import Crowd
+from gateway.net.tcp import TURN_PACKETS, TcpConnection
 from gateway.transport import Gateway, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
@@ -50,7 +51,6 @@ from transports.mqtt.session import NEVER, CarriedWill, Session
 from transports.mqtt.sessions import NameTakenError, Sessions, SessionsFullError, StoreRefusesError
 from transports.mqtt.settings import MqttSettings
 from transports.mqtt.subscriptions import Granted, Subscriptions
-from transports.tcp import TURN_PACKETS, TcpConnection
 
 MAX_UNANSWERED = 64
 """SUBSCRIBEs and UNSUBSCRIBEs that wait for their commit; with more the connection is not read."""
@@ -75,6 +75,8 @@ class Shared:
 
 class MqttConnection(TcpConnection):
     """One client from its first byte to its last."""
+
+    gateway: Gateway
 
     __slots__ = (
         "_authenticating",

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.message import NO_PROPERTIES, QUEUE_PREFIX, Message, to_topic
-from gateway.names import NOBODY, Actor, is_reserved
-from gateway.topics import check_name
+from gateway.model.message import NO_PROPERTIES, QUEUE_PREFIX, Message, to_topic
+from gateway.model.names import NOBODY, Actor, is_reserved
+from gateway.model.topics import check_name
 from transports.mqtt.packets import V5, Connect, Properties5, Property, ProtocolError, Publish, Reason, Will
 from transports.mqtt.properties import from_wire, is_topic_name
 from transports.mqtt.session import NEVER, CarriedWill, is_client_id

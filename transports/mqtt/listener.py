@@ -12,15 +12,15 @@ import anyio
 import msgspec
 
 from gateway.logs import log
-from gateway.origin import is_private
+from gateway.net.door import Door
+from gateway.net.origin import is_private
+from gateway.net.proxy import proxied
+from gateway.net.sockets import open_port, urls
+from gateway.net.websocket import wrapped
 from gateway.transport import Gateway
-from transports.door import Door
 from transports.mqtt.connection import MqttConnection, Shared
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
-from transports.port import open_port, urls
-from transports.proxy import proxied
-from transports.websocket import wrapped
 
 TICK_SECONDS = 1.0
 """How coarse keep-alives, session expiries and delayed wills are."""

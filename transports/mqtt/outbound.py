@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from gateway.flow import Credit
-from gateway.message import DEFAULT_EXCHANGE, QUEUE_PREFIX
-from gateway.names import NOBODY, Actor
+from gateway.model.credit import Credit
+from gateway.model.message import DEFAULT_EXCHANGE, QUEUE_PREFIX
+from gateway.model.names import NOBODY, Actor
 from gateway.transport import (
     Delivery,
     Gateway,

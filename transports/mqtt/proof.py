@@ -5,7 +5,7 @@ Its rule: it knows no socket; it says what is to be answered, and who has not pr
 
 from __future__ import annotations
 
-from gateway.scram import METHOD, Exchange, ScramError
+from gateway.auth.scram import METHOD, Exchange, ScramError
 from gateway.transport import Gateway, User
 from transports.mqtt.packets import Auth, Properties5, Property, ProtocolError, Reason
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.message import NO_PROPERTIES, Properties
+from gateway.model.message import NO_PROPERTIES, Properties
 from transports.mqtt.fields import MAX_STRING
 from transports.mqtt.packets import NO_PROPERTIES5, Properties5, Property
 

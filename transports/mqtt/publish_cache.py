@@ -5,7 +5,7 @@ Its rule: a message that goes to many clients in one form is encoded once; what 
 
 from __future__ import annotations
 
-from gateway.message import Message
+from gateway.model.message import Message
 from transports.mqtt.encoding import EncodedPublish
 from transports.mqtt.packets import NO_PROPERTIES5, V5, Property, ProtocolError
 from transports.mqtt.properties import is_topic_name, to_wire

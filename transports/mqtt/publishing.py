@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gateway.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message
+from gateway.model.message import NO_PROPERTIES, TOPIC_EXCHANGE, Message
 from gateway.transport import PLAIN, Offer, Outcome
-from gateway.turns import Turns
+from gateway.transport.ordered_replies import Turns
 from transports.mqtt.aliases import ClientAliases
 from transports.mqtt.encoding import encode, positive_pubacks, puback
 from transports.mqtt.inbound import message_of

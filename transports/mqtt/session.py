@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.message import QUEUE_PREFIX, Message
-from gateway.names import Actor, is_reserved
-from gateway.topics import check_filter, check_name
+from gateway.model.message import QUEUE_PREFIX, Message
+from gateway.model.names import Actor, is_reserved
+from gateway.model.topics import check_filter, check_name
 from gateway.transport import Binding, Options, Outcome, StateChange
 from transports.mqtt.packets import Reason
 

@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.errors import BindingsFullError, UnknownQueueError
 from gateway.logs import log
-from gateway.message import Message
+from gateway.model.message import Message
 from gateway.transport import Binding, Gateway, Options, Outcome, StateChange
 from transports.mqtt.session import (
     OWED,

@@ -10,10 +10,10 @@ from typing import Annotated
 import msgspec
 
 from gateway.address import Address
-from gateway.policy import DISCARD, Octets, QueuePolicy, Seconds
-from transports.proxy import ProxiedBy
-from transports.tls import TlsSettings
-from transports.websocket import WebSocketSettings
+from gateway.model.policy import DISCARD, Octets, QueuePolicy, Seconds
+from gateway.net.proxy import ProxiedBy
+from gateway.net.tls import TlsSettings
+from gateway.net.websocket import WebSocketSettings
 
 
 class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gateway.errors import BindingsFullError, NameRefusedError, UnknownQueueError
 from gateway.logs import log
-from gateway.names import check_use
+from gateway.model.names import check_use
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
