@@ -47,7 +47,8 @@ def test_messages_go_both_ways_once_and_say_whether_they_are_retained(
     here.publish("a/3", b"end", qos)
     there.wait_until(lambda found: b"end" in found)
     there.publish("a/3", b"end of there", qos)
-    here.wait_until(lambda found: b"end of there" in found)
+    for side in (here, there):
+        side.wait_until(lambda found: b"end of there" in found)
     assert sorted(here.bodies) == sorted([b"there", b"here", b"end", b"end of there"])
     assert sorted(there.bodies) == sorted([b"there", b"here", b"end", b"end of there"])
 

@@ -27,7 +27,7 @@ from gateway.model.delivery import Reason
 from gateway.model.message import DEFAULT_EXCHANGE, Message
 from gateway.model.policy import QueuePolicy
 from gateway.storage.records import Extra
-from gateway.transport import Binding, Death, Delivery, Outcome, Verdict
+from gateway.transport import Actor, Binding, Death, Delivery, Outcome, Verdict
 from tests.harness.local import local_gateway, serving
 from tests.harness.pauses import pauses
 
@@ -73,7 +73,7 @@ class Asking:
 
 
 @contextlib.asynccontextmanager
-async def asking(config: str = "", session_metrics: bool = False) -> AsyncIterator[Asking]:
+async def asking(config: str = "{}", session_metrics: bool = False) -> AsyncIterator[Asking]:
     async with local_gateway(config) as (gateway, operator):
         admin = Admin(AdminSettings(listen=FREE_PORT, session_metrics=session_metrics), operator)
         async with serving(gateway, admin=admin) as addresses:
@@ -102,7 +102,7 @@ def sessions(gateway: LocalGateway, count: int) -> None:
         name = f"mqtt.client-{number}"
         gateway.declare(name, QueuePolicy(durable=False, dead_letter="none"), "mqtt")
         gateway.bind(Binding(queue=name, filter=f"some/{number}/#", owner="mqtt"))
-        gateway.attach(name, Nobody(), live=True).detach()
+        gateway.attach(name, Nobody(), live=True, actor=Actor("mqtt")).detach()
 
 
 class Nobody:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.documents import FUNCTIONS, ROOT, TEST, check_tests, files_of, functions_of
 
-CODE = ROOT / "transports"
+CODE = ROOT
 TEXT = (ROOT / "docs" / "mqtt-conformance.md").read_text()
 PLACE = re.compile(r"`([\w./]+\.py):([A-Za-z_][\w.]*)`")
 _NUMBER = r"\d+\.\d+\.\d+-\d+"

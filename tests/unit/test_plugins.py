@@ -19,7 +19,7 @@ from tests.harness.local import local_gateway
 pytestmark = pytest.mark.anyio
 MODULE = """
 import msgspec
-from gateway.policy import Seconds
+from gateway.model.policy import Seconds
 class Good:
     class Settings(msgspec.Struct, forbid_unknown_fields=True):
         type: str
@@ -136,7 +136,7 @@ def test_a_shadowed_package_is_told(monkeypatch):
     monkeypatch.setattr(plugins.importlib.util, "find_spec", lambda name: other if name == "transports" else find(name))
     (problem,) = plugins.shadowed()
     assert problem.startswith("package transports of mqtt-amqp-gateway is shadowed by /elsewhere/transports")
-    assert str(Path(plugins.__file__).parents[1]) in problem
+    assert str(Path(plugins.__file__).parents[2]) in problem
 
 
 def test_a_package_that_another_distribution_claims_is_told(monkeypatch):

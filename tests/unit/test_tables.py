@@ -34,7 +34,7 @@ from gateway.engine import inspection
 from gateway.logs import printable
 from gateway.storage.salvage import Report
 
-SOURCES = Path(tables.__file__).parent
+SOURCES = Path(tables.__file__).parents[1]
 CONFIG = SOURCES.parent / "config" / "gateway.yaml"
 WIDTHS = [60, 80, 100, 120, 200]
 T = TypeVar("T")
