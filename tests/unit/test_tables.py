@@ -249,7 +249,7 @@ def test_where_there_is_no_terminal_nothing_is_left_out_and_no_name_is_folded(ca
 def test_a_terminal_says_how_wide_it_is(width):
     """By a real terminal, whose size the process asks for."""
     code = (
-        "from gateway import tables, commands\n"
+        "from gateway.cli import tables, commands\n"
         "tables.show(commands.QUEUES, [['orders-of-shop-7', 4961, '1.5 MB', *[1234567] * 10]], '')"
     )
     master, slave = pty.openpty()
