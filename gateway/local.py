@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from gateway.access import Access
 from gateway.committer import Committer
@@ -127,6 +127,9 @@ class LocalGateway:
 
     def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
         return self.core.retained.find(filter, self.now())
+
+    def search_retained(self, filter: str) -> Iterator[tuple[float, Message] | None]:
+        return self.core.retained.search(filter, self.now())
 
     def scram(self) -> Exchange | None:
         return self.access.exchange()

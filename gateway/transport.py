@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from asyncio import Future
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -431,6 +431,11 @@ class Gateway(Protocol):
     def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
         """Retained messages that match, each behind the time when it was set, which no other has, and in that order;
         read after `put()` resolved."""
+        ...
+
+    def search_retained(self, filter: str) -> Iterator[tuple[float, Message] | None]:
+        """As `retained`, in no order and one small step at a time, with None for each step that finds nothing: for
+        filters that may match very many. Nothing that is set after the first step is found."""
         ...
 
     def authenticate(self, name: str | None, password: bytes | None, peer: str = "") -> Future[User | None]:

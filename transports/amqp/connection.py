@@ -242,6 +242,7 @@ class AmqpConnection(TcpConnection):
             self.publishing.flush()
         if self.consuming.done:
             self.consuming.flush()
+        self.consuming.turn_ends()
 
     def _on_channel(self, channel: Channel, kind: int, data: bytes, begin: int, end: int) -> None:
         """A frame of an open channel. Publishes and acks are gathered, but keep their order among each other: what

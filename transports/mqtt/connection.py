@@ -148,7 +148,7 @@ class MqttConnection(TcpConnection):
             if self._session is not None:
                 self._heard = True
             if packets:
-                self.more = len(packets) >= TURN_PACKETS
+                self.more = self.decoder.has_more
                 self._handle_packets(packets)
         except Exception as error:
             self._broke(error)

@@ -168,7 +168,7 @@ class Outbound:
         if not self._open:
             return
         self._open = False
-        self.pool.wakes.pop(self.retaining.read, None)
+        self.retaining.close()
         for consumer in (*self.consumers.values(), *self._leaving):
             consumer.subscription.detach(lost)
         self.consumers.clear()
