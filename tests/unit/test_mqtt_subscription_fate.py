@@ -1,5 +1,5 @@
-"""What becomes of a SUBSCRIBE or UNSUBSCRIBE that the store decides on later than its connection lives: the session is as
-the store has it, for whichever connection has it by then."""
+"""What becomes of a SUBSCRIBE or UNSUBSCRIBE that the store decides on later than its connection lives: the session is
+as the store has it, for whichever connection has it by then."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ each_end = pytest.mark.parametrize("then", THEN)
 
 
 class Store:
-    """Says when a test wants it that it has taken what SUBSCRIBE asked of it, or not. It has it in both cases, as when a
-    later commit has brought it: what was not granted must be taken back there too."""
+    """Says when a test wants it that it has taken what SUBSCRIBE asked of it, or not. It has it in both cases, as when
+    a later commit has brought it: what was not granted must be taken back there too."""
 
     def __init__(self, it: House, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[asyncio.Future[bool]] = []

@@ -17,6 +17,7 @@ from transports.mqtt.session import OWNER, Former, Kind, Membership, Owed, Sessi
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
 
+
 class Granted:
     """What became of a SUBSCRIBE. answers: by filter, what SUBACK says if the store takes what must last. steps: what
     begins after it."""
