@@ -139,6 +139,13 @@ class Outbound:
         self.consumers[filter] = consumer
         consumer.subscription.grant(UNLIMITED_MESSAGES)
 
+    def change(self, filter: str, options: Options) -> None:
+        """Other options hold for this subscription; retained messages may be owed again."""
+        consumer = self.consumers.get(filter)
+        if consumer is not None:
+            consumer.options = options
+        self.retaining.read()
+
     def leave(self, filter: str) -> None:
         consumer = self.consumers.pop(filter, None)
         if consumer is not None:
