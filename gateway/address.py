@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Any
+from urllib.parse import SplitResult
 
 
 class Address(str):
@@ -51,6 +52,17 @@ class Address(str):
             return False
         mine, theirs = _places(self.host), _places(other.host)
         return not mine.isdisjoint(theirs) or _covers(mine, theirs) or _covers(theirs, mine)
+
+
+def port_of(url: SplitResult, usual: int) -> int:
+    """To connect to: the port that a URL names, or the usual one of its scheme. Raises ValueError; 0 is nobody's."""
+    try:
+        port = url.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("url: the port is a number from 1 to 65535")
+    return usual if port is None else port
 
 
 _ALL = {4: "0.0.0.0", 6: "::"}

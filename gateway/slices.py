@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -73,6 +73,18 @@ class Slices:
             turns = _loops[loop] = _Line()
         await turns.turn(loop)
         self._until = time.perf_counter() + SLICE_SECONDS
+
+
+class Errand:
+    """Work in slices that nobody waits for: it goes on by itself from now on, to its end or until it is given up."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.ensure_future(work)
+
+    def give_up(self) -> None:
+        self._task.cancel()
 
 
 def portions(items: Iterable[T], size: int = PORTION) -> Iterator[list[T]]:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.address import Address
+from gateway.address import Address, port_of
 from gateway.admin.views import plain
 from gateway.model.message import Message, Properties, check_destination, retains, to_topic
 from gateway.model.names import Actor
@@ -210,6 +210,7 @@ class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True):
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("url: expected an address such as https://shop.example/hook")
+        port_of(parts, 443 if parts.scheme == "https" else 80)
         if self.timeout <= 0:
             raise ValueError("timeout: must be above 0")
 
@@ -272,8 +273,9 @@ def _metadata(delivery: Delivery) -> Iterator[tuple[str, str | bytes]]:
         yield "x-message-client-id", message.client_id
     if message.retain:
         yield "x-message-retain", "1"
-    yield "content-type", properties.content_type or "application/octet-stream"
-    if properties.content_encoding:
+    type = properties.content_type
+    yield "content-type", "application/octet-stream" if type is None else type
+    if properties.content_encoding is not None:
         yield "content-encoding", properties.content_encoding
     if properties.correlation_id is not None:
         yield "x-message-correlation-id", properties.correlation_id

@@ -1,4 +1,4 @@
-"""Owns what an operator's requests do: the contract of `gateway.admin.api.api.api.api.operations` on a running core.
+"""Owns what an operator's requests do: the contract of `gateway.admin.operations` on a running core.
 
 Its rule: whatever moves a message moves it in one record, by the core.
 """

@@ -1,7 +1,7 @@
 """Owns Logins: who is in, by what has let them in, so that a reload can put them out again.
 
-Its rule: a login lasts as long as what it rests on: the user, the password hash or verifier, or that there are no
-users.
+Its rule: a login lasts as long as what it rests on: the user, the password hash or verifier, that there are no users,
+or the listener's own word (`allow_anonymous`).
 """
 
 from __future__ import annotations

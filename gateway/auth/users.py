@@ -152,9 +152,10 @@ class Access:
 
     def _holds(self, user: User) -> bool:
         """Whether what this user has shown would let him in now. Without a mark it rests on the listener's own
-        settings, which a reload does not change."""
+        settings, which a reload does not change; then it holds, whatever users there are, under a name that none
+        has."""
         if not user.mark:
-            return True
+            return user.name not in self._users  # that name is somebody's now, and stands for more than being let in
         if not self._users:
             return user.mark == self._mark(OPEN)
         name = user.name

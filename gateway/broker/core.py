@@ -555,17 +555,15 @@ class Core:
             self._journal_binding(binding, False)
         self.router.remove_queue(name)
         subscriptions = list(queue.subscriptions)
+        queue.end()
         for subscription in subscriptions:
             subscription.detach()
-        queue.take_back_all()
-        queue.deleted = True
         if queue.live:
             self.ended_sessions.setdefault(queue.owner, Counters()).include(queue.counters)
         del self.queues[name]
         del self.by_number[queue.number]
         self._scheduled.pop(queue, None)
         self._dirty.pop(queue, None)
-        queue.purge()
         if queue.policy.durable:
             self.gather.forced_states.append(queue_state(queue))
         for subscription in subscriptions:

@@ -7,6 +7,8 @@ all of them take has a limit, beyond which nothing is retained until something i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from operator import itemgetter
 
 import msgspec
 
@@ -28,6 +30,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     message: Message
 
 
+_at = itemgetter(0)
 _encode = msgspec.msgpack.Encoder().encode
 _encode_properties = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
@@ -39,12 +42,24 @@ class Retained:
     octets: what those that are committed take in memory, about. limit: of these and of what waits for its commit.
     """
 
-    __slots__ = ("_kept", "_latest", "_next_sweep", "_pending", "_pending_octets", "_tree", "limit", "octets")
+    __slots__ = (
+        "_applied",
+        "_kept",
+        "_latest",
+        "_next_sweep",
+        "_pending",
+        "_pending_octets",
+        "_tree",
+        "limit",
+        "octets",
+    )
 
     def __init__(self, limit: int = MAX_RETAINED_OCTETS) -> None:
         self._kept: dict[str, _Kept] = {}
         self._tree: NameTree[str] = NameTree()
         self._latest = 0.0
+        self._applied = 0.0
+        """The latest time of what was ever committed."""
         self._pending: dict[float, tuple[str, int]] = {}
         """Topic and octets of each change that waits for its commit, by its time."""
         self._pending_octets = 0
@@ -93,6 +108,7 @@ class Retained:
     def apply(self, message: Message, now: float) -> None:
         """The change is committed."""
         self.undo(now)
+        self._applied = max(self._applied, now)
         self._remove(message.topic)
         if message.body:
             self._kept[message.topic] = _Kept(now, message)
@@ -122,17 +138,25 @@ class Retained:
     def find(self, filter: str, now: float) -> list[tuple[float, Message]]:
         """Those that match and have not expired, with what is left of their time, in the order they were set, each
         behind the time when it was."""
-        found = sorted((self._kept[topic] for topic in self._tree.match(filter)), key=lambda kept: kept.accepted)
-        messages: list[tuple[float, Message]] = []
-        for kept in found:
+        return sorted((found for found in self.search(filter, now) if found is not None), key=_at)
+
+    def search(self, filter: str, now: float) -> Iterator[tuple[float, Message] | None]:
+        """As `find`, in no order and one small step at a time, with None for each that finds nothing. Nothing that is
+        set after the first step is found."""
+        latest = self._applied
+        for topic in self._tree.walk(filter):
+            kept = self._kept[topic] if topic is not None else None
+            if kept is None or kept.accepted > latest:
+                yield None
+                continue
             message = kept.message
             if message.ttl is not None:
                 left = kept.accepted + message.ttl - now
                 if left <= 0:
+                    yield None
                     continue
                 message = msgspec.structs.replace(message, ttl=left)
-            messages.append((kept.accepted, message))
-        return messages
+            yield kept.accepted, message
 
 
 def _cost(message: Message) -> int:

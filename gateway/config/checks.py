@@ -95,10 +95,18 @@ class Checks:
         for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
             if text is None or (key == "dedup" and text == "sha256"):
                 continue
+            keys = (*place, key, *(["key"] if key == "dedup" else []))
             try:
-                Template(text)
+                template = Template(text)
             except ValueError as error:
-                self._fault(str(error), *place, key, *(["key"] if key == "dedup" else []))
+                self._fault(str(error), *keys)
+                continue
+            if key == "dedup" and template.is_constant:
+                self._fault(
+                    f'"{text}" is the same for every message, and all after the first would be dropped as duplicates; '
+                    'write what differs, as in "{header[order-id]}" or sha256',
+                    *keys,
+                )
         if policy.group is None and not self.root.is_unread(*place, "group"):
             if policy.on_exhausted == "park":
                 self._fault("park holds a group; give the queue a group", *place, "on_exhausted")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from gateway.auth.scram import Exchange
 from gateway.auth.users import Access
@@ -130,6 +130,9 @@ class LocalGateway:
 
     def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
         return self.core.retained.find(filter, self.now())
+
+    def search_retained(self, filter: str) -> Iterator[tuple[float, Message] | None]:
+        return self.core.retained.search(filter, self.now())
 
     def scram(self) -> Exchange | None:
         return self.access.exchange()

@@ -5,7 +5,7 @@ Its rule: matching walks a tree level by level; no regular expression runs on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Generic, TypeVar
 
@@ -301,36 +301,64 @@ class NameTree(Generic[T]):
 
     def match(self, filter: str) -> Iterator[T]:
         """The values of all names that the filter matches, in no stated order, each once."""
-        levels = levels_of(filter)
-        root = self._root
-        hidden = self._hide and levels[:1] in (["+"], ["#"])
-        active: dict[_Name[T], None] = {root: None}
-        for level in levels:
-            following: dict[_Name[T], None] = {}
-            for node in active:
-                hides = hidden and node is root
-                if level == "#":
-                    self._add_below(node, following, hides)
-                elif level == "+":
-                    for name, child in node.children.items():
-                        if not (hides and name.startswith("$")):
-                            following[child] = None
-                elif not (hides and level.startswith("$")):
-                    found = node.children.get(level_text(level))
-                    if found is not None:
-                        following[found] = None
-            active = following
-        for node in active:
-            if node.value is not None:
-                yield node.value
+        return (value for value in self.walk(filter) if value is not None)
 
-    def _add_below(self, node: _Name[T], into: dict[_Name[T], None], hides: bool) -> None:
-        into[node] = None
-        stack = [child for name, child in node.children.items() if not (hides and name.startswith("$"))]
+    def walk(self, filter: str) -> Iterator[T | None]:
+        """As `match`, one small step at a time, with None for each that finds nothing. Names may come and go between
+        two steps: what is there all the while is found."""
+        levels = levels_of(filter)
+        end = len(levels)
+        hides = self._hide and levels[:1] in (["+"], ["#"])
+        moves: dict[tuple[int, ...], tuple[tuple[int, ...], dict[str, tuple[int, ...]]]] = {}
+        places = _places(levels, (0,))
+        stack: list[Iterator[tuple[_Name[T], tuple[int, ...]]]] = [iter(((self._root, places),))]
         while stack:
-            found = stack.pop()
-            into[found] = None
-            stack += found.children.values()
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+                continue
+            node, places = found
+            yield node.value if end in places else None
+            if node.children:
+                move = moves.get(places)
+                if move is None:
+                    move = moves[places] = _moves(levels, places)
+                stack.append(_below(node, *move, hides and len(stack) == 1))
+
+
+def _places(levels: list[str], places: Iterable[int]) -> tuple[int, ...]:
+    """Where in a filter one is who is at these places: `#` may be passed without a level of the name."""
+    found: dict[int, None] = {}
+    for place in places:
+        found[place] = None
+        while place < len(levels) and levels[place] == "#":
+            place += 1
+            found[place] = None
+    return tuple(sorted(found))
+
+
+def _moves(levels: list[str], places: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    """Where in a filter one is from these places after any level of a name, and after certain ones."""
+    wide = [place + (levels[place] == "+") for place in places if levels[place : place + 1] in (["+"], ["#"])]
+    plain = [place for place in places if place < len(levels) and levels[place] not in ("+", "#")]
+    texts = {level_text(levels[place]) for place in plain}
+    led = {text: [place + 1 for place in plain if level_text(levels[place]) == text] for text in texts}
+    return _places(levels, wide), {text: _places(levels, [*wide, *after]) for text, after in led.items()}
+
+
+def _below(
+    node: _Name[T], wide: tuple[int, ...], led: Mapping[str, tuple[int, ...]], hides: bool
+) -> Iterator[tuple[_Name[T], tuple[int, ...]]]:
+    """The children that a filter may match, each with the places where it then is."""
+    if not wide:
+        for text, places in led.items():
+            child = node.children.get(text)
+            if child is not None:
+                yield child, places
+        return
+    for name, child in list(node.children.items()):
+        if not (hides and name.startswith("$")):
+            yield child, led.get(name, wide)
 
 
 def matches(filter: str, topic: str) -> bool:

@@ -140,6 +140,7 @@ class TcpConnection(asyncio.Protocol):
         if self.closing:
             return
         self.closing = True
+        self.crowd.part(self)
         self._flush()
         self._buffer.clear()
         self._ended = True
@@ -155,6 +156,7 @@ class TcpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is queued."""
         self.closing = True
+        self.crowd.part(self)
         self._buffer.clear()
         if self.transport:
             self.transport.abort()

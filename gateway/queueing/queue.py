@@ -469,10 +469,13 @@ class Queue:
         self.ledger.wake(self)
         return False
 
-    def take_back_all(self) -> None:
-        """Whatever is in flight still, with consumers that were cancelled and not yet detached, is theirs no more."""
-        for slot in list(self.flying):
-            self._land(slot, 0)
+    def end(self) -> None:
+        """It is deleted: all that is here leaves in the turns that follow, also what is in flight, which nobody can
+        settle any more."""
+        self.deleted = True
+        self._returning.clear()
+        self._purge = Purge(self.entries, (), self._purge.then if self._purge is not None else ())
+        self.ledger.goes_on(self)
 
     def is_parked(self, slot: int) -> bool:
         """Whether its group waits for an operator's word on it."""
@@ -712,7 +715,7 @@ class Queue:
         for _ in range(min(RETURNED_AT_ONCE, len(returning))):
             delivery, error, delayed = returning.popleft()
             if flying.get(delivery.slot) is not delivery:
-                continue  # its queue was deleted
+                continue  # it has left meanwhile
             if error is None:
                 self.give_back(delivery)
             else:

@@ -5,7 +5,7 @@ Its rule: only who holds a delivery can settle it; a settlement from anybody els
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from gateway.model.credit import UNLIMITED, Credit
@@ -15,6 +15,10 @@ from gateway.transport import Consumer
 
 if TYPE_CHECKING:
     from gateway.queueing.queue import Queue, Return
+
+
+_NONE: Mapping[int, Delivery] = {}
+"""What is in flight from a queue that was deleted is nobody's: it leaves with the rest."""
 
 
 class QueueSubscription:
@@ -96,11 +100,12 @@ class QueueSubscription:
 
     def settle(self, ids: Iterable[int], verdict: Verdict, error: str = "") -> int:
         queue, held = self._queue, self.held
+        flying = queue.flying if not queue.deleted else _NONE
         found: list[Delivery] = []
         for id in ids:
             delivery = held.pop(id, None)
-            # Held and not flying: the queue was deleted or emptied under it.
-            if delivery is None or queue.flying.get(delivery.slot) is not delivery:
+            # Held and not flying: the queue was emptied under it.
+            if delivery is None or flying.get(delivery.slot) is not delivery:
                 queue.counters.stale += 1
             else:
                 found.append(delivery)
@@ -116,7 +121,7 @@ class QueueSubscription:
         return len(found)
 
     def holds(self, id: int) -> bool:
-        delivery = self.held.get(id)
+        delivery = self.held.get(id) if not self._queue.deleted else None
         return delivery is not None and self._queue.flying.get(delivery.slot) is delivery
 
     def journaled(self, ids: Iterable[int]) -> list[int]:
@@ -143,7 +148,7 @@ class QueueSubscription:
     def detach(self, lost: bool = False) -> None:
         self.cancel()
         self._queue._leaving.pop(self, None)
-        flying = self._queue.flying
+        flying = self._queue.flying if not self._queue.deleted else _NONE
         held = [delivery for delivery in self.held.values() if flying.get(delivery.slot) is delivery]
         self.held.clear()
         oldest = held.pop(0) if lost and held else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from gateway.model.binding import Binding, ExchangeBinding, Options
@@ -24,6 +23,9 @@ MAX_BINDINGS_OCTETS = 256 << 20
 FORGOTTEN_SINGLY = 1000
 """When an edit of bindings affects more cached answers, all of the exchange are forgotten, which takes no longer for
 many."""
+SEARCHED = 20_000
+"""After so many steps in search of affected answers all are forgotten: the edits of one client, each of which finds
+little in many, then take no longer than the answers are worth."""
 _ENTRY_OCTETS = 400  # a cached answer with its place in the dictionary, roughly
 _NODE_OCTETS = 400  # a level of a topic in the tree of what is cached: a topic of 128 levels is 50 KB
 
@@ -48,7 +50,7 @@ class _Answer(Generic[Q]):
 class _Exchange(Generic[Q]):
     """octets: what the cached answers take, roughly."""
 
-    __slots__ = ("answers", "cached", "hides", "literal", "octets", "tree")
+    __slots__ = ("_searched", "answers", "cached", "hides", "literal", "octets", "tree")
 
     def __init__(self, name: str) -> None:
         self.hides = name == TOPIC_EXCHANGE
@@ -57,6 +59,8 @@ class _Exchange(Generic[Q]):
         self.answers: dict[str, _Answer[Q]] = {}
         self.cached: NameTree[str] = NameTree(self.hides)
         self.octets = 0
+        self._searched = 0
+        """Steps of searches in `cached` since it was empty."""
 
     def remember(self, topic: str, answer: _Answer[Q]) -> int:
         """Returns how many octets more it takes now; as do those that follow."""
@@ -72,13 +76,18 @@ class _Exchange(Generic[Q]):
         return self.octets - before
 
     def forget_matching(self, filter: str) -> int:
-        topics = list(islice(self.cached.match(filter), FORGOTTEN_SINGLY + 1))
-        if len(topics) > FORGOTTEN_SINGLY:
-            return self.forget_all()
+        topics: list[str] = []
+        for topic in self.cached.walk(filter):
+            self._searched += 1
+            if topic is not None:
+                topics.append(topic)
+            if self._searched > SEARCHED or len(topics) > FORGOTTEN_SINGLY:
+                return self.forget_all()
         return sum(map(self.forget, topics))
 
     def forget_all(self) -> int:
         before, self.octets = self.octets, 0
+        self._searched = 0
         self.answers = {}
         self.cached = NameTree(self.hides)
         return -before

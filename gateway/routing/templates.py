@@ -163,6 +163,11 @@ class Template:
         numbers = [part[0].strip() for part in self._parts if not isinstance(part, str) and part[2] is None]
         return max((int(name[6:-1]) + 1 for name in numbers if name.startswith("topic[")), default=0)
 
+    @property
+    def is_constant(self) -> bool:
+        """It asks for nothing of the message."""
+        return all(isinstance(part, str) for part in self._parts)
+
     def find(self, fields: Fields) -> str | None:
         """As `render`; None where a variable without a default is not there at all."""
         for part in self._parts:

@@ -6,7 +6,7 @@ Its rule: an answer to a sender can only be made from an Outcome, and an Outcome
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -235,6 +235,11 @@ class Gateway(Host, Protocol):
     def retained(self, filter: str) -> Sequence[tuple[float, Message]]:
         """Retained messages that match, each behind the time when it was set, which no other has, and in that order;
         read after `put()` resolved."""
+        ...
+
+    def search_retained(self, filter: str) -> Iterator[tuple[float, Message] | None]:
+        """As `retained`, in no order and one small step at a time, with None for each step that finds nothing: for
+        filters that may match very many. Nothing that is set after the first step is found."""
         ...
 
     def scram(self) -> Exchange | None:

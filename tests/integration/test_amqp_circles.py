@@ -194,6 +194,35 @@ def test_circles_end_or_go_on_as_in_rabbitmq(server: Address, rabbitmq: RabbitMq
     assert ours[".expired in two"] is True
 
 
+def given_up(address: Address) -> dict[str, Any]:
+    """What becomes of messages that no consumer rejects for good: each gives them back until their attempts are used
+    up (`delivery_limit`), and that alone sends them on."""
+    limit = {"x-queue-type": "quorum", "x-delivery-limit": 1}
+    shapes = {"alone": [limit], "waits": [limit, WAIT], "both": [limit, limit]}
+    seen: dict[str, Any] = {}
+    connection = pika.BlockingConnection(pika.ConnectionParameters(address.host, address.port))
+    try:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for name, queues in shapes.items():
+            circle = Circle(channel, f"limit.{name}", "default", "consume", *queues)
+            circle.publish()
+            rounds = [circle.take(True, 0), circle.take(True, 0)]
+            if name == "both":
+                rounds += [circle.take(True, 1), circle.take(True, 1)]
+            seen[name] = rounds, circle.is_gone()
+    finally:
+        connection.close()
+    return seen
+
+
+@pytest.mark.timeout(180)
+def test_attempts_that_are_used_up_drive_no_circle_as_in_rabbitmq(server: Address, rabbitmq: RabbitMq) -> None:
+    ours = given_up(server)
+    assert ours == given_up(rabbitmq.amqp)
+    assert ours["both"] == ([[], [], [("0", "delivery_limit", 1)], [("0", "delivery_limit", 1)]], True)
+
+
 @pytest.mark.parametrize("length", [3, 4, 40])
 @pytest.mark.parametrize("kind", ["default", "named", "two"])
 def test_a_longer_circle_goes_on_for_as_long_as_a_consumer_rejects(server: Address, kind: str, length: int) -> None:

@@ -327,6 +327,22 @@ def test_connections_are_limited(daemon: Callable[..., Daemon], connect: Connect
     assert all(client.is_alive() for client in clients)
 
 
+@pytest.mark.parametrize("way", ["closed", "error"])
+def test_who_has_ended_holds_no_place(daemon: Callable[..., Daemon], connect: Connect, way: str) -> None:
+    """Although its socket is still there: it has not answered the error, or not closed its side."""
+    amqp = {"type": "amqp", "listen": "127.0.0.1:0", "max_connections": 1}
+    address = daemon({"transports": {"amqp": amqp}}).address("amqp")
+    for _ in range(4):
+        raw = connect(address)
+        if way == "closed":
+            raw.send(commands.Connection.Close(200, "", 0, 0), 0)
+            raw.expect(commands.Connection.CloseOk)
+        else:
+            raw.send(commands.Basic.Ack(99), 5)
+            raw.expect(commands.Connection.Close)
+    assert connect(address).is_alive()
+
+
 @pytest.mark.parametrize(
     ("tune", "code"), [({"frame_max": 100}, 530), ({"frame_max": 1 << 20}, 530), ({"channel_max": 2000}, 530)]
 )

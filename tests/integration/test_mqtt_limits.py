@@ -228,6 +228,36 @@ def test_no_more_connections_than_allowed(client: Open) -> None:
     assert third.connect(unique()).reason == Reason.SERVER_UNAVAILABLE
 
 
+@pytest.mark.parametrize("version", [V5, V311])
+def test_a_take_over_needs_no_second_place_and_an_end_gives_it_back_at_once(client: Open, version: int) -> None:
+    """Also while the old socket is still there, because its peer has not seen the end."""
+    name = unique()
+    for _ in range(4):
+        one = client(version, "few")
+        assert one.connect(name, False).reason == Reason.SUCCESS
+        other = client(V5, "few")
+        assert other.connect(unique()).reason == Reason.SERVER_BUSY, "the one place is taken, and by one only"
+    for _ in range(4):
+        one.send(Disconnect())
+        while one.receive() is not None:
+            pass
+        one = client(version, "few")
+        assert one.connect(unique()).reason == Reason.SUCCESS
+    one.send(b"\x00\x00")  # a fault of the client's ends it as well
+    while one.receive() is not None:
+        pass
+    assert client(version, "few").connect(name).reason == Reason.SUCCESS
+
+
+def test_a_session_on_another_listener_brings_no_place_with_it(client: Open) -> None:
+    name = unique()
+    elsewhere, first = client(), client(V5, "few")
+    assert elsewhere.connect(name).reason == Reason.SUCCESS
+    assert first.connect(unique()).reason == Reason.SUCCESS
+    assert client(V5, "few").connect(name).reason == Reason.SERVER_BUSY
+    elsewhere.nothing_comes()
+
+
 def test_a_session_queue_drops_its_oldest(client: Open) -> None:
     name, topic = unique(), unique("t")
     expiry = {Property.SESSION_EXPIRY_INTERVAL: 100}

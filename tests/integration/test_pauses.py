@@ -8,15 +8,18 @@ import gc
 import json
 import os
 import signal
+import struct
 import threading
 from array import array
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from pamqp import commands
 
 from gateway.address import Address
 from gateway.admin.api import Admin
@@ -26,12 +29,32 @@ from gateway.engine.gateway import LocalGateway
 from gateway.model.delivery import Reason
 from gateway.model.message import DEFAULT_EXCHANGE, Message
 from gateway.model.policy import QueuePolicy
+from gateway.queueing.queue import Queue
 from gateway.storage.records import Extra
 from gateway.transport import Actor, Binding, Death, Delivery, Outcome, Verdict
 from tests.harness.local import local_gateway, serving
 from tests.harness.pauses import pauses
+from tests.integration.amqp_raw import Raw
+from tests.integration.mqtt_raw import RawClient
+from transports.amqp.listener import AmqpListener, AmqpSettings
+from transports.mqtt.codec import MAX_FILTERS
+from transports.mqtt.encoding import encode
+from transports.mqtt.listener import MqttListener
+from transports.mqtt.packets import (
+    Disconnect,
+    Property,
+    Publish,
+    Request,
+    SubAck,
+    Subscribe,
+    UnsubAck,
+    Unsubscribe,
+)
+from transports.mqtt.settings import MqttSettings
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -318,3 +341,210 @@ class Taker:
     async def wait(self, count: int) -> None:
         self._wanted = count
         await self.done.wait()
+
+
+@contextlib.asynccontextmanager
+async def mqtt(config: str = "{}", **said: Any) -> AsyncIterator[tuple[LocalGateway, Serving]]:
+    async with local_gateway(config) as (gateway, _):
+        listener = MqttListener("mqtt", MqttSettings(listen=FREE_PORT, **said))
+        async with serving(gateway, mqtt=listener) as addresses:
+            yield gateway, Serving(*addresses["mqtt"])
+
+
+class Serving(NamedTuple):
+    host: str
+    port: int
+
+
+async def elsewhere(call: Callable[[], T]) -> T:
+    """A client's part, in a thread of its own."""
+    return await anyio.to_thread.run_sync(call)
+
+
+@pytest.mark.parametrize("packet", ["subscribe", "unsubscribe"])
+async def test_a_packet_of_very_many_filters_is_refused_before_it_is_read(packet: str) -> None:
+    names = tuple(f"some/{number}" for number in range(60_000))
+    said = Subscribe(1, tuple(map(Request, names))) if packet == "subscribe" else Unsubscribe(1, names)
+    data = encode(said, 5)
+
+    def client() -> Any:
+        with RawClient(address) as one:
+            one.connect("client")
+            one.send(data)
+            return one.receive()
+
+    async with mqtt() as (gateway, address):
+        with pauses() as found:
+            answer = await elsewhere(client)
+        found.check()
+        assert isinstance(answer, Disconnect) and answer.reason == 0x97
+        assert not gateway.bindings("mqtt.client")
+
+
+@pytest.mark.parametrize("each", [1, 50, MAX_FILTERS])
+async def test_subscribes_that_come_at_one_time(each: int) -> None:
+    """Of a session that lasts: what it has is written for each of them."""
+    count = 4_000 // each
+
+    def client() -> int:
+        with RawClient(address) as one:
+            one.connect("client", properties={Property.SESSION_EXPIRY_INTERVAL: 3600})
+            requests = [tuple(Request(f"{number}/{place}") for place in range(each)) for number in range(count)]
+            one.send(*(Subscribe(1 + number, some) for number, some in enumerate(requests)))
+            granted = sum(reason < 0x80 for _ in requests for reason in one.expect(SubAck).reasons)
+            one.send(*(Unsubscribe(1, tuple(request.filter for request in some)) for some in requests))
+            ended = sum(not reason for _ in requests for reason in one.expect(UnsubAck).reasons)
+            assert ended == granted
+            return granted
+
+    async with mqtt() as (_, address):
+        with pauses() as found:
+            assert await elsewhere(client) == 1_000
+        found.check()
+
+
+async def retain(gateway: LocalGateway, count: int) -> None:
+    for start in range(0, count, 1000):
+        numbers = range(start, start + 1000)
+        await gateway.accept([Message(f"{number}/state", b"%d" % number, qos=1, retain=True) for number in numbers])
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_subscription_that_matches_very_many_retained_messages(qos: int) -> None:
+    count = 40_000
+
+    def client() -> list[bytes]:
+        with RawClient(address) as one:
+            one.connect("client")
+            assert one.subscribe(Request("+/state", qos)) == (qos,)
+            bodies = []
+            while len(bodies) < count:
+                publish = one.expect(Publish)
+                bodies.append(publish.payload)
+                if publish.qos:
+                    one.ack(publish)
+            one.nothing_comes()
+            return bodies
+
+    async with mqtt() as (gateway, address):
+        await retain(gateway, count)
+        with pauses() as found:
+            bodies = await elsewhere(client)
+        found.check()
+        assert bodies == [b"%d" % number for number in range(count)]
+
+
+async def test_subscriptions_that_find_nothing_in_much() -> None:
+    """Neither among the retained messages nor among the ways that messages have gone."""
+    count = 20_000
+
+    def client() -> None:
+        with RawClient(address) as one:
+            one.connect("client")
+            filters = [Request(f"+/nothing/{number}") for number in range(49)]
+            assert one.subscribe(*filters, Request("17/state", 1)) == (*[0] * 49, 1)
+            assert one.take() == ("17/state", b"17")
+
+    async with mqtt() as (gateway, address):
+        await retain(gateway, count)
+        with pauses() as found:
+            await elsewhere(client)
+        found.check()
+
+
+@contextlib.asynccontextmanager
+async def amqp(config: str = "{}", **said: Any) -> AsyncIterator[tuple[LocalGateway, Serving]]:
+    async with local_gateway(config) as (gateway, _):
+        listener = AmqpListener("amqp", AmqpSettings(listen=FREE_PORT, **said))
+        async with serving(gateway, amqp=listener) as addresses:
+            yield gateway, Serving(*addresses["amqp"])
+
+
+SETTLEMENTS = {
+    "ack": commands.Basic.Ack(0, True),
+    "reject": commands.Basic.Nack(0, True, False),
+    "retry": commands.Basic.Nack(0, True, True),
+    "recover": commands.Basic.Recover(True),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [("", "stays"), ("", "leaves"), ('group: "{client_id}", ', "stays"), ("max_priority: 3, ", "stays")],
+)
+@pytest.mark.parametrize("said", SETTLEMENTS)
+async def test_one_frame_that_settles_very_many(said: str, kind: str, end: str) -> None:
+    """Who closes the connection right behind it has settled them nevertheless."""
+    count, taken, may_settle = 100_000, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def client() -> None:
+        one = Raw(address)
+        one.login()
+        one.send(commands.Basic.Consume(queue="orders"))
+        one.expect(commands.Basic.ConsumeOk)
+        try:
+            _read_until(one, count)
+        finally:
+            loop.call_soon_threadsafe(taken.set)
+        may_settle.wait()
+        one.send(SETTLEMENTS[said], *([commands.Connection.Close(200, "", 0, 0)] if end == "leaves" else []), channel=1)
+        if end == "stays" and said in ("ack", "reject"):
+            one.call(commands.Channel.Close(200, "", 0, 0), commands.Channel.CloseOk)
+        one.close()
+
+    config = f"queues: {{orders: {{{kind}dead_letter: bin, max_deliveries: 9}}, bin: {{}}}}"
+    async with amqp(config) as (gateway, address):
+        for start in range(0, count, 1000):
+            await gateway.accept([to_queue("orders", f"{number}") for number in range(start, start + 1000)])
+        asked = asyncio.create_task(elsewhere(client))
+        await taken.wait()
+        with pauses() as found:
+            may_settle.set()
+            await asked
+            queue = gateway.core.get("orders")
+            await quiet(queue)
+        found.check()
+        gone = said in ("ack", "reject")
+        assert queue.depth == (0 if gone else count)
+        assert (queue.counters.settled, queue.counters.dead_lettered) == {
+            "ack": (count, 0), "reject": (0, count)
+        }.get(said, (0, 0))  # fmt: skip
+
+
+async def quiet(queue: Queue) -> None:
+    """Nothing of it is in flight or on its way any more."""
+    while queue.in_flight or queue.is_busy:  # noqa: ASYNC110 - it says so to nobody
+        await asyncio.sleep(0)
+
+
+def _read_until(one: Raw, count: int) -> None:
+    """So many basic.deliver frames, by what they begin with: no body here holds that."""
+    begin = struct.pack(">HH", 60, 60)
+    tail, one._buffer = one._buffer, b""
+    while True:
+        count -= tail.count(begin)
+        if not count:
+            return
+        tail = tail[max(len(tail) - len(begin) + 1, tail.rfind(begin) + len(begin)) :] + one.socket.recv(1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["{}", '{group: "{client_id}"}', "{max_priority: 3}"])
+async def test_a_queue_is_deleted_of_which_much_is_in_flight(kind: str) -> None:
+    async with local_gateway(f"queues: {{orders: {kind}, others: {{}}}}") as (gateway, _):
+        count = 100_000
+        for start in range(0, count, 1000):
+            await gateway.accept([to_queue("orders", f"{number}") for number in range(start, start + 1000)])
+        taker, left = Taker(gateway, "orders", 1000), Taker(gateway, "orders", 0)
+        await taker.done.wait()
+        left.subscription.grant(count - 1000)
+        await left.wait(count - 1000)
+        left.subscription.cancel()
+        queue = gateway.core.get("orders")
+        with pauses() as found:
+            gateway.delete("orders")
+            assert left.subscription.settle(left.ids[:1], Verdict.DONE) == 0
+            left.subscription.detach()
+            await quiet(queue)
+        found.check()
+        assert (queue.entries.count, queue.in_flight, gateway.core.memory.octets) == (0, 0, 0)

@@ -12,7 +12,7 @@ CONFIG = {
 GOOD = """
 import asyncio
 import msgspec
-from gateway.message import Message
+from gateway.model.message import Message
 
 class Extra:
     class Settings(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from tests.integration.mqtt_raw import RawClient, unique
 from tests.integration.test_mqtt_auth import METHOD, proven
 from tests.integration.test_mqtt_websocket import WebClient
 from transports.mqtt.encoding import encode
-from transports.mqtt.packets import V5, V311, ConnAck, Connect, Disconnect, Reason, Will
+from transports.mqtt.packets import V5, V311, ConnAck, Connect, Disconnect, PingReq, PingResp, Reason, Will
 
 Make = Callable[..., Daemon]
 CHEAP = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
@@ -182,13 +182,90 @@ def test_users_that_come_put_out_who_came_in_without(daemon: Make) -> None:
                 connection.process_data_events(1)
 
 
-def test_on_a_listener_that_takes_anybody_anybody_stays(daemon: Make) -> None:
-    server = daemon(config({}, allow_anonymous=True))
-    with RawClient(server.address("mqtt")) as one:
-        one.connect()
-        reload(server, config({"ann": user(ANN)}))
-        reload(server, config({"bob": user(BOB)}))
-        one.nothing_comes()
+def guest(server: Daemon, listener: str = "amqp") -> Raw:
+    raw = Raw(server.address(listener))
+    raw.login()
+    return raw
+
+
+def claims_another_name(server: Daemon) -> RawClient:
+    one = RawClient(server.address("mqtt"))
+    one.send(Connect(unique(), username="cleo", password=b"any"))
+    assert one.expect(ConnAck).reason == Reason.SUCCESS
+    return one
+
+
+def is_in(one: RawClient | Raw) -> bool:
+    if isinstance(one, Raw):
+        one.send(commands.Basic.Qos(prefetch_count=1))
+        return isinstance(one.read(), commands.Basic.QosOk)
+    one.send(PingReq())
+    return isinstance(one.receive(), PingResp)
+
+
+def is_told_to_go(one: RawClient | Raw) -> bool:
+    """A reload is said to be done a moment before those that it puts out are told."""
+    if isinstance(one, Raw):
+        return isinstance(one.read(), commands.Connection.Close)
+    return isinstance(one.receive(), Disconnect)
+
+
+@pytest.mark.parametrize(
+    ("before", "anonymous"),
+    [({}, False), ({}, True), ({"bob": user(BOB)}, True)],
+    ids=["no users", "no users, allow_anonymous", "users, allow_anonymous"],
+)
+def test_who_is_let_in_by_the_listener_alone_stays_as_long_as_it_lets_in(
+    daemon: Make, before: dict[str, Any], anonymous: bool
+) -> None:
+    """MQTT without a user name and AMQP's guest, alike: by `allow_anonymous` they stay, whatever users come and go; by
+    there being no users they stay until there are some."""
+
+    def with_users(users: dict[str, Any]) -> dict[str, Any]:
+        made = config(users)
+        for name in ("mqtt", "amqp"):
+            made["transports"][name]["allow_anonymous"] = anonymous
+        return made
+
+    def come() -> list[RawClient | Raw]:
+        plain, raw = stack.enter_context(RawClient(server.address("mqtt"))), guest(server)
+        stack.callback(raw.close)
+        plain.connect()
+        return [plain, raw]
+
+    server = daemon(with_users(before))
+    with contextlib.ExitStack() as stack:
+        clients = come()
+        named = None if before else stack.enter_context(claims_another_name(server))
+        reload(server, with_users({"ann": user(ANN)}))
+        if named is not None:
+            assert is_told_to_go(named), "a name that no user has is refused by each listener now"
+        if not anonymous:
+            assert all(is_told_to_go(one) for one in clients)
+        else:
+            assert all(is_in(one) for one in clients)
+            clients += come()
+            for users in ({"bob": user(BOB)}, {}, {"ann": user(ANN), "bob": user(BOB)}):
+                reload(server, with_users(users))
+                assert all(is_in(one) for one in clients)
+
+
+def test_a_guest_whose_name_is_given_to_a_user_is_put_out(daemon: Make) -> None:
+    """It never showed that it is that user."""
+
+    def with_users(users: dict[str, Any]) -> dict[str, Any]:
+        made = config(users)
+        made["transports"]["amqp"]["allow_anonymous"] = True
+        return made
+
+    server = daemon(with_users({}))
+    raw = guest(server)
+    reload(server, with_users({"guest": user(NEW)}))
+    assert is_told_to_go(raw)
+    raw.close()
+    raw = guest(server)
+    assert is_in(raw)
+    raw.close()
 
 
 def test_what_a_removed_user_leaves_is_as_of_any_that_is_cut_off(daemon: Make) -> None:

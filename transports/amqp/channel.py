@@ -6,6 +6,7 @@ Its rule: it is pure. It decides what a frame means and raises AmqpError; sendin
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.model.credit import UNLIMITED, Credit
@@ -185,9 +186,10 @@ class Channel:
         self.next_tag = tag + 1
         return tag
 
-    def settled(self, tag: int, multiple: bool) -> list[tuple[AmqpConsumer, int]]:
+    def settled(self, tag: int, multiple: bool, most: int = UNLIMITED) -> list[tuple[AmqpConsumer, int]]:
         """The deliveries that an ack, nack or reject speaks of, oldest first; they are forgotten here. Tag 0 with
-        `multiple` means all. Raises AmqpError for a tag that is not open [AMQP 1.8.3.13.delivery-tag]."""
+        `multiple` means all; `most`: only so many, and while it `reaches` more there is a rest. Raises AmqpError for a
+        tag that is not open [AMQP 1.8.3.13.delivery-tag]."""
         if not multiple:
             found = self.unacked.pop(tag, None)
             if found is None:
@@ -199,6 +201,8 @@ class Channel:
             raise AmqpError(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
         last = tag or self.next_tag - 1
         unacked = self.unacked
+        if last - self.oldest >= most:
+            last = min(last, next(islice(unacked, most - 1, None), last))
         # Tags between the oldest and the last may be few or, after acks out of order, very many.
         if last - self.oldest <= 2 * len(unacked):
             tags = [open_tag for open_tag in range(self.oldest, last + 1) if open_tag in unacked]
@@ -209,6 +213,10 @@ class Channel:
         if not taken and tag:
             raise AmqpError(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
         return taken
+
+    def reaches(self, tag: int) -> bool:
+        """Whether any delivery up to this tag is unsettled."""
+        return tag >= next(iter(self.unacked), self.next_tag)
 
     # credit
 

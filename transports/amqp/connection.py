@@ -176,7 +176,7 @@ class AmqpConnection(TcpConnection):
         return super().unfinished() + self.publishing.unfinished + self.publishing.held_back
 
     def cut_off(self, why: str) -> None:
-        if self.handshake.step is Step.DONE:
+        if self.handshake.step is Step.DONE and not (self.refused or self.closing):
             self.fail(AmqpError(RESOURCE_ERROR, f"closed for the sake of the others: {why}"))
         else:
             self.abort()
@@ -244,6 +244,7 @@ class AmqpConnection(TcpConnection):
             self.publishing.flush()
         if self.consuming.done:
             self.consuming.flush()
+        self.consuming.turn_ends()
 
     def _on_channel(self, channel: Channel, kind: int, data: bytes, begin: int, end: int) -> None:
         """A frame of an open channel. Publishes and acks are gathered, but keep their order among each other: what
@@ -454,6 +455,7 @@ class AmqpConnection(TcpConnection):
             )
         )
         self.handshake.leave()
+        self.crowd.part(self)
         self._close_timer = self.loop.call_later(CLOSE_SECONDS, self.abort)
         for reason in ("login", "backlog", "pressure", "unconfirmed"):
             self.resume(reason)

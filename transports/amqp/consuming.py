@@ -6,9 +6,11 @@ prefetch its consumers have.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from asyncio import Future, TimerHandle
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pamqp import commands as amqp
@@ -16,7 +18,8 @@ from pamqp import commands as amqp
 from gateway.errors import ExclusiveUseError
 from gateway.model.credit import Credit
 from gateway.model.message import NO_PROPERTIES, Message, Properties
-from gateway.transport import Delivery, QueueView, Verdict
+from gateway.slices import Slices
+from gateway.transport import Delivery, QueueView, Subscription, Verdict
 from transports.amqp.arguments import consumer_priority
 from transports.amqp.channel import Channel
 from transports.amqp.codec import (
@@ -57,6 +60,8 @@ GET_SECONDS = 0.5
 """A basic.get waits that long for a queue that holds messages of which none comes: they are delayed or blocked, or
 a body is being read from the disk."""
 
+SETTLED_AT_ONCE = 1000
+"""With more in one turn, the rest is settled in slices."""
 REJECTED = "rejected by its consumer"
 
 
@@ -68,6 +73,8 @@ class Consuming:
         "_gets",
         "_handed",
         "_heads",
+        "_settling",
+        "_spent",
         "_starved",
         "connection",
         "done",
@@ -91,6 +98,10 @@ class Consuming:
         self._addresses: dict[tuple[str, str], bytes] = {}
         self._heads: dict[tuple[object, ...], tuple[Properties, bytes]] = {}
         self._gets: dict[Get, TimerHandle] = {}
+        self._spent = 0
+        """So many were settled in this turn by frames that may mean many."""
+        self._settling: dict[Channel, Future[None]] = {}
+        """What settles very many for a channel."""
 
     @property
     def vhost(self) -> Vhost:
@@ -317,8 +328,14 @@ class Consuming:
         if channel.transaction is not None:
             channel.transaction.settle(channel, tag, multiple, Verdict.DONE)
             return
+        if multiple and self._is_much(channel, tag):
+            self._settle_later(channel, tag, multiple, Verdict.DONE, "")
+            return
         done = self.done
-        for consumer, id in channel.settled(tag, multiple):
+        taken = channel.settled(tag, multiple)
+        if multiple:
+            self._spent += len(taken)
+        for consumer, id in taken:
             ids = done.get(consumer)
             if ids is None:
                 done[consumer] = [id]
@@ -336,11 +353,48 @@ class Consuming:
         if channel.transaction is not None:
             channel.transaction.settle(channel, tag, multiple, verdict)
             return
-        self._settle(channel.settled(tag, multiple), verdict, "" if requeue else REJECTED)
+        self._settle_all(channel, tag, multiple, verdict, "" if requeue else REJECTED)
 
     def recover(self, channel: Channel) -> None:
         """All of the channel that is unsettled is given back and comes again."""
-        self._settle(channel.settled(0, True), Verdict.RETURNED, "")
+        self._settle_all(channel, 0, True, Verdict.RETURNED, "")
+
+    def turn_ends(self) -> None:
+        """As much as ever may be settled at once again."""
+        self._spent = 0
+
+    def _settle_all(self, channel: Channel, tag: int, multiple: bool, verdict: Verdict, error: str) -> None:
+        if self._spent >= SETTLED_AT_ONCE or (multiple and self._is_much(channel, tag)):
+            self._settle_later(channel, tag, multiple, verdict, error)
+            return
+        taken = channel.settled(tag, multiple)
+        self._spent += len(taken)
+        self._settle(taken, verdict, error)
+
+    def _is_much(self, channel: Channel, tag: int) -> bool:
+        """Whether `multiple` with this tag may be more than can be settled in this turn."""
+        tags = (tag or channel.next_tag - 1) - channel.oldest
+        return min(tags, len(channel.unacked)) + self._spent >= SETTLED_AT_ONCE
+
+    def _settle_later(self, channel: Channel, tag: int, multiple: bool, verdict: Verdict, error: str) -> None:
+        """In slices. What follows on the channel waits for that, so it finds all of it settled (ruling 13). Raises
+        AmqpError for a tag that is not open."""
+        last = tag or channel.next_tag - 1 if multiple else 0
+        taken = channel.settled(tag, multiple, SETTLED_AT_ONCE)
+        settling = asyncio.ensure_future(self._settle_in_slices(channel, taken, last, verdict, error))
+        self._settling[channel] = settling
+        self.connection.waiting.wait(channel, settling, lambda _: None)
+
+    async def _settle_in_slices(
+        self, channel: Channel, taken: list[tuple[AmqpConsumer, int]], last: int, verdict: Verdict, error: str
+    ) -> None:
+        """These, then all up to the tag `last`; also if the channel ends meanwhile."""
+        slices = Slices()
+        while taken:
+            await slices.pause()
+            self._settle(taken, verdict, error)
+            taken = channel.settled(last, True, SETTLED_AT_ONCE) if channel.reaches(last) else []
+        self._settling.pop(channel, None)
 
     def _settle(self, taken: list[tuple[AmqpConsumer, int]], verdict: Verdict, error: str) -> None:
         by_consumer: dict[AmqpConsumer, list[int]] = {}
@@ -444,13 +498,24 @@ class Consuming:
         consumers = list(channel.consumers.values())
         channel.consumers.clear()
         leaving, channel.leaving = channel.leaving, set()
-        channel.unacked.clear()
+        settling = self._settling.pop(channel, None)
+        if settling is None:
+            channel.unacked.clear()
         for consumer in (*consumers, *leaving):
             self._starved.pop(consumer, None)
             handed = self._handed.pop(consumer, None)
             # They stand before the answer in what is about to be written, unless the socket is gone.
             if handed and (not lost or self.connection.refused):
                 consumer.subscription.settle(handed, Verdict.DONE)
-            consumer.subscription.detach(lost)
+            if settling is None:
+                consumer.subscription.detach(lost)
+            else:
+                consumer.subscription.cancel()
+                settling.add_done_callback(partial(_detach, consumer.subscription, lost))
         for consumer in consumers:
             self.connection.waiting.keep(self.connection.declarations.consumer_left(consumer.queue, consumer))
+
+
+def _detach(subscription: Subscription, lost: bool, _: Future[None]) -> None:
+    """All that its channel had settled is so."""
+    subscription.detach(lost)

@@ -189,14 +189,17 @@ class Handshake:
         connection = self.connection
         name, password = claimed
         user: User | None = None
+        is_guest = connection.settings.allow_anonymous and claimed == GUEST
         try:
-            if password is None:
+            if is_guest and connection.gateway.anonymous:
+                user = User(name)  # by the listener's own word, which still holds when a reload brings users
+            elif password is None:
                 user = connection.gateway.user(name)
             elif claimed == GUEST or not connection.gateway.anonymous:
                 user = await connection.gateway.authenticate(name, password, connection.peer)
         finally:
             connection.resume("login")
-        if user is None and connection.settings.allow_anonymous and claimed == GUEST:
+        if user is None and is_guest:
             user = User("")
         return user
 

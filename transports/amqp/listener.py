@@ -92,6 +92,8 @@ class AmqpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in self.vhosts:
             if not name or len(name.encode()) > MAX_SHORT or set(name) & set("/+#"):
                 raise ValueError(f"vhosts: {name!r} is empty, too long or has one of / + #")
+        if self.connect_timeout <= 0:
+            raise ValueError("connect_timeout must be above 0")
         if self.heartbeat > 65_535:
             raise ValueError("heartbeat must be at most 65535 seconds")
 

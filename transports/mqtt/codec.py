@@ -52,6 +52,12 @@ from transports.mqtt.packets import (
 _PINGREQ = PingReq()
 _PINGRESP = PingResp()
 _MANY_PACKETS = 1 << 30
+MAX_FILTERS = 2000
+"""Of one SUBSCRIBE or UNSUBSCRIBE."""
+_FILTERS_AT_ONCE = 1000
+"""With so many in it, a `decode` that has a limit ends."""
+_FILTERS_OF_ONE = 16
+"""A packet with filters counts for at least so many: for each, all that a session has may be written."""
 _CACHED_TOPICS = 16_384
 _CACHED_TOPIC_BYTES = 256
 
@@ -84,13 +90,16 @@ class TopicNames:
 class Decoder:
     """Cuts a stream into packets. `version` is 0 until a CONNECT came by (or is set, for the client's side)."""
 
-    __slots__ = ("max_packet_size", "max_packets", "topics", "version")
+    __slots__ = ("_filters", "has_more", "max_packet_size", "max_packets", "topics", "version")
 
     def __init__(
         self, max_packet_size: int, topics: TopicNames, version: int = 0, max_packets: int = _MANY_PACKETS
     ) -> None:
-        """max_packets: of one `decode`."""
+        """max_packets: of one `decode`, which then ends with many filters, too. has_more: the last one has ended so,
+        and there may be more in the buffer."""
         self.max_packets = max_packets
+        self.has_more = False
+        self._filters = 0
         self.max_packet_size = max_packet_size
         self.topics = topics
         self.version = version
@@ -99,7 +108,8 @@ class Decoder:
         """The whole packets at the start of `buffer`, all or `max_packets`, and how many bytes they take. A Fault is
         always the last. A CONNECT is the last too: what follows it waits until its sender is known."""
         packets: list[Packet | Fault] = []
-        at = 0
+        at = self._filters = 0
+        self.has_more = False
         try:
             if not self.version and buffer and buffer[0] >> 4 != Type.CONNECT:
                 raise violation("the first packet is not CONNECT")  # [MQTT-3.1.0-1], said before it is whole
@@ -158,6 +168,9 @@ class Decoder:
                     append(packet)
                     if kind == Type.CONNECT:
                         return packets, stop
+                    if self._filters >= _FILTERS_AT_ONCE and self.max_packets < _MANY_PACKETS:
+                        self.has_more = True
+                        return packets, stop
                 at = stop
                 if at + 1 < end and data[at + 1] < 0x80:
                     body = at + 2
@@ -166,6 +179,7 @@ class Decoder:
                         break
                 else:
                     body, stop = self._frame(data, at, end)
+            self.has_more = len(packets) >= self.max_packets
         except ProtocolError as error:
             packets.append(Fault(error.reason, error.why, self.version))
         except _UnsupportedVersion as error:
@@ -202,6 +216,9 @@ class Decoder:
             return packet
         other: Packet
         other, at = read(data, at, stop, self.version)
+        if kind == Type.SUBSCRIBE or kind == Type.UNSUBSCRIBE:
+            filters = other.requests if isinstance(other, Subscribe) else other.filters  # type: ignore[union-attr]
+            self._filters += max(len(filters), _FILTERS_OF_ONE)
         if at != stop:
             raise malformed(f"{stop - at} bytes behind the packet's last field")
         return other
@@ -325,11 +342,18 @@ def _read_filter(data: bytes, at: int, stop: int) -> tuple[str, int]:
     return filter, at
 
 
+def _too_many(packet: str) -> ProtocolError:
+    """Said before any of it is done: SUBACK and UNSUBACK have a word for each filter alone [MQTT-3.8.4-6]."""
+    return ProtocolError(Reason.QUOTA_EXCEEDED, f"{packet} with more than {MAX_FILTERS} topic filters; send several")
+
+
 def _read_subscribe(data: bytes, at: int, stop: int, version: int) -> tuple[Subscribe, int]:
     packet_id, at = _packet_id(data, at, stop)
     properties, at = _properties(data, at, stop, version, Type.SUBSCRIBE)
-    requests = []
+    requests: list[Request] = []
     while at < stop:
+        if len(requests) == MAX_FILTERS:
+            raise _too_many("SUBSCRIBE")
         filter, at = _read_filter(data, at, stop)
         options, at = read_byte(data, at, stop)
         if options & 3 == 3 or options & (0xC0 if version == V5 else 0xFC) or options & 0x30 == 0x30:
@@ -355,8 +379,10 @@ def _read_suback(data: bytes, at: int, stop: int, version: int) -> tuple[SubAck,
 def _read_unsubscribe(data: bytes, at: int, stop: int, version: int) -> tuple[Unsubscribe, int]:
     packet_id, at = _packet_id(data, at, stop)
     properties, at = _properties(data, at, stop, version, Type.UNSUBSCRIBE)
-    filters = []
+    filters: list[str] = []
     while at < stop:
+        if len(filters) == MAX_FILTERS:
+            raise _too_many("UNSUBSCRIBE")
         filter, at = _read_filter(data, at, stop)
         filters.append(filter)
     if not filters:

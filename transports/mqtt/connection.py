@@ -17,7 +17,7 @@ from gateway.logs import log
 from gateway.model.names import Actor
 from gateway.net.connection_limits import Crowd
 from gateway.net.tcp import TURN_PACKETS, TcpConnection
-from gateway.transport import Gateway, StateChange, TransportCounters, User
+from gateway.transport import Gateway, Options, StateChange, TransportCounters, User
 from transports.mqtt.codec import Decoder, TopicNames
 from transports.mqtt.encoding import PINGRESP, encode
 from transports.mqtt.inbound import Terms, capabilities, negotiate
@@ -150,7 +150,7 @@ class MqttConnection(TcpConnection):
             if self._session is not None:
                 self._heard = True
             if packets:
-                self.more = len(packets) >= TURN_PACKETS
+                self.more = self.decoder.has_more
                 self._handle_packets(packets)
         except Exception as error:
             self._broke(error)
@@ -386,7 +386,7 @@ class MqttConnection(TcpConnection):
             self._turn_away(Reason.NOT_AUTHORIZED)
             return
         self.pause("connect")  # what follows waits until it is open
-        if not shared.crowd.admit(self):
+        if not shared.crowd.admit(self, shared.sessions.client_of(terms.client_id)):
             self._turn_away(Reason.SERVER_BUSY, "all places are taken (max_connections)")
             return
         self._enter()
@@ -484,7 +484,7 @@ class MqttConnection(TcpConnection):
         granted = self._subscriptions.subscribe(packet)
         assert self._session is not None
         changes = self.shared.sessions.changes(self._session) if self._session.expiry > 0 else []
-        self._expect(partial(self._subscribed, packet.packet_id, granted), changes)
+        self._expect(partial(self._subscribed, packet.packet_id, granted), changes, granted.decide)
 
     def _subscribed(self, packet_id: int, granted: Granted, kept: bool) -> None:
         self._reply(SubAck(packet_id, granted.reasons(kept)))
@@ -498,18 +498,29 @@ class MqttConnection(TcpConnection):
             self.gateway.keep(self.shared.sessions.changes(self._session))
         self._expect(lambda kept: self._reply(UnsubAck(packet.packet_id, reasons)))
 
-    def _expect(self, answer: Callable[[bool], None], changes: Sequence[StateChange] = ()) -> None:
-        """Answers once all that the packet changed is durable, or can't be."""
+    def _expect(
+        self,
+        answer: Callable[[bool], None],
+        changes: Sequence[StateChange] = (),
+        decide: Callable[[bool], None] | None = None,
+    ) -> None:
+        """Answers once all that the packet changed is durable, or can't be. decide: what comes of that for the session,
+        which goes on without this connection."""
         self._unanswered += 1
         if self._unanswered >= MAX_UNANSWERED:
             self.pause("unanswered")
 
         def durable(barrier: Future[bool]) -> None:
             self._unanswered -= 1
-            if self.closing or barrier.cancelled():
+            if barrier.cancelled():
                 return
             try:
-                answer(barrier.result())
+                kept = barrier.result()
+                if decide is not None:
+                    decide(kept)
+                if self.closing:
+                    return
+                answer(kept)
             except Exception as error:
                 self._broke(error)
                 return
@@ -641,6 +652,15 @@ class MqttConnection(TcpConnection):
         self._say_closed("taken over by another connection")
         self._disconnect(Reason.SESSION_TAKEN_OVER, {})
         self._end(lost=False)
+
+    def resubscribed(self, filter: str, options: Options | None) -> None:
+        outbound = self._outbound
+        if outbound is None:  # it is not open yet, and will take up what there is then
+            return
+        if options is None:
+            outbound.leave(filter)
+        else:
+            outbound.change(filter, options)
 
     def _session_gone(self) -> None:
         """Somebody deleted the session's queue."""

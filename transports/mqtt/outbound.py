@@ -139,6 +139,13 @@ class Outbound:
         self.consumers[filter] = consumer
         consumer.subscription.grant(UNLIMITED_MESSAGES)
 
+    def change(self, filter: str, options: Options) -> None:
+        """Other options hold for this subscription; retained messages may be owed again."""
+        consumer = self.consumers.get(filter)
+        if consumer is not None:
+            consumer.options = options
+        self.retaining.read()
+
     def leave(self, filter: str) -> None:
         consumer = self.consumers.pop(filter, None)
         if consumer is not None:
@@ -168,7 +175,7 @@ class Outbound:
         if not self._open:
             return
         self._open = False
-        self.pool.wakes.pop(self.retaining.read, None)
+        self.retaining.close()
         for consumer in (*self.consumers.values(), *self._leaving):
             consumer.subscription.detach(lost)
         self.consumers.clear()

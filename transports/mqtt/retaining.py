@@ -7,11 +7,13 @@ connection it goes on where it was, in its place among the other resends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.slices import Errand, Slices, in_order, portions
 from gateway.transport import StateChange
 from transports.mqtt.encoding import EncodedPublish
 from transports.mqtt.session import Held, Owed, Retained
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from transports.mqtt.outbound import Outbound
 
 
+STEPS = 256
+"""So many of a search, or of sending, are done at once; the rest goes on in slices."""
+_at = attrgetter("at")
 _NO_PLACES: Mapping[int, int] = {}
 
 
@@ -36,11 +41,13 @@ class _Again(msgspec.Struct):
 class Retaining:
     """All retained messages that go to one connected client, by its Outbound."""
 
-    __slots__ = ("_again", "_places", "outbound")
+    __slots__ = ("_again", "_going_on", "_places", "outbound")
 
     def __init__(self, outbound: Outbound) -> None:
         self.outbound = outbound
         self._again: list[_Again] = []
+        self._going_on: Errand | None = None
+        """What is owed is looked for, or is more than goes out at once: it goes on in its turn."""
         self._places: Mapping[int, int] = _NO_PLACES
         """Of packet identifiers that were in flight, if retained messages are among them."""
 
@@ -64,6 +71,12 @@ class Retaining:
                 reserved = place < room  # not if the client takes fewer at once than before
                 pool.messages -= reserved
                 self._again.append(_Again(packet_id, held.retained, place, reserved))
+
+    def close(self) -> None:
+        """The connection is gone."""
+        self.outbound.pool.wakes.pop(self.read, None)
+        if self._going_on is not None:
+            self._going_on.give_up()
 
     def before(self, ident: int) -> None:
         """Sends what was sent before this delivery the last time [MQTT-4.6.0-5]; before a new one that is all."""
@@ -101,13 +114,21 @@ class Retaining:
     def _read_owed(self, batch: _Batch) -> None:
         out = self.outbound
         pool, all_owed = out.pool, out.session.owed
-        while all_owed and out.is_sending:
+        while all_owed and out.is_sending and self._going_on is None:
             owed = next(iter(all_owed.values()))
             if not owed.ready:
                 return
             have_waited = owed.waiting is not None
-            waiting = owed.waiting = owed.waiting if owed.waiting is not None else self._find(owed)
+            waiting = owed.waiting
+            if waiting is None:
+                waiting = owed.waiting = self._find(owed, batch)
+            if waiting is None:
+                return  # it goes on when all are found
             while waiting:
+                if batch.steps <= 0:
+                    self._going_on = Errand(self._go_on())
+                    return
+                batch.steps -= 1
                 retained = waiting[-1]
                 if have_waited and not self._is_current(retained):
                     waiting.pop()  # what has replaced it comes by itself, and must not come before it [MQTT-4.6.0-5]
@@ -125,15 +146,49 @@ class Retaining:
     def _is_current(self, retained: Retained) -> bool:
         return any(at == retained.at for at, _ in self.outbound.gateway.retained(retained.message.topic))
 
-    def _find(self, owed: Owed) -> list[Retained]:
-        """The next one last."""
+    def _find(self, owed: Owed, batch: _Batch) -> list[Retained] | None:
+        """The next one last; None: the search takes longer, and `read` is called after it."""
+        search = self._search(owed)
+        found: list[Retained] = []
+        while batch.steps > 0:
+            batch.steps -= 1
+            try:
+                retained = next(search)
+            except StopIteration:
+                return sorted(found, key=_at, reverse=True)
+            if retained is not None:
+                found.append(retained)
+        self._going_on = Errand(self._search_on(owed, search, found))
+        return None
+
+    async def _go_on(self) -> None:
+        await Slices().pause()
+        self._going_on = None
+        self.read()
+
+    async def _search_on(self, owed: Owed, search: Iterator[Retained | None], found: list[Retained]) -> None:
+        slices = Slices()
+        for some in portions(search, STEPS):
+            found += [retained for retained in some if retained is not None]
+            await slices.pause()
+        found = await in_order(found, slices, _at)
+        found.reverse()
+        owed.waiting = found
+        self._going_on = None
+        self.read()
+
+    def _search(self, owed: Owed) -> Iterator[Retained | None]:
         binding, gateway = owed.binding, self.outbound.gateway
         now = gateway.now()
-        return [
-            Retained(message, binding.options, None if message.ttl is None else now + message.ttl, at)
-            for at, message in reversed(gateway.retained(binding.filter))
-            if at > owed.after and (binding.not_from is None or message.client_id != binding.not_from)
-        ]
+        for found in gateway.search_retained(binding.filter):
+            if found is None:
+                yield None
+                continue
+            at, message = found
+            if at > owed.after and (binding.not_from is None or message.client_id != binding.not_from):
+                yield Retained(message, binding.options, None if message.ttl is None else now + message.ttl, at)
+            else:
+                yield None
 
     def _send(self, retained: Retained, batch: _Batch) -> None:
         out = self.outbound
@@ -185,6 +240,8 @@ class _Batch:
         self._assured: list[bytes] = []
         self.changes: list[StateChange] = []
         self.moved = False
+        self.steps = STEPS
+        """So many may be done of what goes on in slices then."""
 
     def add(self, encoded: EncodedPublish, qos: int, packet_id: int, dup: bool) -> None:
         (self._assured if qos == 2 else self._parts).extend(encoded.parts(packet_id, dup))

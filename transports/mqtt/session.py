@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -46,6 +47,10 @@ class Client(Protocol):
     def taken_over(self) -> None:
         """Say so, and end the connection."""
 
+    def resubscribed(self, filter: str, options: Options | None) -> None:
+        """What this filter asks for has changed otherwise than by a SUBSCRIBE of this connection: to these options, or,
+        with None, it is no longer subscribed."""
+
 
 class Kind(enum.Enum):
     """Whose queue a subscription is served from."""
@@ -68,6 +73,10 @@ class Membership(msgspec.Struct, frozen=True, array_like=True):
 
     filter: str
     options: Options
+
+
+Subscribed = Binding | Membership
+"""A subscription as the session has it."""
 
 
 class DelayedWill(msgspec.Struct, frozen=True, array_like=True):
@@ -149,6 +158,16 @@ class Owed:
         self.waiting: list[Retained] | None = None
 
 
+class Former(NamedTuple):
+    """What there was before a change of a subscription that the store has not taken yet; None: nothing."""
+
+    held: Subscribed | None
+    owed: Owed | None
+
+
+_NO_FORMER: Mapping[str, Former] = MappingProxyType({})
+
+
 class Session:
     """One client's session. `expiry` is in seconds, 0 ends it with its connection."""
 
@@ -163,6 +182,7 @@ class Session:
         "ended",
         "expiry",
         "forgetting",
+        "former",
         "in_flight",
         "memberships",
         "owed",
@@ -199,6 +219,9 @@ class Session:
         self.owed: dict[str, Owed] = {}
         """By filter, in the order of the subscriptions: each has its messages read from the store when its turn comes,
         once, however often it was made meanwhile."""
+        self.former: Mapping[str, Former] = _NO_FORMER
+        """By filter, what the store has while it decides on a change: whichever connection has asked for it, and
+        whichever the session has when that is known."""
         self._resend: dict[int, int] = {}
         """Packet identifiers by the ident of what they stood for."""
         self._last_packet_id = 0
@@ -225,6 +248,31 @@ class Session:
             session.will = DelayedWill(found.carried.message, now + min(found.carried.delay, found.expiry))
         session.recorded = True
         return session
+
+    # subscriptions
+
+    def held(self, filter: str) -> Subscribed | None:
+        return self.bindings.get(filter) or self.memberships.get(filter)
+
+    def remember(self, filter: str, former: Former) -> None:
+        """The store is asked about a change; of several at a time, what was before the first counts."""
+        if isinstance(self.former, dict):
+            self.former.setdefault(filter, former)
+        else:
+            self.former = {filter: former}
+
+    def replace_former(self, filter: str, former: Former | None) -> None:
+        """None: the store is asked no more, or its answer means nothing."""
+        if isinstance(self.former, dict):
+            if former is None:
+                self.former.pop(filter, None)
+            else:
+                self.former[filter] = former
+            if not self.former:
+                self.forget_former()
+
+    def forget_former(self) -> None:
+        self.former = _NO_FORMER
 
     # packet identifiers
 

@@ -27,10 +27,12 @@ from transports.mqtt.session import (
     CarriedWill,
     Client,
     DelayedWill,
+    Former,
     Kind,
     Owed,
     Retained,
     Session,
+    Subscribed,
     Target,
     decode_owed,
     decode_sent_retained,
@@ -158,6 +160,11 @@ class Sessions:
 
     # a client comes and goes
 
+    def client_of(self, client_id: str) -> Client | None:
+        """The connection that `open` would take over."""
+        session = self._sessions.get(client_id)
+        return session.client if session is not None else None
+
     def open(
         self, client_id: str, clean_start: bool, expiry: float, client: Client, settings: MqttSettings
     ) -> tuple[Session, bool]:
@@ -237,6 +244,7 @@ class Sessions:
 
     def _end(self, session: Session) -> None:
         del self._sessions[session.client_id]
+        session.forget_former()  # whatever the store says, there is nothing to go back to
         if session.will is not None:
             self.publish(session.will.message)
         for membership in session.memberships.values():
@@ -320,6 +328,56 @@ class Sessions:
         if not members:
             del self._shares[queue]
             self._delete(queue)
+
+    # subscriptions
+
+    def unsubscribe(self, session: Session, filter: str) -> bool:
+        """False if there was no such subscription."""
+        session.replace_former(filter, None)
+        binding = session.bindings.pop(filter, None)
+        if binding is not None:
+            self.gateway.unbind(binding)
+            session.owed.pop(filter, None)
+            return True
+        if session.memberships.pop(filter, None) is None:
+            return False
+        if session.client is not None:
+            session.client.resubscribed(filter, None)
+        target = target_of(filter, session)
+        if isinstance(target, Target) and target.kind is Kind.SHARE:
+            self.leave(session, target.queue)
+        return True
+
+    def decided(self, session: Session, filter: str, made: Subscribed, kept: bool) -> bool:
+        """The store has taken a change of a subscription, or not: then what there was before holds again, also for the
+        connection that the session has by now. False if the change does not hold."""
+        now, former = session.held(filter), session.former.get(filter)
+        if former is None:  # an earlier change of the same was kept or lost, or the client or the session has ended it
+            return now is made or (kept and now is None)
+        if now is not made:
+            if kept:  # a later change waits for its own commit
+                session.replace_former(filter, Former(made, None))
+            return kept
+        session.replace_former(filter, None)
+        if kept:
+            return True
+        held, owed = former
+        if held is None:
+            self.unsubscribe(session, filter)
+        else:
+            if isinstance(held, Binding):
+                self.gateway.bind(held)
+                session.bindings[filter] = held
+                session.owed.pop(filter, None)
+                if owed is not None:
+                    session.owed[filter] = owed
+            else:
+                session.memberships[filter] = held
+            if session.client is not None:
+                session.client.resubscribed(filter, held.options)
+        if session.recorded:
+            self.gateway.keep(self.changes(session))  # what was written since may have the change in it
+        return False
 
     # what survives
 

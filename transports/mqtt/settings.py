@@ -84,8 +84,9 @@ class MqttSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ProxiedBy(self.trusted_proxies)
         except ValueError as error:
             raise ValueError(f"trusted_proxies: {error}; write an address, or a network as 192.0.2.0/24") from error
-        if self.connect_timeout <= 0:
-            raise ValueError("connect_timeout must be above 0")
+        for key in ("connect_timeout", "max_bytes", "max_buffered"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key} must be above 0")
 
     def session_policy(self, durable: bool) -> QueuePolicy:
         """What the queue of a session or a share promises (rulings 12, 14 and 20)."""

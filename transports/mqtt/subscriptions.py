@@ -6,7 +6,6 @@ Its rule: what is granted is bound or joined at once and answered when it is dur
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from typing import NamedTuple
 
 from gateway.errors import BindingsFullError, NameRefusedError, UnknownQueueError
 from gateway.logs import log
@@ -14,47 +13,44 @@ from gateway.model.names import check_use
 from gateway.transport import Binding, Gateway, Options
 from transports.mqtt.outbound import Outbound
 from transports.mqtt.packets import Property, ProtocolError, Reason, Request, Subscribe, Unsubscribe
-from transports.mqtt.session import OWNER, Kind, Membership, Owed, Session, Target, target_of
+from transports.mqtt.session import OWNER, Former, Kind, Membership, Owed, Session, Subscribed, Target, target_of
 from transports.mqtt.sessions import Sessions
 from transports.mqtt.settings import MqttSettings
-
-Held = Binding | Membership
-"""A subscription as the session has it."""
-
-
-class Former(NamedTuple):
-    """What there was before a change that the store has not taken yet; None: nothing."""
-
-    held: Held | None
-    owed: Owed | None
 
 
 class Granted:
     """What became of a SUBSCRIBE. answers: by filter, what SUBACK says if the store takes what must last. steps: what
     begins after it."""
 
-    def __init__(self, subscriptions: Subscriptions) -> None:
-        self._subscriptions = subscriptions
-        self._unsure: dict[str, Held] = {}
-        """What must last, by filter."""
+    def __init__(self, sessions: Sessions, session: Session) -> None:
+        self._sessions = sessions
+        self._session = session
+        self._unsure: dict[str, Subscribed] = {}
+        """What must last, by filter,"""
+        self._lost: Set[str] = frozenset()
+        """and what of it does not hold."""
         self.answers: list[tuple[str, int]] = []
         self.steps: list[Callable[[], None]] = []
 
-    def changed(self, filter: str, now: Held, former: Former) -> None:
+    def changed(self, filter: str, now: Subscribed, former: Former) -> None:
         """This subscription must last."""
         self._unsure[filter] = now
-        self._subscriptions.former.setdefault(filter, former)
+        self._session.remember(filter, former)
+
+    def decide(self, kept: bool) -> None:
+        """What the store has not kept is as it was before, whoever has the session by now."""
+        decided, session = self._sessions.decided, self._session
+        self._lost = {filter for filter, made in self._unsure.items() if not decided(session, filter, made, kept)}
 
     def reasons(self, kept: bool) -> tuple[int, ...]:
-        """What SUBACK says; what the store has not kept is as it was before [MQTT-3.8.4-7]."""
-        lost = {filter for filter, made in self._unsure.items() if not self._subscriptions.decided(filter, made, kept)}
-        return tuple([self._final(filter, reason, kept, lost) for filter, reason in self.answers])
+        """What SUBACK says, once it is decided [MQTT-3.8.4-7]."""
+        return tuple([self._final(filter, reason, kept) for filter, reason in self.answers])
 
-    def _final(self, filter: str, reason: int, kept: bool, lost: Set[str]) -> int:
+    def _final(self, filter: str, reason: int, kept: bool) -> int:
         if reason >= Reason.UNSPECIFIED_ERROR:
             return reason
         # What the store has, or what is not for it, stands although this commit failed.
-        holds = filter not in lost and (kept or self._subscriptions.has(filter))
+        holds = filter not in self._lost and (kept or self._session.held(filter) is not None)
         return reason if holds else Reason.QUOTA_EXCEEDED
 
     def begin(self) -> None:
@@ -66,7 +62,7 @@ class Granted:
 class Subscriptions:
     """The subscriptions of one session while its client is connected."""
 
-    __slots__ = ("bridge", "former", "gateway", "outbound", "session", "sessions", "settings", "version")
+    __slots__ = ("bridge", "gateway", "outbound", "session", "sessions", "settings", "version")
 
     def __init__(
         self,
@@ -86,8 +82,6 @@ class Subscriptions:
         self.outbound = outbound
         self.settings = settings
         self.version = version
-        self.former: dict[str, Former] = {}
-        """What the store has, by filter, while it decides on a change."""
 
     def resume(self) -> None:
         """Consumes again what the session is a member of."""
@@ -99,47 +93,17 @@ class Subscriptions:
     def subscribe(self, packet: Subscribe) -> Granted:
         """Raises ProtocolError."""
         ids = tuple(packet.properties.get(Property.SUBSCRIPTION_IDENTIFIER, ()))
-        granted = Granted(self)
+        granted = Granted(self.sessions, self.session)
         for request in packet.requests:
             granted.answers.append((request.filter, self._subscribe(request, ids, granted)))
         return granted
-
-    def has(self, filter: str) -> bool:
-        return filter in self.session.bindings or filter in self.session.memberships
-
-    def _held(self, filter: str) -> Held | None:
-        return self.session.bindings.get(filter) or self.session.memberships.get(filter)
-
-    def decided(self, filter: str, made: Held, kept: bool) -> bool:
-        """The store has taken a change, or not: then what there was before holds again. False if it does not hold."""
-        session, now = self.session, self._held(filter)
-        if filter not in self.former:  # an earlier SUBSCRIBE for the same was kept or lost, or the client has ended it
-            return now is made or (kept and now is None)
-        if now is not made:
-            if kept:  # a later change waits for its own commit
-                self.former[filter] = Former(made, None)
-            return kept
-        held, owed = self.former.pop(filter)
-        if kept:
-            return True
-        if isinstance(held, Binding):
-            self.gateway.bind(held)
-            session.bindings[filter] = held
-            session.owed.pop(filter, None)
-            if owed is not None:
-                session.owed[filter] = owed
-        elif held is not None:
-            session.memberships[filter] = held
-        else:
-            self.drop(filter)
-        return False
 
     def _subscribe(self, request: Request, ids: tuple[int, ...], granted: Granted) -> int:
         session, filter = self.session, request.filter
         target = target_of(filter, session)
         if isinstance(target, Reason):
             return target
-        former = Former(self._held(filter), session.owed.get(filter))
+        former = Former(session.held(filter), session.owed.get(filter))
         is_new = former.held is None
         if is_new and len(session.bindings) + len(session.memberships) >= self.settings.max_subscriptions:
             self.outbound.counters.refusals["subscriptions"] += 1
@@ -167,7 +131,7 @@ class Subscriptions:
                 except BindingsFullError:
                     return Reason.QUOTA_EXCEEDED
                 session.bindings[filter] = binding
-            if lasts and (binding is not there or filter in self.former):
+            if lasts and (binding is not there or filter in session.former):
                 granted.changed(filter, binding, former)
             if request.retain_handling == 0 or (request.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
                 owed = Owed(binding)
@@ -183,7 +147,7 @@ class Subscriptions:
             membership = Membership(filter, options)
             if former.held == membership:
                 membership = session.memberships[filter]
-            lasts = self._lasts and (membership is not former.held or filter in self.former)
+            lasts = self._lasts and (membership is not former.held or filter in session.former)
             lasts = lasts or (target.kind is Kind.SHARE and not self.sessions.has_share(target))
             if lasts and self.gateway.refusing:
                 return Reason.QUOTA_EXCEEDED
@@ -239,23 +203,6 @@ class Subscriptions:
     def unsubscribe(self, packet: Unsubscribe) -> tuple[int, ...]:
         """The reasons for UNSUBACK."""
         return tuple(
-            Reason.SUCCESS if self.drop(filter) else Reason.NO_SUBSCRIPTION_EXISTED for filter in packet.filters
+            Reason.SUCCESS if self.sessions.unsubscribe(self.session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
+            for filter in packet.filters
         )
-
-    def drop(self, filter: str) -> bool:
-        """False if there was none."""
-        session = self.session
-        self.former.pop(filter, None)
-        binding = session.bindings.pop(filter, None)
-        if binding is not None:
-            self.gateway.unbind(binding)
-            session.owed.pop(filter, None)
-            return True
-        membership = session.memberships.pop(filter, None)
-        if membership is None:
-            return False
-        self.outbound.leave(filter)
-        target = target_of(filter, session)
-        if isinstance(target, Target) and target.kind is Kind.SHARE:
-            self.sessions.leave(session, target.queue)
-        return True

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from gateway.address import port_of
 from gateway.model.policy import Seconds, SecondsRange
 from gateway.model.topics import swap
 from gateway.net.remote_tls import RemoteTls
@@ -35,10 +36,7 @@ class Place(NamedTuple):
         parts = urlsplit(url)
         if parts.scheme not in PORTS or not parts.hostname:
             raise ValueError("url: expected amqp:// or amqps:// and a host, as in amqps://rabbit.example/vhost")
-        try:
-            port = parts.port or PORTS[parts.scheme]
-        except ValueError:
-            raise ValueError("url: the port is a number up to 65535") from None
+        port = port_of(parts, PORTS[parts.scheme])
         vhost = parts.path[1:]
         if "/" in vhost:
             raise ValueError("url: a virtual host is one word behind the host; a slash in its name is written %2F")

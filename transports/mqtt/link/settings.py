@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from gateway.address import port_of
 from gateway.model.policy import Octets, Seconds, SecondsRange
 from gateway.model.topics import check_filter
 from gateway.net.remote_tls import RemoteTls
@@ -36,14 +37,11 @@ class Place(NamedTuple):
         parts = urlsplit(url)
         if parts.scheme not in PORTS or not parts.hostname:
             raise ValueError("url: expected mqtt://, mqtts://, ws:// or wss:// and a host, as in mqtts://plant.example")
-        try:
-            port = parts.port or PORTS[parts.scheme]
-        except ValueError:
-            raise ValueError("url: the port is a number up to 65535") from None
+        port = port_of(parts, PORTS[parts.scheme])
         over_websocket = parts.scheme in ("ws", "wss")
         if not over_websocket and parts.path not in ("", "/"):
             raise ValueError("url: a path has a meaning for ws:// and wss:// only")
-        path = (parts.path if parts.path not in ("", "/") else DEFAULT_PATH) if over_websocket else ""
+        path = (parts.path or DEFAULT_PATH) if over_websocket else ""
         if path and parts.query:
             path += f"?{parts.query}"
         return cls(
