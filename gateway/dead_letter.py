@@ -60,8 +60,8 @@ def died(
     decided: bool = False,
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
-    since redrive puts it back there. `sent`: the message with the address that it had, if it has another now. decided: by
-    an operator, whatever the reason is."""
+    since redrive puts it back there. `sent`: the message with the address that it had, if it has another now. decided:
+    by an operator, whatever the reason is."""
     undecided = 0 if decided or reason is Reason.REJECTED else extra.undecided + 1
     exchange, topic = (sent.exchange, sent.topic) if sent is not None else (None, None)
     death = Death(queue, reason.value, attempts, error, first, last, exchange, topic)
