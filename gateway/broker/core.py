@@ -339,11 +339,11 @@ class Core:
         if queue.policy.durable:
             self.gather.attempts.append((queue.entries.ident[slot], attempts, error))
 
-    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str, decided: bool = False) -> bool:
         if self.awaited and not queue.policy.durable and self.awaited.answers(queue.entries.ident[slot]):
             queue.counters.refused += 1  # its sender still has it
             return True
-        return self.dead_letters.bury(queue, slot, reason, attempts, error)
+        return self.dead_letters.bury(queue, slot, reason, attempts, error, decided)
 
     def extra(self, number: int) -> Extra:
         return self.extras[number]

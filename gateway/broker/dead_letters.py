@@ -45,10 +45,12 @@ def died(
     group: str | None,
     sequence: int = 0,
     sent: Message | None = None,
+    decided: bool = False,
 ) -> Extra:
     """What the dead letter's entry carries: the earlier deaths behind this one. The group of its first death stays,
-    since redrive puts it back there. `sent`: the message with the address that it had, if it has another now."""
-    undecided = 0 if reason is Reason.REJECTED else extra.undecided + 1
+    since redrive puts it back there. `sent`: the message with the address that it had, if it has another now. decided:
+    by an operator, whatever the reason is."""
+    undecided = 0 if decided or reason is Reason.REJECTED else extra.undecided + 1
     exchange, topic = (sent.exchange, sent.topic) if sent is not None else (None, None)
     death = Death(queue, reason.value, attempts, error, first, last, exchange, topic)
     deaths = (death, *extra.deaths)
@@ -85,7 +87,7 @@ class DeadLetters:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str, decided: bool = False) -> bool:
         entries = queue.entries
         target = queue.policy.dead_letter
         message: Message | None = None
@@ -105,7 +107,8 @@ class DeadLetters:
         if targets:
             old, group = self._core.extras[entries.extra[slot]], queue.groups.name(entries.group[slot])
             first, last = entries.accepted[slot], self._core.now()
-            extra = died(old, queue.name, reason, attempts, error, first, last, group, entries.ident[slot], sent)
+            ident = entries.ident[slot]
+            extra = died(old, queue.name, reason, attempts, error, first, last, group, ident, sent, decided)
             found_in_all = len(targets)
             targets = [found for found in targets if not closes_circle(extra, found.name)]
             circled = found_in_all - len(targets)

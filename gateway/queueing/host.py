@@ -50,8 +50,9 @@ class Ledger(Protocol):
         """The queue is busy, and wants to `go_on` in turn with others until it says that it need not."""
 
     def attempted(self, queue: Queue, slot: int, attempts: int, error: str) -> None: ...
-    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str) -> bool:
-        """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now."""
+    def bury(self, queue: Queue, slot: int, reason: Reason, attempts: int, error: str, decided: bool = False) -> bool:
+        """Stores the entry as a dead letter (and the caller then removes it); False if it is refused for now. decided:
+        an operator wants it so, which lets it go round in a circle as a consumer's rejection does."""
         ...
 
     def body(self, row: int) -> bytes | None:

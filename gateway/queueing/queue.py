@@ -785,16 +785,16 @@ class Queue:
     def _try_again(self) -> None:
         self._again = min(self._again, self.ledger.now() + RETRY_DEAD_LETTER_SECONDS)
 
-    def _bury(self, slot: int, reason: Reason, error: str) -> bool:
+    def _bury(self, slot: int, reason: Reason, error: str, decided: bool = False) -> bool:
         error = (error or self.errors.get(slot, ""))[:MAX_ERROR_CHARS]
-        if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error):
+        if not self.ledger.bury(self, slot, reason, self.attempts.get(slot, 0), error, decided):
             return False
         self.remove((slot,))
         return True
 
     def bury_waiting(self, slot: int, reason: Reason) -> bool:
         """An operator gives it up; False if its dead-letter queue refuses."""
-        return self._bury(slot, reason, "")
+        return self._bury(slot, reason, "", decided=True)
 
     def release(self, slot: int) -> None:
         """Lets the group that is parked for this entry go on; its attempts begin anew."""

@@ -58,6 +58,8 @@ class Entry:
     """Perhaps delivered before."""
     undecided: int = 0
     """So many of its latest deaths came by themselves, since a consumer rejected it or an operator redrove it."""
+    given_up: bool = False
+    """An operator makes it a dead letter."""
     back: bool = False
     """It was delivered in this run, and came back."""
     deaths: tuple[tuple[str, str, int], ...] = ()

@@ -484,6 +484,8 @@ class Reference:
         dead, bins = self.bins(queue, entry.message)
         been = {queue, *(death[0] for death in entry.deaths[: entry.undecided])}
         unbroken = [bin for bin in bins if bin not in been]
+        if entry.given_up:
+            unbroken = bins
         targets = {"rejected": bins, "overflow": [] if self.policies[queue].overflow == "drop-oldest" else unbroken}
         reasons = [reason for reason in self._reasons(entry) if sorted(targets.get(reason, unbroken)) == went]
         reason = heirs[0].reason if heirs else [*reasons, ""][0]
@@ -498,7 +500,7 @@ class Reference:
         for heir in heirs:
             self._move(entry, heir.queue, heir.id, dead, group)
             self.entries[-1].deaths = ((queue, reason, entry.attempts), *entry.deaths)
-            self.entries[-1].undecided = 0 if reason == "rejected" else entry.undecided + 1
+            self.entries[-1].undecided = 0 if entry.given_up or reason == "rejected" else entry.undecided + 1
             self.entries[-1].died_as = entry.id
 
     def _move(self, entry: Entry, target: str, id: int, message: Message, group: str | None) -> None:
@@ -533,11 +535,11 @@ class Reference:
         """False if it should become a dead letter, and there is no room."""
         entry = self.parked[place]
         if dead:
-            entry.fate = "exhausted"
+            entry.fate, entry.given_up = "exhausted", True
             if entry.id not in self.real.entries(entry.queue):
                 self.observe()
                 return True
-            entry.fate = ""
+            entry.fate, entry.given_up = "", False
             assert self._is_stuck(entry), f"{entry} had to go"
             return False
         del self.parked[place]

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from tests.unit.test_mqtt_takeover import connect, connected
 
 from gateway.model.policy import QueuePolicy
 from gateway.transport import StateChange
 from tests.unit.test_mqtt_connection import House, Peer, house, run
+from tests.unit.test_mqtt_session_owner import connect, connected
 from transports.mqtt.packets import (
     Ack,
     Disconnect,

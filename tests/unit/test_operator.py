@@ -278,6 +278,24 @@ def test_release_dead_dead_letters_the_head_and_the_group_goes_on() -> None:
     assert worker.bodies[-1] == "a2"
 
 
+def test_release_dead_lets_a_message_go_round_in_a_circle_as_a_rejection_does() -> None:
+    """Its attempts are used up each time, as its deaths say; but that it goes is the operator's word."""
+    policy = QueuePolicy(group=GROUP, max_deliveries=1, on_exhausted="park", dead_letter="wait")
+    kernel = Kernel({"q": policy, "wait": QueuePolicy(ttl=Seconds(5), dead_letter="q")}, [("#", "q")])
+    put(kernel, "a1")
+    worker = kernel.worker("q")
+    for times in range(1, 4):
+        kernel.run()
+        assert worker.bodies == ["a1"] * times
+        worker.retry("a1", error="poison")
+        kernel.run()
+        assert kernel.release("q", "a", dead=True)
+        kernel.run()
+        assert kernel.deaths("wait")[0][:2] == ("q", "exhausted")
+        kernel.advance(6)
+    assert kernel.queue("q").counters.circled == 0
+
+
 def test_release_of_a_group_that_is_not_parked_or_not_there() -> None:
     kernel, _ = parked()
     assert not kernel.release("q", "b")
