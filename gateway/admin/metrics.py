@@ -27,6 +27,7 @@ _QUEUE_GAUGES = {
     "consumers": ("consumers", "Consumers attached"),
     "groups": ("groups", "Groups with messages"),
     "parked_groups": ("parked_groups", "Groups held until an operator releases them"),
+    "refused_dead_letters": ("refused_dead_letters", "Dead letters that wait, since their queue refuses them"),
     "oldest_age_seconds": ("oldest_age_seconds", "Age of the oldest message that is there"),
 }
 _QUEUE_COUNTERS = {

@@ -46,6 +46,8 @@ class QueueStats(msgspec.Struct, frozen=True):
     stale_settlements: int
     circled: int = 0
     dead_on_arrival: int = 0
+    refused_dead_letters: int = 0
+    """Waiting here now, since the queue they should go to refuses them."""
     session: bool = False
     """One client's own, as MQTT sessions are; /metrics sums them."""
     removed: bool = False

@@ -419,6 +419,7 @@ def _stats(queue: Queue, now: float) -> QueueStats:
         groups=len(order.heads) if isinstance(order, Grouped) else 0,
         parked_groups=len(order.parked) if isinstance(order, Grouped) else 0,
         oldest_age_seconds=max(0.0, now - entries.accepted[entries.first]) if entries.count else 0.0,
+        refused_dead_letters=len(queue.doomed),
         session=queue.live,
         removed=queue.removed,
         **_counted(queue.counters),

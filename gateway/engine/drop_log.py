@@ -1,4 +1,5 @@
-"""Owns what the log says of messages that a stated policy has dropped, and of those that were dead as they came.
+"""Owns what the log says of messages that a stated policy has dropped, of those that were dead as they came, and of
+dead letters that no queue takes.
 
 Its rule: whatever the counters call dropped stands in a log line soon after; a flood is one line for each place and
 interval, with its number.
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
     from gateway.queueing.queue import Queue
 
 LOOK_SECONDS = 5.0
-ARRIVAL_SECONDS = 60.0
-"""A queue that can't take what is sent to it, which its senders do not see, says so at most so often."""
+REPEAT_SECONDS = 60.0
+"""What senders do not see, and what lasts, is said of a queue at most so often."""
 
 
 class _Told(NamedTuple):
-    """What the log has said of one queue. at: when it last spoke of what was dead as it came."""
+    """What the log has said of one queue. at: when it last spoke of what was dead as it came. waited: when of dead
+    letters that wait."""
 
     dropped: int = 0
     circled: int = 0
     invalid: int = 0
     at: float = float("-inf")
+    waited: float = float("-inf")
 
 
 _NOTHING = _Told()
@@ -73,10 +76,18 @@ class Losses:
         if counters.dropped != told.dropped:
             log.warning("messages dropped", queue=queue.name, messages=counters.dropped - told.dropped)
         invalid, at = told.invalid, told.at
-        if counters.dead_on_arrival != invalid and (last or now >= at + ARRIVAL_SECONDS):
+        if counters.dead_on_arrival != invalid and (last or now >= at + REPEAT_SECONDS):
             count = counters.dead_on_arrival - invalid
             log.warning("messages were dead letters as they came", queue=queue.name, reason="invalid", messages=count)
             invalid, at = counters.dead_on_arrival, now
-        if (counters.dropped, counters.circled, invalid) == (0, 0, 0):
+        waited = told.waited
+        if queue.doomed and now >= waited + REPEAT_SECONDS:
+            log.warning(
+                "dead letters wait, since the queue they should go to refuses them",
+                queue=queue.name,
+                messages=len(queue.doomed),
+            )
+            waited = now
+        if (counters.dropped, counters.circled, invalid) == (0, 0, 0) and not queue.doomed:
             return _NOTHING
-        return _Told(counters.dropped, counters.circled, invalid, at)
+        return _Told(counters.dropped, counters.circled, invalid, at, waited)

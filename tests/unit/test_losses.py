@@ -6,13 +6,17 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.engine.drop_log import Losses
 from gateway.model.message import Message
+from gateway.model.policy import QueuePolicy, Seconds
 from tests.harness.daemon import ROOT, Daemon
+from tests.harness.kernel import Kernel
 from tests.harness.local import local_gateway
 
 CONFIG = """
@@ -112,3 +116,31 @@ async def test_what_would_go_round_in_a_circle_is_said(caplog: pytest.LogCapture
         losses.look()
         said = lines(caplog, "dead letters dropped that would go round in a circle")
         assert said == [{"queue": "round", "messages": 2}]
+
+
+def test_full_queues_that_wait_for_each_other_s_room_say_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """Each has a dead letter for the other, which refuses it; nothing is lost, and an operator can see why."""
+    caplog.set_level(logging.WARNING, logger="gateway")
+    full = QueuePolicy(max_messages=1)
+    kernel = Kernel(
+        {"one": replace(full, dead_letter="two", ttl=Seconds(5.0)), "two": replace(full, dead_letter="one")}
+    )
+    losses = Losses(SimpleNamespace(now=kernel.clock, core=kernel.core, all_counters={}))  # type: ignore[arg-type]
+    kernel.send("two", "x")
+    kernel.send("one", "y")
+    kernel.advance(6)
+    event = "dead letters wait, since the queue they should go to refuses them"
+    for expected in ([{"queue": "one", "messages": 1}], [], []):
+        losses.look()
+        assert lines(caplog, event) == expected
+        kernel.advance(25)
+    losses.look()
+    assert lines(caplog, event) == [{"queue": "one", "messages": 1}]
+    assert kernel.content("one") == ["y"] and kernel.content("two") == ["x"]
+    worker = kernel.worker("two")
+    kernel.run()
+    worker.done()
+    kernel.advance(2)
+    assert kernel.content("one") == []
+    losses.look()
+    assert lines(caplog, event) == []

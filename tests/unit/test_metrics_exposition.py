@@ -61,7 +61,15 @@ async def test_a_scrape_says_what_was_counted():
     assert found["gateway_transport_protocol_errors_total", 'a "quoted"\nreason', "door"] == 1
     assert found["gateway_commit_messages_count",] >= 1
     assert found["process_resident_memory_bytes",] > 0
-    for name in ("bytes", "in_flight_messages", "oldest_age_seconds", "groups", "parked_groups", "consumers"):
+    for name in (
+        "bytes",
+        "in_flight_messages",
+        "oldest_age_seconds",
+        "groups",
+        "parked_groups",
+        "consumers",
+        "refused_dead_letters",
+    ):
         assert (f"gateway_queue_{name}", "q") in found
     counted = ("refused", "delivered", "settled", "retried", "returned", "dead_lettered", "expired", "dropped")
     for name in (*counted, "stale_settlements"):
