@@ -130,7 +130,11 @@ def _apply(core: Core, name: str, policy: QueuePolicy, owner: str, notes: list[s
     queue = core.queues.get(name)
     if queue is None:
         core.declare(name, policy, owner)
+    elif queue.holder is not None:  # declared since the configuration was checked
+        notes.append(f"{_held(name)}: it stays as it is; reload again then")
     elif queue.policy != policy or queue.owner != owner or queue.removed:
+        if policy.durable and not queue.policy.durable and queue.entries.count:
+            notes.append(f"queue {name}: {queue.entries.count} messages from before stay in memory alone")
         if queue.policy.group != policy.group and queue.entries.count:
             notes.append(f"queue {name}: order between {queue.entries.count} messages and later ones is open")
         if queue.policy.durable and not policy.durable:
@@ -139,6 +143,10 @@ def _apply(core: Core, name: str, policy: QueuePolicy, owner: str, notes: list[s
         queue.owner, queue.removed = owner, False
         core.journal_queue(queue)
         core.wake(queue)
+
+
+def _held(name: str) -> str:
+    return f"queue {name} belongs to one connection alone until that ends (an exclusive queue of a client)"
 
 
 def _rebinding(core: Core, keep: Iterable[Binding]) -> Iterator[None]:
@@ -173,6 +181,9 @@ def _checking(core: Core, wanted: Mapping[str, QueuePolicy], bindings: Iterable[
             templates_of(policy)
         except ValueError as error:
             raise GatewayError(f"queue {name}: {error}") from error
+        found = core.queues.get(name)
+        if found is not None and found.holder is not None:
+            raise GatewayError(f"{_held(name)}: give yours another name, or reload when it has ended")
         yield
     for binding in bindings:
         if binding.queue not in wanted and binding.queue not in core.queues:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from gateway.broker.definitions import configure
+from gateway.broker.definitions import configure, configuring
 from gateway.errors import GatewayError, UnknownQueueError
 from gateway.model.policy import DEAD_LETTER_POLICY, DedupPolicy, ExchangeTarget, QueuePolicy, Seconds, SecondsRange
 from gateway.queueing import reordering
-from gateway.transport import Binding, Outcome
+from gateway.transport import Actor, Binding, Outcome
 from tests.harness.kernel import GROUP, KEY, Kernel, grouped, on, to
 
 STORED, REFUSED = Outcome.STORED, Outcome.REFUSED
@@ -491,6 +491,44 @@ def test_a_declared_policy_comes_back_whole() -> None:
     kernel.core.declare("mine", policy, "amqp")
     kernel.run()
     assert kernel.crash().queue("mine").policy == policy
+
+
+def test_a_queue_that_one_connection_holds_is_not_taken_over_by_a_reload() -> None:
+    """Nobody could use it once that connection has ended, and its messages are in memory alone."""
+    kernel = Kernel({"other": QueuePolicy()})
+    holder = Actor("amqp")
+    kernel.core.declare("jobs", QueuePolicy(durable=False), "amqp", holder)
+    kernel.policies = {"other": QueuePolicy(max_messages=5), "jobs": QueuePolicy()}
+    with pytest.raises(GatewayError, match="queue jobs belongs to one connection alone"):
+        kernel.configure()
+    assert kernel.queue("other").policy.max_messages is None, "nothing was changed"
+    kernel.core.delete("jobs")
+    kernel.configure()
+    assert kernel.queue("jobs").holder is None
+    kernel.send("jobs", "1")
+    assert kernel.crash().content("jobs") == ["1"]
+
+
+def test_a_queue_that_comes_to_be_held_during_a_reload_stays_as_it_is() -> None:
+    kernel = Kernel({"other": QueuePolicy()})
+    notes: list[str] = []
+    steps = configuring(kernel.core, {"other": QueuePolicy(max_messages=5), "jobs": QueuePolicy()}, [], notes)
+    for _ in range(3):  # each queue was looked at, and none was changed
+        next(steps)
+    kernel.core.declare("jobs", QueuePolicy(durable=False), "amqp", Actor("amqp"))
+    for _ in steps:
+        pass
+    assert kernel.queue("jobs").owner == "amqp" and not kernel.queue("jobs").policy.durable
+    assert kernel.queue("other").policy.max_messages == 5
+    assert len(notes) == 1 and "reload again" in notes[0]
+
+
+def test_what_a_queue_holds_in_memory_alone_is_said_when_it_becomes_durable() -> None:
+    kernel = Kernel({"q": QueuePolicy(durable=False)})
+    kernel.send("q", "1", "2")
+    assert reload(kernel, q=QueuePolicy()) == ["queue q: 2 messages from before stay in memory alone"]
+    kernel.send("q", "3")
+    assert kernel.crash().content("q") == ["3"]
 
 
 def test_unknown_queues_are_named() -> None:

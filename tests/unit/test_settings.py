@@ -12,7 +12,7 @@ from gateway.auth.users import hash_password
 from gateway.config.document import Faults
 from gateway.config.settings import Settings, load
 from gateway.errors import ConfigError, ListenError
-from gateway.model.policy import QueuePolicy
+from gateway.model.policy import Octets, QueuePolicy, Seconds
 from gateway.net import http_server as web
 from gateway.transport import registry as plugins
 
@@ -505,3 +505,11 @@ def test_a_ttl_of_0_is_not_the_same_as_none(read, text: str) -> None:
 def test_a_size_is_what_was_written(read, faults) -> None:
     assert read("queues: {a: {max_bytes: '9007199254740993'}}").queues["a"].max_bytes == 9007199254740993
     assert "is no size" in faults(f"queues: {{a: {{max_bytes: '{'9' * 400}'}}}}")[0]
+
+
+@pytest.mark.parametrize("text", ["١s", "1١s", "１s"])
+def test_digits_are_those_of_ascii(text):
+    with pytest.raises(ValueError, match="no duration"):
+        Seconds.parse(text)
+    with pytest.raises(ValueError, match="no size"):
+        Octets.parse(text.removesuffix("s") + "MB")
