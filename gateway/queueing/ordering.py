@@ -395,7 +395,11 @@ class Grouped:
             elif self.heads[number] == following:
                 following = 0  # it was the tail
         if self._due:
-            self._due.pop(slot, None)
+            due = self._due.pop(slot, 0.0)
+            if due and not flying and self.blocked.get(number) == due:
+                del self.blocked[number]  # it waited for this one, wherever in the group that stood
+                if flight is None and number in self.heads:
+                    self._ready.append(number)
         if self.parked and self.parked.get(number) == slot:
             self.release(number)
         if flight is None:

@@ -74,7 +74,8 @@ def life(seed: int, limit: int | None) -> None:
         slot = int(entry["slot"])  # type: ignore[call-overload]
         number = int(entry["group"])  # type: ignore[call-overload]
         mine = model.group(number)
-        if mine[0] is entry and entry["holder"] is None:
+        is_waited_for = entry["due"] and entry["due"] == model.blocked.get(number)
+        if entry["holder"] is None and (mine[0] is entry or is_waited_for):
             model.blocked.pop(number, None)  # what it waited for is gone
         order.leave(slot, entry["holder"] is not None)
         entries.remove(slot)
