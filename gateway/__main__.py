@@ -6,6 +6,7 @@ configuration, the store or an address is wrong, 3 no daemon answers.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -253,8 +254,18 @@ app.add_typer(dead_letters_app, name="dead-letters")
 
 def main() -> None:
     """The entry point."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
+    if sys.stdout is None and sys.argv[1:2] != ["run"]:
+        # What can't be said must not be done either: a message that is consumed would be gone.
+        _fail(GatewayError("there is no standard output to write to; give it one, or /dev/null"), 1)
     try:
-        app(prog_name="gateway")
+        try:
+            app(prog_name="gateway")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (ConfigError, StoreError, ListenError) as error:
         _fail(error, 2)
     except UnreachableError as error:
@@ -265,6 +276,10 @@ def main() -> None:
         # The reader of a pipe has gone (`| head`); nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if sys.stdout is not None:  # what is left there can't be written at the exit either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(error, 1)
 
 
 def _fail(error: Exception, status: int) -> None:

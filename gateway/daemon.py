@@ -240,7 +240,7 @@ class Daemon:
         """The file is read in a thread, and what it says comes into force in slices: it may be long."""
         if "replaying" in self._operator.reasons:
             raise GatewayError("the store is being replayed; send SIGHUP again when /readyz says so")
-        settings = await anyio.to_thread.run_sync(load, path, os.environ)
+        settings = await anyio.to_thread.run_sync(load, path, os.environ, abandon_on_cancel=True)
         self._must_stay_guarded(settings)
         core = self._gateway.core
         policies, bindings = links.policies(settings, self._running), links.bindings(settings)

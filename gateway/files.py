@@ -5,7 +5,11 @@ Its rule: it knows no kind of file.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -15,6 +19,24 @@ class Finding(NamedTuple):
     key: str
     text: str
     fatal: bool
+
+
+MAX_OCTETS = 16 << 20
+"""Of a file that the settings name."""
+
+
+def read_whole(path: Path) -> str:
+    """The text of a file that the settings name. Whatever stands there, this ends soon: a pipe or a device is refused,
+    as it could keep the reader waiting for ever. Raises OSError, and ValueError for what is no UTF-8 text or too large.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        data = file.read(MAX_OCTETS + 1)
+    if len(data) > MAX_OCTETS:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_OCTETS} bytes", str(path))
+    return data.decode()
 
 
 def why_unreadable(error: OSError | ValueError) -> str:

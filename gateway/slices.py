@@ -80,8 +80,16 @@ class Errand:
 
     __slots__ = ("_task",)
 
-    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
-        self._task = asyncio.ensure_future(work)
+    def __init__(self, work: Coroutine[Any, Any, None], failed: Callable[[Exception], None]) -> None:
+        """failed: told of an exception that ended it, which is nobody else's."""
+        self._task = asyncio.ensure_future(self._carry_out(work, failed))
+
+    @staticmethod
+    async def _carry_out(work: Coroutine[Any, Any, None], failed: Callable[[Exception], None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            failed(error)
 
     def give_up(self) -> None:
         self._task.cancel()

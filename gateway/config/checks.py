@@ -5,7 +5,7 @@ Its rule: each check names the key to change; one that has nothing to look at sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,10 @@ MAX_NAME_BYTES = 255
 OPEN = "allow_anonymous"
 
 
+SUGGESTIONS = 20
+"""So many unknown names are told with the nearest known one: with thousands of both that would take minutes."""
+
+
 class PlacedRoute(NamedTuple):
     """A route that could be read. number: in the file's list, which may have others."""
 
@@ -52,11 +56,17 @@ class Checks:
         self.root = root
         self.faults = faults
         self.routes = routes
+        self._suggested = 0
         self.queues = root.keys("queues")
         self.transports = root.keys("transports")
         # Each asks what is installed, which takes milliseconds; routes ask for each of their targets.
         self._kind_is_link = cache(plugins.is_link)
         self._target_check = cache(plugins.target_check)
+
+    def _near(self, word: str, known: Iterable[str], kind: str) -> str:
+        """As `nearest`, for the first names that are not known: each is held against all that are."""
+        self._suggested += 1
+        return nearest(word, known, kind) if self._suggested <= SUGGESTIONS else ""
 
     def _has_queue(self, name: str) -> bool:
         return name in self.queues or self.root.is_unread("queues")
@@ -90,7 +100,7 @@ class Checks:
         if not isinstance(target, str):
             self._fault("expected the name of a queue", *place, "dead_letter")
         elif target not in (DEAD_LETTERS, DISCARD) and not self._has_queue(target):
-            near = nearest(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
+            near = self._near(target, [*self.queues, DEAD_LETTERS, DISCARD], "queues")
             self._fault(f'no queue is named "{target}"{near}', *place, "dead_letter")
         for key, text in (("group", policy.group), ("dedup", policy.dedup.key if policy.dedup else None)):
             if text is None or (key == "dedup" and text == "sha256"):
@@ -128,15 +138,21 @@ class Checks:
 
     def _check_cycles(self, queues: Mapping[str, QueuePolicy]) -> None:
         """A circle is a way to try again later, and drops what no consumer rejects (ruling 30)."""
-        told: set[str] = set()
-        for start in queues:
+        places = {name: place for place, name in enumerate(queues)}
+        seen: dict[str, str] = {}
+        """Queues that a walk came to, and where that walk began: each is walked over once."""
+        for begin in queues:
             chain: list[str] = []
-            name: object = start
-            while isinstance(name, str) and name in queues and name not in chain:
+            name: object = begin
+            while isinstance(name, str) and name in queues and name not in seen:
+                seen[name] = begin
                 chain.append(name)
                 name = queues[name].dead_letter
-            if name == start and start not in told:
-                told.update(chain)
+            if isinstance(name, str) and seen.get(name) == begin and chain:
+                circle = chain[chain.index(name) :]
+                first = circle.index(min(circle, key=places.__getitem__))
+                chain = circle[first:] + circle[:first]
+                start = chain[0]
                 self.warnings.add(
                     self.root.child("queues", start, "dead_letter").line,
                     f"queues.{start}.dead_letter",
@@ -155,7 +171,7 @@ class Checks:
                     placed, "from", "what is sent to $queue/ goes straight to that queue, past the routes"
                 )
             if route.source is not None and not self._has_transport(route.source):
-                near = nearest(route.source, self.transports, "transports")
+                near = self._near(route.source, self.transports, "transports")
                 self._route_fault(placed, "source", f'no transport is named "{route.source}"{near}')
             if not route.targets:
                 self._route_fault(placed, "to", "names no queue")
@@ -226,9 +242,9 @@ class Checks:
                 return ""
             if queue in self.transports and self._is_link(queue):
                 return f'"{queue}" is a link; say where it sends, as in "{queue}:{{topic}}"'
-            return f'no queue is named "{queue}"{nearest(queue, self.queues, "queues")}'
+            return f'no queue is named "{queue}"{self._near(queue, self.queues, "queues")}'
         if not self._has_transport(link):
-            return f'no link is named "{link}"{nearest(link, self.transports, "transports")}'
+            return f'no link is named "{link}"{self._near(link, self.transports, "transports")}'
         if not self._is_link(link):
             kind = self.settings.transports[link].type
             return f'transport "{link}" of type {kind} takes no messages from routes; a link does'
@@ -256,7 +272,7 @@ class Checks:
             for key in ("queue", "unroutable"):
                 queue = getattr(section, key, None)
                 if isinstance(queue, str) and queue != DEAD_LETTERS and not self._has_queue(queue):
-                    near = nearest(queue, self.queues, "queues")
+                    near = self._near(queue, self.queues, "queues")
                     self._fault(f'no queue is named "{queue}"{near}', "transports", name, key)
             policy = getattr(section, "outbox", None)
             if isinstance(policy, QueuePolicy):

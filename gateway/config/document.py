@@ -143,6 +143,7 @@ def read(path: Path, environ: Mapping[str, str], faults: Faults) -> Node:
 
 def parse(text: str, environ: Mapping[str, str], faults: Faults) -> Node:
     """As `read`, from text."""
+    loader = None
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -155,9 +156,11 @@ def parse(text: str, environ: Mapping[str, str], faults: Faults) -> Node:
         faults.add(line, key, why)
         faults.check()
         raise
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         place = getattr(error, "position", None)  # of a character that no YAML may have
         line = text.count("\n", 0, place) + 1 if isinstance(place, int) else 0
+        if not isinstance(error, yaml.YAMLError) and loader is not None:
+            line = loader.line + 1  # of an escape or a directive that stands for no character or version
         faults.add(line, "", f"no valid YAML: {str(error).splitlines()[0]}")
         faults.check()
         raise

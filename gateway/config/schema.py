@@ -17,7 +17,7 @@ import msgspec
 from gateway.address import Address
 from gateway.config.document import Faults, Node, is_ambiguous, resolve
 from gateway.errors import find_near, nearest
-from gateway.files import why_unreadable
+from gateway.files import read_whole, why_unreadable
 from gateway.model.policy import Octets, Seconds, SecondsRange, decode_custom, encode_custom
 
 _OF_A_SETTING = re.compile(r"(\w+)(?:\[(\d+)\])?(?:: | (?=must ))")
@@ -185,7 +185,7 @@ class Decoder:
             return self._wrong(node, str, key)
         path = self.folder / node.value
         try:
-            return path.read_text(encoding="utf-8").rstrip("\r\n")
+            return read_whole(path).rstrip("\r\n")
         except (OSError, ValueError) as error:
             self.faults.add(node.line, key, f"{path} cannot be read: {why_unreadable(error)}")
             return FAILED

@@ -20,7 +20,7 @@ from gateway.config.document import USER_PREFIX, Faults, Node, read
 from gateway.config.files import look
 from gateway.config.schema import FAILED, Decoder, SchemaWriter
 from gateway.errors import ConfigError, find_near, nearest
-from gateway.files import why_unreadable
+from gateway.files import read_whole, why_unreadable
 from gateway.logs import log
 from gateway.model.policy import DEAD_LETTERS, DISCARD, MAX_RETAINED_OCTETS, Octets, QueuePolicy, Seconds
 from gateway.queueing.dedup import MAX_KEYS
@@ -258,7 +258,7 @@ class _Loader:
             return users
         path = self.path.parent / settings.users_file
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_whole(path)
         except (OSError, ValueError) as error:
             why = f"{path} cannot be read: {why_unreadable(error)}"
             self.faults.add(self.root.child("users_file").line, "users_file", why)

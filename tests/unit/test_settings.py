@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
+from gateway import files
 from gateway.address import Address
 from gateway.auth.users import hash_password
-from gateway.config.document import Faults
+from gateway.config.checks import SUGGESTIONS, Checks
+from gateway.config.document import Faults, parse
 from gateway.config.settings import Settings, load
 from gateway.errors import ConfigError, ListenError
 from gateway.model.policy import Octets, QueuePolicy, Seconds
@@ -513,3 +516,59 @@ def test_digits_are_those_of_ascii(text):
         Seconds.parse(text)
     with pytest.raises(ValueError, match="no size"):
         Octets.parse(text.removesuffix("s") + "MB")
+
+
+@pytest.mark.parametrize("kind", ["chain", "ring", "chain into a ring", "rings"])
+def test_dead_letters_are_walked_over_once(kind):
+    """However long a chain of them is; a walk from each queue would take minutes with thousands."""
+    count = 1000
+    targets = {place: place + 1 for place in range(count - 1)}
+    if kind == "ring":
+        targets[count - 1] = 0
+    elif kind == "chain into a ring":
+        targets[count - 1] = count // 2
+    elif kind == "rings":
+        targets = {place: place ^ 1 for place in range(count)}
+    looked = 0
+
+    class Counted(dict):
+        def __getitem__(self, name):
+            nonlocal looked
+            looked += 1
+            return super().__getitem__(name)
+
+    queues = {
+        f"q{place}": QueuePolicy(dead_letter=f"q{targets[place]}" if place in targets else "none")
+        for place in range(count)
+    }
+    root, warnings = parse("{}", {}, Faults("f")), Faults("f")
+    checks = Checks(Settings(queues=queues), root, Faults("f"), warnings, [])
+    checks._check_cycles(Counted(queues))
+    assert looked == count
+    expected = {"chain": 0, "ring": 1, "chain into a ring": 1, "rings": count // 2}[kind]
+    assert len(warnings.lines()) == expected
+
+
+def test_names_of_which_many_are_unknown_are_suggested_for_the_first(faults):
+    routes = "".join(f"  - {{from: a{place}, to: orders{place}x}}\n" for place in range(50))
+    found = faults("queues: {orders1: {}}\nroutes:\n" + routes)
+    assert len(found) == 50
+    assert sum("did you mean" in fault or "known queues" in fault for fault in found) == SUGGESTIONS
+
+
+@pytest.mark.parametrize("key", ["users: {ann: {password_hash_file: NAME}}", "users_file: NAME"])
+def test_a_file_that_could_keep_its_reader_waiting_is_refused(faults, tmp_path, key):
+    os.mkfifo(tmp_path / "pipe")
+    (fault,) = faults(key.replace("NAME", "pipe"))
+    assert "pipe cannot be read: it is no regular file" in fault
+    (fault,) = faults(key.replace("NAME", "/dev/zero"))
+    assert "/dev/zero cannot be read: it is no regular file" in fault
+    (tmp_path / "huge").write_bytes(b"x" * (files.MAX_OCTETS + 1))
+    (fault,) = faults(key.replace("NAME", "huge"))
+    assert "huge cannot be read: it has more than" in fault
+
+
+@pytest.mark.parametrize("text", ['log:\n  level: "\\UFFFFFFFF"\n', f"\n%YAML 1.{'9' * 5000}\n---\nlog: {{}}\n"])
+def test_what_yaml_cannot_convert_is_a_fault_with_its_line(faults, text):
+    (fault,) = faults(text)
+    assert "gateway.yaml:2: no valid YAML" in fault

@@ -390,11 +390,13 @@ class Consuming:
     ) -> None:
         """These, then all up to the tag `last`; also if the channel ends meanwhile."""
         slices = Slices()
-        while taken:
-            await slices.pause()
-            self._settle(taken, verdict, error)
-            taken = channel.settled(last, True, SETTLED_AT_ONCE) if channel.reaches(last) else []
-        self._settling.pop(channel, None)
+        try:
+            while taken:
+                await slices.pause()
+                self._settle(taken, verdict, error)
+                taken = channel.settled(last, True, SETTLED_AT_ONCE) if channel.reaches(last) else []
+        finally:
+            self._settling.pop(channel, None)
 
     def _settle(self, taken: list[tuple[AmqpConsumer, int]], verdict: Verdict, error: str) -> None:
         by_consumer: dict[AmqpConsumer, list[int]] = {}

@@ -460,6 +460,7 @@ class MqttConnection(TcpConnection):
             self._deliver,
             self.buffered,
             self._session_gone,
+            self._broke,
             terms.topic_aliases,
             self.actor,
         )

@@ -49,6 +49,7 @@ class Outbound:
         "_open",
         "_stopped",
         "actor",
+        "broke",
         "buffered",
         "cache",
         "consumers",
@@ -78,6 +79,7 @@ class Outbound:
         write: Callable[[list[bytes]], None],
         buffered: Callable[[], int],
         session_gone: Callable[[], None],
+        broke: Callable[[Exception], None],
         topic_aliases: int = 0,
         actor: Actor = NOBODY,
     ) -> None:
@@ -92,6 +94,7 @@ class Outbound:
         self.write = write
         self.buffered = buffered
         self.session_gone = session_gone
+        self.broke = broke
         self._aliases = ServerAliases(topic_aliases) if topic_aliases else None
         self.pool = Credit(window, OCTETS_AHEAD)
         self.lasts = session.recorded

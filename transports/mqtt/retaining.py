@@ -126,7 +126,7 @@ class Retaining:
                 return  # it goes on when all are found
             while waiting:
                 if batch.steps <= 0:
-                    self._going_on = Errand(self._go_on())
+                    self._going_on = Errand(self._go_on(), self.outbound.broke)
                     return
                 batch.steps -= 1
                 retained = waiting[-1]
@@ -158,7 +158,7 @@ class Retaining:
                 return sorted(found, key=_at, reverse=True)
             if retained is not None:
                 found.append(retained)
-        self._going_on = Errand(self._search_on(owed, search, found))
+        self._going_on = Errand(self._search_on(owed, search, found), self.outbound.broke)
         return None
 
     async def _go_on(self) -> None:
