@@ -303,7 +303,7 @@ class Refresh:
         record.accepted = pack("d", [entries.accepted[slot] for slot in slots])
         record.extras = pack("I", [entries.extra[slot] for slot in slots])
         for slot in slots:
-            if slot in queue.attempts:
+            if queue.attempts.get(slot):  # none failed of what was only given back
                 record.attempts.append((entries.ident[slot], queue.attempts[slot], queue.errors.get(slot, "")))
         record.dues = queue.dues(slots)
         return record
