@@ -1,12 +1,11 @@
 """Owns the command line: `gateway`, also `python -m gateway`.
 
-Its rule: a failure is one clear text on standard error and a status: 1 the daemon did not do it, 2 the command, the
-configuration, the store or an address is wrong, 3 no daemon answers.
+Its rule: a failure is one clear text on standard error and a status: 1 the daemon did not do it, or the answer could
+not be written, 2 the command, the configuration, the store or an address is wrong, 3 no daemon answers.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli import streams
 from gateway.cli.commands import (
     AsJson,
     bindings,
@@ -25,7 +25,7 @@ from gateway.cli.commands import (
     read_headers,
 )
 from gateway.cli.dead_letters import dead_letters_app
-from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, UnreachableError, check_text
+from gateway.errors import ConfigError, GatewayError, ListenError, StoreError, StreamError, UnreachableError, check_text
 
 # What only some commands need is imported by these, so that each starts quickly.
 
@@ -51,11 +51,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "run":  # the daemon logs to standard error, and may have no standard output
+        streams.must_have_output()
 
 
 @app.command()
@@ -69,7 +71,18 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
     from gateway.config.settings import load
 
     settings = load(config, os.environ)
-    server.run(settings, config, lambda addresses: print(greeting(settings, addresses), flush=True))
+    server.run(settings, config, lambda addresses: _greet(greeting(settings, addresses)))
+
+
+def _greet(text: str) -> None:
+    """For people who look on: a daemon does not end because nobody can read it."""
+    from gateway.logs import log
+
+    try:
+        print(text, flush=True)
+    except (StreamError, BrokenPipeError) as error:
+        log.warning("the greeting can't be printed", error=str(error))
+        streams.discard_output()
 
 
 @app.command()
@@ -254,32 +267,22 @@ app.add_typer(dead_letters_app, name="dead-letters")
 
 def main() -> None:
     """The entry point."""
-    for out in (sys.stdout, sys.stderr):
-        if isinstance(out, io.TextIOWrapper):
-            out.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
-    if sys.stdout is None and sys.argv[1:2] != ["run"]:
-        # What can't be said must not be done either: a message that is consumed would be gone.
-        _fail(GatewayError("there is no standard output to write to; give it one, or /dev/null"), 1)
+    streams.prepare()
     try:
-        try:
-            app(prog_name="gateway")
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        app(prog_name="gateway")
     except (ConfigError, StoreError, ListenError) as error:
         _fail(error, 2)
     except UnreachableError as error:
         _fail(error, 3)
+    except StreamError as error:
+        streams.discard_output()
+        _fail(error, 1)
     except GatewayError as error:
         _fail(error, 1)
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`); nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_output()
         sys.exit(1)
-    except OSError as error:
-        if sys.stdout is not None:  # what is left there can't be written at the exit either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _fail(error, 1)
 
 
 def _fail(error: Exception, status: int) -> None:

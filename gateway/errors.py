@@ -69,6 +69,10 @@ class NoTextError(ConfigError):
         super().__init__(f"{what or ascii(argument[:64])} is no UTF-8 text")
 
 
+class StreamError(GatewayError):
+    """A standard stream of the command line is closed, or can't be written."""
+
+
 class LoginBusyError(GatewayError):
     """A login can't be checked now, whether it is right or wrong; the client may try again later."""
 

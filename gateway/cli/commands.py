@@ -88,9 +88,8 @@ def connect(url: str, user: str | None, password: str | None) -> AdminClient:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on a line of its own."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+    """One JSON value on a line of its own, in UTF-8 whatever the locale."""
+    typer.echo(msgspec.json.encode(value))
 
 
 def read_headers(pairs: list[str] | None) -> list[tuple[str, Any]]:

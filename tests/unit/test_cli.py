@@ -171,35 +171,3 @@ def test_the_lines_to_paste_know_where_the_daemon_is(tmp_path):
     assert "queues" not in greeting(load(path, {}), {})
     path.write_text("admin: {listen: ':9', allow_anonymous: true}")
     assert "GATEWAY_ADMIN=http://127.0.0.1:9 " in greeting(load(path, {}), {})
-
-
-@pytest.mark.parametrize(
-    "words", [["explain", str(CONFIG), "--topic", "a"], ["check", str(CONFIG)], ["queues"], ["consume", "q", "--json"]]
-)
-def test_without_a_standard_output_nothing_is_done(words):
-    """What can't be printed would be lost, as a message that is consumed."""
-    command = shlex.join([sys.executable, "-m", "gateway", *words]) + " >&-"
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(CONFIG.parents[1])}
-    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, env=env)
-    assert done.returncode == 1
-    assert done.stderr == "gateway: there is no standard output to write to; give it one, or /dev/null\n"
-
-
-@pytest.mark.parametrize("words", [["explain", str(CONFIG), "--topic", "a"], ["schema"]])
-def test_what_can_not_be_written_is_told_in_a_line(words):
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(CONFIG.parents[1])}
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", *words], stdout=full, stderr=subprocess.PIPE, text=True, env=env
-        )
-    assert done.returncode == 1
-    assert done.stderr.startswith("gateway: ") and "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
-
-
-def test_characters_that_a_terminal_lacks_are_escaped(tmp_path):
-    config = tmp_path / "gateway.yaml"
-    config.write_text("queues: {bestellungen-für-köln: {}}\nroutes: [{from: a, to: bestellungen-für-köln}]\n")
-    done = gateway("explain", str(config), "--topic", "a", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert done.returncode == 0, done.stderr
-    assert "bestellungen-f\\xfcr-k\\xf6ln" in done.stdout
